@@ -20,7 +20,7 @@ from fedproxy_secure.config import AdapterKind, Config, parse_config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.nearest import nearest
 
-VERSION = 1
+VERSION = 2
 SECONDS = 120.0  # the most that one attack may take from one view, controls included
 SEED = 0  # of every run, and of the attacks' randomness
 PASSIVE = ("server", "client")

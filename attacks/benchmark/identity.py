@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from attacks.benchmark.grid import SECONDS, SEED, Grid, config_of
@@ -22,12 +21,10 @@ from fedproxy_secure.config.sections import NO_EFFECT, OWN, SWEEP
 from fedproxy_secure.config.settings import without_nulls
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.evidence.finding import Profile
-from fedproxy_secure.runtime.files.digests import file_sha256
 
 DIGITS = 12  # of an id, hex
 STORIES = 256  # public stories that the world's digest reads
 _NOT_OF_A_RUN = ("compare",)  # sections that no run reads
-_MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,32 +119,23 @@ def world_sha256(configs: Iterable[Config]) -> str:
 
 
 def model_sha256(path: str) -> str:
-    """Return the hex digest of an LLM's files: weights, configuration and tokenizer, or the GGUF file.
+    """Return the digest of an LLM's files, hex, as `llm_sha256` takes it.
 
     Files are read as they lie on the disk, so that the digest depends on no library's version. The names of
     folders do not count.
 
-    Raises `ModelError` in one line for a path that is no such file or folder.
+    Raises `ModelError` in one line for a path that is no GGUF file and no folder with weights.
     """
-    from fedproxy_secure.models.llm import llm_folder
-    from fedproxy_secure.models.packaged import PACKAGED, packaged_file
+    from fedproxy_secure.models.llm import llm_folder, llm_sha256
+    from fedproxy_secure.models.packaged import PACKAGED
 
-    if path in PACKAGED:
-        files = {"gguf": packaged_file(PACKAGED[path])}
-    elif path.lower().endswith(".gguf"):
-        files = {"gguf": Path(path)}
-    else:
-        folder = llm_folder(path)
-        files = {file.name: file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
-    if not any(name == "gguf" or name.endswith(".safetensors") for name in files):
+    one_file = path in PACKAGED or path.lower().endswith(".gguf")
+    if not one_file and not any(llm_folder(path).glob("*.safetensors")):
         raise ModelError(
             f"--model {path}: has no weights; must be demo, smollm2, a .gguf file, or a folder with "
             ".safetensors files"
         )
-    try:
-        return _digest({name: file_sha256(file) for name, file in files.items()})
-    except OSError as error:
-        raise ModelError(f"--model {path}: cannot be read: {error.strerror}") from error
+    return llm_sha256(path)
 
 
 def _digest(value: Any) -> str:

@@ -30,6 +30,8 @@ class Compression(ABC):
         fits_text: whether numbers of the proxy are fitted to `windows`. How like the LLM it is, is then
             measured on other text.
         needs_healing: whether its proxies are of no use before they are healed.
+        own_states: whether all its proxies have `Proxy.own_states`: hidden states in other coordinates than
+            the LLM's, so that the fused LLM is not aligned.
 
     Guarantees: what clients hold of the LLM is the proxy's folder, written from `Proxy.model`; nothing else
     of what `build` returns leaves the server.
@@ -40,6 +42,7 @@ class Compression(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     fits_text: ClassVar[bool] = False
     needs_healing: ClassVar[bool] = False
+    own_states: ClassVar[bool] = False
 
     def check_settings(self, compress: CompressConfig) -> None:
         """Raise `ConfigError` for settings that this compression cannot work with.

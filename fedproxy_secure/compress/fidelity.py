@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.compress.verbatim import verbatim_share
+from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.passes import windows_a_pass
 
 
@@ -32,9 +34,17 @@ class Fidelity:
     proxy_perplexity: float
 
 
-def likeness(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
-    """Return how like its LLM a proxy is and how much of it it holds bit for bit, as plain values."""
+def fidelity_record(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
+    """Return how like its LLM a proxy is and how much of it it holds bit for bit, as plain values.
+
+    Raises `ModelError` for a model that is too broken to have finite numbers.
+    """
     found = fidelity(llm, proxy.model, proxy.plan, windows)
+    perplexities = {"LLM": found.llm_perplexity, "proxy": found.proxy_perplexity}
+    for what, perplexity in perplexities.items():
+        if not isfinite(perplexity):
+            remedy = "; lower compress.remove_ratio, or compress otherwise" if what == "proxy" else ""
+            raise ModelError(f"the {what} is broken: its perplexity on public text is {perplexity}{remedy}")
     held = verbatim_share(llm, proxy.model, proxy.plan)
     return {"fidelity": asdict(found), "verbatim_share": held}
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from fedproxy_secure.compress.importance import DIVERGENCE_TRIALS, DIVERGENCE_WINDOWS
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.models.cache import cache_folder
+from fedproxy_secure.models.cache import cache_folder, raw_bytes
 from fedproxy_secure.runtime.artifacts import json_bytes
 from fedproxy_secure.runtime.files.whole import replacing
 from fedproxy_secure.runtime.untrusted import read_json
@@ -53,7 +53,7 @@ def _key(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: in
     how = f"{VERSION}|{importance.__name__}|{DIVERGENCE_WINDOWS}|{DIVERGENCE_TRIALS}"
     digest = hashlib.sha256(f"{how}|{keep}|{tuple(windows.shape)}|{_settings(llm)}".encode())
     for tensor in (windows, *llm.parameters()):
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 

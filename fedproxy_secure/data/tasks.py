@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -59,8 +59,9 @@ def load_task(
     return Task(name=client.name, train=tuple(train), test=tuple(test), holdout=tuple(holdout))
 
 
-def load_tasks(data: DataConfig, *, audit: AuditConfig, seed: int) -> tuple[Task, ...]:
-    """Read every client's task under one seed of the run. Raises what `load_task` raises."""
+def load_tasks(data: DataConfig, *, audit: AuditConfig | None = None, seed: int = 0) -> tuple[Task, ...]:
+    """Read every client's task, with `audit` under one seed of the run. Raises what `load_task` raises."""
+    audit = audit or AuditConfig()
     return tuple(load_task(c, root=data.root, audit=audit, seed=seed) for c in data.clients)
 
 
@@ -142,22 +143,23 @@ def _part(
     return records[:limit]
 
 
-def truncated_prompts(config: Config) -> int:
+def truncated_prompts(config: Config, tasks: Sequence[Task]) -> int:
     """Count the training and test prompts that are longer than `data.max_tokens` and lose their beginning.
 
-    Counts records set aside, too. Returns 0 under differential privacy: the number would have no noise.
+    Returns 0 under differential privacy: the number would have no noise.
 
-    Raises `DataError` for records that cannot be read.
+    `tasks`: what `load_tasks` returns without `audit`, so that records set aside are counted, too.
+
+    Raises `ModelError` for a tokenizer that cannot be read.
     """
     from fedproxy_secure.data.chat.derived import keep_format
     from fedproxy_secure.data.encode import encode_records
     from fedproxy_secure.models.llm import load_tokenizer
 
-    tokenizer = load_tokenizer(config.model.path)
-    keep_format(tokenizer)
-    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
     if config.privacy.unit != "none":
         return 0
+    tokenizer = load_tokenizer(config.model.path)
+    keep_format(tokenizer)
     return sum(
         encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
         for task in tasks

@@ -32,6 +32,14 @@ def bits_from_text(text: str) -> tuple[bool, ...]:
     return tuple(character == "1" for character in text)
 
 
+def answers_in(record: Mapping[str, Any], model: str) -> Bits:
+    """Return which test records a model answered right, by task, from a run's or a cell's record.
+
+    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for what is no such record.
+    """
+    return {task: bits_from_text(text) for task, text in record[model].items()}
+
+
 def mean_share(bits: Bits) -> float:
     """Return the share of correct answers; each task counts the same."""
     return float(np.mean([np.mean(b) for b in bits.values()]))

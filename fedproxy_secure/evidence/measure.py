@@ -54,7 +54,7 @@ class MeasureKind:
         phrase: text that follows "it" or a configuration's name, with `{}` in place of the number.
         heading: heading of its column in Markdown and in a terminal; by default the title with the unit.
         metric: name of its estimates; by default the key with spaces.
-        points: whether it is a difference of shares, shown in percentage points with its sign.
+        signed: whether it is a difference, shown with its sign; one of shares in percentage points.
         headline: rank among the measures that can stand for their axis where there is room for only one;
             the highest does.
         relative: whether it counts from each configuration's own proxy. Where proxies differ it compares
@@ -62,6 +62,7 @@ class MeasureKind:
         lower_bound: whether each number bounds the true value from below. Of several such numbers the
             smallest is reported: their mean is not a bound, and the largest is too large too often. A gate
             takes such a number as proof that a limit is broken, never that it is kept.
+        counted: whether the run counts it, so that seeds which agree on it leave no doubt.
 
     Raises `ConfigError` for a key that is not an identifier, an unknown axis or direction, an empty title,
     an empty range, a phrase without `{}`, and for a measure of attacks without a better direction.
@@ -79,10 +80,11 @@ class MeasureKind:
     phrase: str = ""
     heading: str = ""
     metric: str = ""
-    points: bool = False
+    signed: bool = False
     headline: int = 0
     relative: bool = False
     lower_bound: bool = False
+    counted: bool = False
 
     def __post_init__(self) -> None:
         rules = (

@@ -9,6 +9,7 @@ from functools import cached_property
 from fedproxy_secure.evidence.estimate import Estimate
 
 _SHARE_LIKE = {"AUC": 2, "probability": 3, "cosine": 2, "CKA": 2}  # unit -> decimals
+_DECIMALS = {**_SHARE_LIKE, "share": 1, "nats": 3}  # a KL of .03 nats is much
 # units that are not shown: the measure's name says them already
 _BARE = {*_SHARE_LIKE, "ratio", "epsilon", "delta", "count", "perplexity", "norm"}
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -21,19 +22,19 @@ class Number:
     Args:
         estimate: the estimate.
         source: path relative to the report's folder and, after `#`, the place in that file.
-        points: whether it is a difference of shares, shown in percentage points with its sign.
+        signed: whether it is a difference, shown with its sign; one of shares in percentage points.
     """
 
     estimate: Estimate
     source: str
-    points: bool = False
+    signed: bool = False
 
     @cached_property
     def _scale(self) -> tuple[float, str]:
         """The factor for display, and the unit after it."""
         unit = self.estimate.unit
         if unit == "share":
-            return 100.0, unit_text(unit, points=self.points)
+            return 100.0, unit_text(unit, signed=self.signed)
         if unit == "bytes":
             size, name = next((b for b in _BYTES if abs(self.estimate.value) >= b[0]), _BYTES[-1])
             return 1 / size, name
@@ -49,7 +50,7 @@ class Number:
     @property
     def text(self) -> str:
         """The value alone, such as `97.2`."""
-        return self._written(self.estimate.value, signed=self.points)
+        return self._written(self.estimate.value, signed=self.signed)
 
     @property
     def exact(self) -> bool:
@@ -65,7 +66,7 @@ class Number:
         e = self.estimate
         if self.exact or e.low is None or e.high is None:
             return ""
-        low, high = self._written(e.low, signed=self.points), self._written(e.high, signed=self.points)
+        low, high = self._written(e.low, signed=self.signed), self._written(e.high, signed=self.signed)
         half = (e.high - e.low) / 2
         rounding = 0.51 * 10.0**-self._decimals / self._scale[0]
         if abs((e.low + e.high) / 2 - e.value) < rounding:
@@ -97,10 +98,8 @@ class Number:
     @cached_property
     def _decimals(self) -> int:
         unit = self.estimate.unit
-        if unit == "share":
-            return 1
-        if unit in _SHARE_LIKE:
-            return _SHARE_LIKE[unit]
+        if unit in _DECIMALS:
+            return _DECIMALS[unit]
         if unit in ("clients", "client", "count", "record") and float(self.estimate.value).is_integer():
             return 0
         size = abs(self.estimate.value * self._scale[0])
@@ -123,16 +122,16 @@ class Number:
     def _tiny(self) -> bool:
         """Whether plain decimals would show the number as 0, which a difference may well be."""
         size = abs(self.estimate.value * self._scale[0])
-        return self.estimate.unit != "share" and not self.points and 0 < size < 0.5 * 10.0**-self._decimals
+        return self.estimate.unit != "share" and not self.signed and 0 < size < 0.5 * 10.0**-self._decimals
 
 
-def unit_text(unit: str, *, points: bool = False) -> str:
-    """Return a unit as people see it, such as `%`, `points` or `nats`.
+def unit_text(unit: str, *, signed: bool = False) -> str:
+    """Return a unit as people see it, such as `%`, `nats`, or for a difference of shares `points`.
 
     It is empty where the measure's name says it.
     """
     if unit == "share":
-        return "points" if points else "%"
+        return "points" if signed else "%"
     return "" if unit in _BARE else unit
 
 

@@ -1,7 +1,7 @@
 """What a user runs: one run, a comparison, a matrix, and what joins their results.
 
 run         compress, federate, fuse and evaluate for every seed
-run_report  the report of a run's finished seeds
+run_report  the report of a run's finished seeds, and the notes that it shares with sweeps
 compare     every method x remove ratio x seed
 matrix      every protection x compression x remove ratio x fusion x adapter x seed, attacked
 dry_run     what a run would take, counted before anything is spent
@@ -9,7 +9,9 @@ join        one report over several runs and matrices
 attacked    attack a finished run and write its report again
 stages      the stages that all of these call: compress, federate, fuse, evaluate
 tracking    rounds and measures for TensorBoard, MLflow, Weights & Biases
-method      what a method of a comparison is; `inputs` is what it starts from, `outcome` what it returns
+method      what a method of a comparison is
+inputs      what a method starts from, and the steps that methods share
+results     what a model answered right or lost, what a method reached, and how records keep it
 methods/    the methods themselves, one module for each idea
 sweeps/     the cells of comparisons and matrices: one unit of work each, and how results join
 """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.experiments.method import method_of
+from fedproxy_secure.experiments.method import method_of, trained_steps
 from fedproxy_secure.experiments.results import text_clients
 from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.experiments.sweeps.cell_progress import Overall, cell_units, healing_units
@@ -37,10 +37,10 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
 from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes, proxy_notes
 from fedproxy_secure.experiments.sweeps.method_rows import costs_of, proxy_rows, rows_of, scales_of
 from fedproxy_secure.experiments.sweeps.method_tasks import (
-    learned,
     read_constant,
     scale_notes,
     task_scales,
+    tasks_that_count,
     write_constant,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import (
@@ -83,9 +83,9 @@ def compare(
     """Run every cell that `out` does not hold yet, then write and return the report.
 
     Each cell runs in a process of its own with one torch thread, `compare.jobs` at a time; 0 is one per
-    core, or on CUDA one in all. With `compare.jobs` 1 all run in this process, where methods that a script
-    has registered are known. Where the settings heal, the proxies that cells start from are healed first,
-    once for each remove ratio and seed.
+    core, or on CUDA one at a time. With `compare.jobs` 1 all run in this process, where methods that a
+    script has registered are known. Where the settings heal, the proxies that cells start from are healed
+    first, once for each remove ratio and seed.
 
     A stopped comparison goes on with `resume=True` and ends with the same report; its seeds, methods and
     remove ratios may then be others, and cells that are there are kept.
@@ -112,16 +112,20 @@ def compare(
 
 def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, command: str) -> Report:
     """Run what is missing of a comparison; the folder is locked for this process."""
+    from fedproxy_secure.data.tasks import load_tasks
+
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
     there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here
     todo = _todo(out, cells)
     if config.heal.heals:
         forget_weights(out, _proxies(config, todo))
-    origin = Origin.here(config)  # before any cell: unreadable records stop here
+    tasks = load_tasks(config.data)  # before any cell: unreadable records stop here
+    origin = Origin.here(config, tasks)
     check_origins(out, there, origin)
-    write_constant(config, out)
-    whole = Overall(shown=shown, name="compare", planned=_planned(config, todo))
+    write_constant(config, out, tasks)
+    tests = sum(len(task.test) for task in tasks)
+    whole = Overall(shown=shown, name="compare", planned=_planned(config, todo, tests=tests))
     whole.begin()
     left = list(todo)
     try:
@@ -159,7 +163,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
     scales = task_scales(results, constant)
     ratios = config.compare.remove_ratios
     records = records_of(config, out, ratios, replace(origins[0], settings=config.cell_sha256()))
-    rows = tuple(rows_of(results, learned=learned(scales)))
+    rows = tuple(rows_of(results, counting=tasks_that_count(scales)))
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.compare(...)",
@@ -189,17 +193,11 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     cells = cells_of(config)
     methods = {name: method_of(name) for name in config.compare.methods}
     trained = [c for c in cells if methods[c.method].trains]
-    of_a_client = config.federate.rounds * config.local.steps
-    federated, pooled = of_a_client * config.cohort, of_a_client * len(config.data.clients)
-    training = f"{len(trained)} cells of {federated:,} steps"
-    if federated == pooled:
-        training += f", {len(trained) * federated:,} in all"
-    else:
-        training += f", or {pooled:,} where no federation trains"
+    steps = trained_steps(config)
     return [
         ("cells", f"{len(cells)}: {len(methods)} methods, {len(config.seeds)} seeds"),
         *(("method", f"{name}: {method.title}") for name, method in methods.items()),
-        ("training", training),
+        ("training", f"{len(trained)} cells of {steps:,} steps, {len(trained) * steps:,} together"),
     ]
 
 
@@ -283,11 +281,8 @@ def _proxies(config: Config, cells: Sequence[Cell]) -> list[PreparedProxy]:
     return list(dict.fromkeys(p for c in cells if (p := _proxy(config, c)) is not None))
 
 
-def _planned(config: Config, todo: Sequence[Cell]) -> dict[str, int]:
-    """Return about how much work everything is that is left, by name."""
-    from fedproxy_secure.data.tasks import load_task
-
-    tests = sum(len(load_task(client, root=config.data.root).test) for client in config.data.clients)
+def _planned(config: Config, todo: Sequence[Cell], *, tests: int) -> dict[str, int]:
+    """Return about how much work everything is that is left, by name; `tests`: as in `cell_units`."""
     return {
         **{
             _name(proxy): healing_units(config, remove_ratio=proxy.remove_ratio)

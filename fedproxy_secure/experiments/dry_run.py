@@ -41,7 +41,7 @@ class RunPlan:
     upload_bytes: int  # one client's update in one round
     protection: str
     privacy: tuple[str, ...]
-    mean_error: float | None  # bound of rounding on a coordinate of the mean; None: no rounding
+    mean_error: float | None  # bound of rounding on one coordinate of the mean; None: no rounding
     pace: Pace
     run_seconds: float  # of `run` with all seeds, estimated
 
@@ -56,7 +56,7 @@ class RunPlan:
         return f"{self.proxy_parameters:,} parameters{blocks}, by {self.compression}"
 
     def _rounding(self) -> str:
-        return f"the mean is off by at most {self.mean_error:.1e} a coordinate in round 0"
+        return f"the mean is off by at most {self.mean_error:.1e} per coordinate in round 0"
 
     def time_row(self) -> tuple[str, str]:
         """Return how long `run` would take, as a name and a formatted value."""
@@ -71,13 +71,13 @@ class RunPlan:
             ("adapter", f"{self.adapter_parameters:,} trained parameters"),
             ("clients", f"{self.clients}, with {list(self.train_records)} training records"),
             ("truncated prompts", f"{self.truncated_records}"),
-            ("steps", f"{steps:,} a seed ({self.rounds} rounds), {self.seeds} seeds"),
+            ("steps", f"{steps:,} per seed ({self.rounds} rounds), {self.seeds} seeds"),
             ("protection", self.protection),
             *[("privacy", line) for line in self.privacy],
             *([] if self.mean_error is None else [("rounding", self._rounding())]),
-            ("upload", f"{self.upload_bytes:,} bytes a client and round"),
-            ("download", f"{self.adapter_parameters * FLOAT32_BYTES:,} bytes a client and round"),
-            ("proxy download", f"{self.proxy_parameters * FLOAT32_BYTES:,} bytes a client, once"),
+            ("upload", f"{self.upload_bytes:,} bytes per client and round"),
+            ("download", f"{self.adapter_parameters * FLOAT32_BYTES:,} bytes per client and round"),
+            ("proxy download", f"{self.proxy_parameters * FLOAT32_BYTES:,} bytes per client, once"),
             ("memory", f"{self.memory_bytes:,} bytes for weights and optimiser, one process"),
         ]
 

@@ -16,7 +16,7 @@ from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.experiments.method import STEP_PASSES
+from fedproxy_secure.experiments.method import STEP_PASSES, trained_steps
 from fedproxy_secure.experiments.results import MethodResult, Score
 from fedproxy_secure.experiments.stages import (
     Materials,
@@ -168,14 +168,16 @@ class Inputs:
         return tuned, protection_of(job.protect).upload_bytes(job, tensor_sizes(tuned))
 
     def train_pooled(self, model: nn.Module) -> nn.Module:
-        """Tune an adapter on all tasks' records together, as many steps as all their clients take.
+        """Tune an adapter on all tasks' records together, as many steps as a federation takes.
+
+        With one client's task alone (`each_task`) it is that client's share of them, at least one step.
 
         Every task has the same share of the sequences, as in a federation, where every client takes the
         same number of steps: else the task with the most records would be most of what the model learns,
         and a comparison with federated tuning would be one of two mixtures. `model` is changed in place.
         """
         config, tasks = self.config, self.materials.tasks
-        steps = config.federate.rounds * config.local.steps * len(tasks)
+        steps = max(1, trained_steps(config) * len(tasks) // len(config.data.clients))
         name = "training" if len(tasks) > 1 else f"training: {tasks[0].name}"
         shown = self._weighed(model, steps * config.local.batch_size * STEP_PASSES)
         tuned = attach(model, config.adapter, seed=self.seed)

@@ -19,7 +19,7 @@ from fedproxy_secure.report.measured import (
     SeedRun,
     attacked,
     configuration_of,
-    read_seed,
+    read_seeds,
     without_losses,
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
@@ -67,8 +67,8 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     not_measured: dict[str, None] = {}
     ceiling = False
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    for folder in folders:
-        config = settings_in(folder)
+    settings = [settings_in(folder) for folder in folders]
+    for folder, config in zip(folders, settings, strict=True):
         records.add(_records_of(config))
         apis.setdefault(config.api.says, {})[folder.name] = None
         if (folder / CELLS).is_dir():
@@ -93,9 +93,9 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     joined, known = _named_apart(parts)
     configurations, differences = side_by_side(joined, known)
     together = total(joined, same_records=len(records) == 1)
-    digest = hashlib.sha256(json.dumps([settings_in(f).sha256() for f in folders]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([c.sha256() for c in settings]).encode()).hexdigest()
     report = Report(
-        name=" + ".join(dict.fromkeys(settings_in(f).name for f in folders)),
+        name=" + ".join(dict.fromkeys(c.name for c in settings)),
         command=command,
         config_sha256=digest,
         environment=environment(None),
@@ -142,11 +142,12 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
     seeds: dict[int, SeedRun] = {}
     besides: list[Training] = []
     for folder, own in runs:
+        finished = [s for s in own.seeds if (folder / seed_folder(s) / RESULT).exists()]
+        for read in read_seeds(folder, finished, root=out):
+            besides += [seeds[read.seed].training(config)] if read.seed in seeds else []
+            seeds[read.seed] = read
         for seed in own.seeds:
-            if (folder / seed_folder(seed) / RESULT).exists():
-                besides += [seeds[seed].training(config)] if seed in seeds else []
-                seeds[seed] = read_seed(folder, seed, root=out)
-            else:
+            if seed not in finished:
                 besides += unfinished_training(folder, seed, own)
     if not seeds:
         raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")

@@ -14,7 +14,7 @@ round, failed ones are tried again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.experiments.attacked import check_attacks
+from fedproxy_secure.experiments.method import trained_steps
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     MatrixCell,
     cell_config,
@@ -80,7 +81,7 @@ def matrix(
     """Run, attack and measure every cell that `out` does not hold yet; write and return the report.
 
     Each cell runs in a process of its own with one torch thread, `matrix.jobs` at a time; 0 is one per
-    core, or on CUDA one in all. With `matrix.jobs` 1 all run in this process, where what a script has
+    core, or on CUDA one at a time. With `matrix.jobs` 1 all run in this process, where what a script has
     registered is known; their peak memory is then this process's. Failed cells are in the report, too.
 
     Raises `RunFolderError` for a folder of other settings or one that another process works in,
@@ -120,12 +121,14 @@ def _matrix(
     folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     witness = Witness.open(folder, signed, command=command)
     todo = todo_of(config, out, cells)
-    from fedproxy_secure.data.tasks import truncated_prompts
+    from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
     from fedproxy_secure.models.llm import pick_device
 
-    truncated = truncated_prompts(config)  # before any cell: unreadable records stop here
+    # before any cell: unreadable records stop here
+    truncated = truncated_prompts(config, load_tasks(config.data))
     device = pick_device(config.model.device)
-    proxies = list(dict.fromkeys(p for c in todo if (p := _proxy(config, c)) is not None))
+    needs = {piece.name: _proxy(config, piece) for piece in todo}  # once: it checks all settings anew
+    proxies = {proxy for proxy in needs.values() if proxy is not None}
     forget_weights(out, proxies)
     shown.start("matrix", len(todo) + len(proxies))
     with witness.aborts():
@@ -139,7 +142,16 @@ def _matrix(
             (_place(out, piece) / CELL_FAILED).unlink(missing_ok=True)
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
-        with closing(_run_all(keyed, out, todo, shown=shown, on_cuda=device.type == "cuda")) as ended:
+        running = _run_all(
+            partial(_work, keyed, out, cells),
+            out,
+            todo,
+            needs,
+            jobs=config.matrix.jobs,
+            shown=shown,
+            on_cuda=device.type == "cuda",
+        )
+        with closing(running) as ended:
             for name in ended:
                 shown.advance("matrix", note=name)
         shown.done("matrix")
@@ -162,11 +174,10 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
     """
     check_attacks(config)
     cells, refused = cells_of(config)
-    of_a_client = config.federate.rounds * config.local.steps
-    steps, pooled = of_a_client * config.cohort, of_a_client * len(config.data.clients)
+    ceilings = len(config.seeds)
     return [
         ("cells", f"{len(cells)}: {len({c.key for c in cells})} configurations, {len(config.seeds)} seeds"),
-        ("training", f"{steps:,} steps a cell, and {pooled:,} for each of {len(config.seeds)} ceilings"),
+        ("training", f"{trained_steps(config):,} steps per cell, and for each of {ceilings} ceilings"),
         ("suite", f"{config.attacks.suite}, from {', '.join(config.attacks.views)}"),
         *[("left out", line) for line in refused],
     ]
@@ -191,19 +202,29 @@ def time_row(config: Config, pace: Pace) -> tuple[str, str]:
 
 
 def _run_all(
-    config: Config, out: Path, todo: Sequence[Piece], *, shown: Progress, on_cuda: bool
+    work: Callable[..., None],
+    out: Path,
+    todo: Sequence[Piece],
+    needs: Mapping[str, PreparedProxy | None],
+    *,
+    jobs: int,
+    shown: Progress,
+    on_cuda: bool,
 ) -> Generator[str]:
-    """Run cells and yield their names as they end, well or not; the proxies they need are made first."""
+    """Run cells and yield their names as they end, well or not; the proxies they need are made first.
+
+    `needs`: by the name of each the proxy that it starts from.
+    """
 
     def told(task: Piece | PreparedProxy) -> Progress:
         seeds = frozenset({seed_folder(task.seed)})  # lasts while stages come and go
         return Named(shown=shown, name=_name(task), hidden=seeds)
 
     running = run_cells(
-        partial(_work, config, out),
+        work,
         todo,
-        partial(_proxy, config),
-        jobs=config.matrix.jobs,
+        lambda piece: needs[piece.name],
+        jobs=jobs,
         on_cuda=on_cuda,
         progress=told,
     )
@@ -214,7 +235,7 @@ def _run_all(
                 if isinstance(result, Lost) and not (_place(out, task) / CELL_FAILED).exists():
                     note_failure(_place(out, task), str(result))
                 left.remove(task)
-                forget_weights(out, [p for c in left if (p := _proxy(config, c)) is not None])
+                forget_weights(out, [p for c in left if (p := needs[c.name]) is not None])
             yield _name(task)
 
 
@@ -226,8 +247,18 @@ def _name(task: Piece | PreparedProxy) -> str:
     return f"proxy {task.name}" if isinstance(task, PreparedProxy) else task.name
 
 
-def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: Progress) -> None:
-    """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on."""
+def _work(
+    config: Config,
+    out: Path,
+    cells: Sequence[MatrixCell],
+    task: Piece | PreparedProxy,
+    *,
+    progress: Progress,
+) -> None:
+    """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on.
+
+    `cells`: all of the matrix.
+    """
     if isinstance(task, PreparedProxy):
         task.prepare(out, progress=progress)
         return
@@ -236,7 +267,7 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
             write_cell(out / BASELINES, run_cell(config, task, progress=progress))
         else:
             cores = processes_of(config.matrix.jobs, on_cuda=False)  # all attacks but A12 run on the CPU
-            at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cores)
+            at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cells, cores)
             with one_thread():
                 measure_cell(config, task, out, jobs=at_once, progress=progress)
     except Exception as error:
@@ -244,13 +275,12 @@ def _work(config: Config, out: Path, task: Piece | PreparedProxy, *, progress: P
         note_failure(_place(out, task), line)
 
 
-def attack_jobs(config: Config, out: Path, cores: int) -> int:
+def attack_jobs(config: Config, out: Path, cells: Sequence[MatrixCell], cores: int) -> int:
     """Return how many attacks one cell may run at once: an equal share of the cores, at least 1.
 
-    The cores are shared among all cells and ceilings that have not ended, so that the last one leaves none
-    idle.
+    The cores are shared among all `cells` and ceilings that have not ended, so that the last one leaves
+    none idle.
     """
-    cells, _ = cells_of(config, out)
     running = sum(not (_place(out, c) / CELL_FAILED).exists() for c in todo_of(config, out, cells))
     return max(1, cores // max(1, running))
 

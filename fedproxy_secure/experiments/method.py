@@ -27,8 +27,8 @@ class Method(ABC):
     """One way to a tuned model; a row of a comparison.
 
     Every method takes the same records, the same number of training sequences and the same adapter
-    settings: `rounds x steps x batch_size` sequences for each client; those that train on all records
-    together see as many in all, and the same share of every task.
+    settings: `rounds x steps x batch_size` sequences for each client that a round asks; those that train
+    without a federation see as many in all (`trained_steps`), and the same share of every task.
 
     Args:
         name: in settings, on reports and in file names.
@@ -37,6 +37,7 @@ class Method(ABC):
         settings_proxy: whether that is the settings' proxy, `Inputs.proxy`. If that is healed, a comparison
             makes it once for all cells that start from it.
         trains: whether it trains anything.
+        alone: whether every client has a model of its own, which is plugged back by itself.
         long: whether it takes much longer than others; it is then begun first.
         end: of the scale of `gap_closed`: `floor` counts as 0, `ceiling` as 1.
             `pooled_proxy` is the tuned proxy that federated ones are held against, to tell what is lost
@@ -50,6 +51,7 @@ class Method(ABC):
     needs_ratio: bool = True
     settings_proxy: bool = True
     trains: bool = True
+    alone: bool = False
     long: bool = False
     end: Literal["floor", "ceiling", "pooled_proxy"] | None = None
     note: str = ""
@@ -78,6 +80,11 @@ class Method(ABC):
     @abstractmethod
     def run(self, inputs: Inputs) -> MethodResult:
         """Train and evaluate from scratch with one seed."""
+
+
+def trained_steps(config: Config) -> int:
+    """Return how many training steps every method takes: those of all clients in all rounds."""
+    return config.federate.rounds * config.local.steps * config.cohort
 
 
 def method_of(name: str, *, where: str = "") -> Method:

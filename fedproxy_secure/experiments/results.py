@@ -16,7 +16,7 @@ import numpy as np
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.templates import ONE_CHOICE
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.answers import bits_from_text, bits_to_text
+from fedproxy_secure.evidence.answers import answers_in, bits_to_text
 from fedproxy_secure.evidence.losses import LOSS, TextLoss, losses_in
 
 NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
@@ -123,14 +123,13 @@ def to_texts(model: str, scores: Mapping[str, Score]) -> dict[str, dict[str, Any
 def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Score]:
     """Read what `to_texts` wrote.
 
-    Raises `ValueError` or `TypeError` for anything else, `KeyError` for a record without the model or one
-    of its tasks.
+    Raises `ValueError`, `TypeError` or `AttributeError` for anything else, `KeyError` for a record without
+    the model or one of its tasks.
     """
+    right, right_norm = answers_in(record, model), answers_in(record, model + NORM)
     accuracies = {
-        task: Accuracy(
-            correct=bits_from_text(text), correct_norm=bits_from_text(record[model + NORM][task])
-        )
-        for task, text in record[model].items()
+        task: Accuracy(correct=tuple(bits), correct_norm=tuple(right_norm[task]))
+        for task, bits in right.items()
     }
     return {**accuracies, **losses_in(record, model)}
 

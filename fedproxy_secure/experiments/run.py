@@ -16,8 +16,10 @@ running.json              while a process works here: a second one is refused
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,7 @@ from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
-from fedproxy_secure.data.tasks import truncated_prompts
+from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
 from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.results import to_texts
@@ -54,7 +56,7 @@ from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import failed_files
 from fedproxy_secure.report.composition import to_json
-from fedproxy_secure.report.measured import read_result
+from fedproxy_secure.report.measured import read_seeds
 from fedproxy_secure.report.publish import publish, write_texts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder, check_new, json_bytes
@@ -67,6 +69,7 @@ from fedproxy_secure.runtime.files.names import (
     PRIVACY,
     PROXY,
     RESULT,
+    ROUNDS,
     seed_folder,
 )
 from fedproxy_secure.runtime.only_one import WAIT_S, WORKERS_S, only_run_in
@@ -113,9 +116,13 @@ def run(
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
         witness = Witness.open(folder, signed, command=typed)
         with witness.aborts():
-            results = {s: _run_seed(config, witness, s, progress, federate) for s in config.seeds}
+            cut = cache(lambda: truncated_prompts(config, load_tasks(config.data)))  # of all seeds alike
+            for seed in config.seeds:
+                if not (out / seed_folder(seed) / RESULT).exists():
+                    _run_seed(config, witness, seed, progress, federate, cut)
             head = witness.settle(findings=not in_cell)
-            report = replace(report_of(config, out, results, typed), audit_head=head)
+            seeds = read_seeds(out, config.seeds, root=out)
+            report = replace(report_of(config, out, seeds, typed), audit_head=head)
             if witness.has_news():
                 with closing(_tracker(config, witness, "report")) as tracker:
                     tracker.log(0, measure_values(report.configurations[0]))
@@ -142,8 +149,10 @@ def _run_seed(
     witness: Witness,
     seed: int,
     progress: Progress | None,
-    federate: Federate | None = None,
-) -> dict[str, Any]:
+    federate: Federate | None,
+    truncated: Callable[[], int],
+) -> None:
+    """Run one seed, or go on with it; its result is the last file it writes."""
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
     from fedproxy_secure.federate.job import FederationJob
@@ -151,14 +160,12 @@ def _run_seed(
 
     name = seed_folder(seed)
     place = witness.folder / name
-    if (place / RESULT).exists():
-        return read_result(place)
     witness.started(seed)
     shown = progress or NoProgress()
     shown.start(name, STAGES)
     clock = StageClock()
     materials = prepare(config, seed=seed)
-    proxy, likeness = _compress(config, materials, seed, place, progress)
+    proxy, record = _compress(config, materials, seed, place, progress)
     clock.stop("compress")
     shown.advance(name, note="compressed")
     zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
@@ -180,7 +187,8 @@ def _run_seed(
             federate=federate,
         )
     save_adapter(tuned, place / ADAPTER)
-    clock.stop("federate")
+    rounds = RunFolder(path=place / FEDERATION).read_jsonl(ROUNDS)
+    clock.stop("federate", at_least=sum(line["seconds"] for line in rounds))
     shown.advance(name, note="federated")
     made = make_fused_llm(config, materials, proxy, tuned, progress=progress)
     fused = made.llm
@@ -191,7 +199,7 @@ def _run_seed(
     spent = read_all(ledgers)
     result = {
         "seed": seed,
-        **likeness,
+        **record,
         "plug_back": {**asdict(made.search), "aligned_blocks": made.aligned_blocks},
         "perplexity": {
             m: found if isfinite(found := perplexity(f, materials.fidelity_windows)) else None
@@ -201,7 +209,7 @@ def _run_seed(
         **to_texts("proxy", proxy_before),
         **to_texts("tuned", evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
         **to_texts("fused", evaluate(fused, materials, config, progress=progress, name="fused LLM")),
-        "truncated": truncated_prompts(config),
+        "truncated": truncated(),
         "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {client: asdict(s) for client, s in spent.items()},
         "events": to_json(all_events(ledgers)),
@@ -213,24 +221,26 @@ def _run_seed(
     failed = [file.relative_to(place).as_posix() for file in failed_files(ledgers)]
     witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING, *failed))
     shown.done(name)
-    return result
 
 
 def _compress(
     config: Config, materials: Materials, seed: int, place: Path, progress: Progress | None
 ) -> tuple[Proxy, dict[str, Any]]:
-    """Build the proxy and write it and its record; also return how like the LLM it is, as plain values."""
-    from fedproxy_secure.compress.fidelity import likeness
+    """Build the proxy and write it and its record; also return how like the LLM it is, as plain values.
+
+    Raises `ModelError` for a proxy that is too broken to be measured.
+    """
+    from fedproxy_secure.compress.fidelity import fidelity_record
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.models.llm import blocks_of
 
     proxy = exact_proxy(config, materials, seed=seed, remove_ratio=config.compress.remove_ratio)
     before: dict[str, Any] = {}
     if config.heal.heals:
-        before = {"before_healing": likeness(materials.llm, proxy, materials.fidelity_windows)}
+        before = {"before_healing": fidelity_record(materials.llm, proxy, materials.fidelity_windows)}
     proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
     save_model(proxy.model, materials.tokenizer, place / PROXY)
-    like = likeness(materials.llm, proxy, materials.fidelity_windows)
+    like = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
     record = {
         "compression": config.compress.kind,
         "llm_blocks": len(blocks_of(materials.llm)),

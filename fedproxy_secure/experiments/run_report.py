@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
-from fedproxy_secure.evidence.answers import Bits, bits_from_text, over_seeds_or_records, share_right
+from fedproxy_secure.evidence.answers import Bits, over_seeds_or_records, share_right
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval
-from fedproxy_secure.evidence.losses import Losses, loss_of, losses_by_task, losses_in, measured
+from fedproxy_secure.evidence.losses import Losses, loss_of, losses_by_task, measured
 from fedproxy_secure.experiments.results import NORM, choice_notes, cut_notes, healing_note, text_clients
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.composition import Training, composed, one_alone
 from fedproxy_secure.report.measured import (
     ATTACKED,
+    SeedRun,
     attacked,
     configuration_of,
-    read_seed,
     without_losses,
 )
 from fedproxy_secure.report.measured.proxies import FIDELITY
@@ -29,8 +29,6 @@ from fedproxy_secure.report.report import MethodRow, Report
 from fedproxy_secure.report.spending import guarantees_of, total
 from fedproxy_secure.report.sweep import percent
 from fedproxy_secure.runtime.artifacts import environment
-
-Results = Mapping[int, Mapping[str, Any]]  # each seed's `result.json`
 
 
 def settings_of(config: Config) -> dict[str, str]:
@@ -90,9 +88,10 @@ def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def found_scales(results: Results) -> dict[int, float]:
+def found_scales(seeds: Iterable[SeedRun]) -> dict[int, float]:
     """Return, by seed, the factor of the lifted difference, for seeds that searched for it."""
-    return {s: r["plug_back"]["scale"] for s, r in results.items() if r["plug_back"]["tried"]}
+    searches = {s.seed: s.result["plug_back"] for s in seeds}
+    return {seed: search["scale"] for seed, search in searches.items() if search["tried"]}
 
 
 def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
@@ -118,16 +117,16 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
     if windows:
         notes.append(
             f"Plug-back: the fused LLM is aligned on {windows} windows of public text "
-            "(plug_back.align_windows), except for rotated proxies, FedOT and methods named exact_..."
+            "(plug_back.align_windows), except for proxies with hidden states of their own (rotated ones), "
+            "FedOT and methods named exact_..."
         )
     return tuple(notes)
 
 
-def report_of(config: Config, out: Path, results: Results, command: str) -> Report:
+def report_of(config: Config, out: Path, seeds: Sequence[SeedRun], command: str) -> Report:
     """Return the report of a run's finished seeds, with the trilemma, and findings where a suite ran."""
     from fedproxy_secure.models.llm import pick_device
 
-    seeds = [read_seed(out, seed, root=out) for seed in results]
     trainings = [seed.training(config) for seed in seeds]
     configuration = configuration_of(
         seeds,
@@ -138,16 +137,16 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
         commands=(command,),
     )
     together = total([configuration], same_records=True)
-    truncated = max(r["truncated"] for r in results.values())
+    truncated = max(s.result["truncated"] for s in seeds)
     return Report(
         name=config.name,
         command=command,
         config_sha256=config.sha256(),
         environment=environment(str(pick_device(config.model.device))),
         seeds=config.seeds,
-        rows=_rows(config, results),
+        rows=_rows(config, seeds),
         estimates=tuple(
-            mean_interval({s: r["fidelity"][key] for s, r in results.items()}, metric=metric, unit=unit)
+            mean_interval({s.seed: s.result["fidelity"][key] for s in seeds}, metric=metric, unit=unit)
             for key, (metric, unit) in FIDELITY.items()
         )
         + _spent(trainings, config.seeds),
@@ -155,11 +154,11 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
             protection_note(config),
             proxy_note(config),
             config.api.says,
-            *healing_notes(list(results.values())),
-            *plug_back_notes(config, {"": found_scales(results)}),
+            *healing_notes([s.result for s in seeds]),
+            *plug_back_notes(config, {"": found_scales(seeds)}),
             *cut_notes(truncated, config),
             *choice_notes(config),
-            *next(iter(results.values()))["privacy_notes"],
+            *seeds[0].result["privacy_notes"],
         ),
         guarantees=configuration.guarantees,
         configurations=side_by_side([configuration])[0],
@@ -172,31 +171,31 @@ def report_of(config: Config, out: Path, results: Results, command: str) -> Repo
     )
 
 
-def _rows(config: Config, results: Results) -> tuple[MethodRow, ...]:
+def _rows(config: Config, seeds: Sequence[SeedRun]) -> tuple[MethodRow, ...]:
     """Return the rows of the LLM, the proxy and the fused LLM."""
-    fused, tuned = _bits(results, "fused"), _bits(results, "tuned")
+    fused, tuned = _bits(seeds, "fused"), _bits(seeds, "tuned")
     ratio, more = config.compress.remove_ratio, dict[str, Any]()
     if _all_have(fused):
         both = {seed: (fused[seed], tuned[seed]) for seed in fused}
         more["tuned_proxy"] = share_right(tuned, "tuned proxy accuracy")
         more["owners_edge"] = over_seeds_or_records(both, operator.sub, "owner's edge")
-    if all(map(measured, (lost := _losses(results, "tuned")).values())):
+    if all(map(measured, (lost := _losses(seeds, "tuned")).values())):
         more["tuned_proxy_loss"] = loss_of(lost, "tuned proxy loss")
     return (
-        _row(results, "zero_shot", "zero_shot"),
-        _row(results, "zero_shot_proxy", "proxy", remove_ratio=ratio),
-        _row(results, f"fedproxy_{config.fusion.rule}", "fused", remove_ratio=ratio, **more),
+        _row(seeds, "zero_shot", "zero_shot"),
+        _row(seeds, "zero_shot_proxy", "proxy", remove_ratio=ratio),
+        _row(seeds, f"fedproxy_{config.fusion.rule}", "fused", remove_ratio=ratio, **more),
     )
 
 
-def _row(results: Results, method: str, model: str, **more: Any) -> MethodRow:
+def _row(seeds: Sequence[SeedRun], method: str, model: str, **more: Any) -> MethodRow:
     """Return one row; `model`: the key of the model's answers in a seed's result."""
-    if _all_have(bits := _bits(results, model)):
-        tasks, own = _accuracies(_bits(results, model + NORM), "acc_norm", method)
+    if _all_have(bits := _bits(seeds, model)):
+        tasks, own = _accuracies(_bits(seeds, model + NORM), "acc_norm", method)
         more |= {"tasks_norm": tasks, "average_norm": own}
         tasks, own = _accuracies(bits, "accuracy", method)
         more |= {"tasks": tasks, "average": own}
-    if all(map(measured, (lost := _losses(results, model)).values())):
+    if all(map(measured, (lost := _losses(seeds, model)).values())):
         more |= {"tasks_loss": losses_by_task(lost, method), "loss": loss_of(lost, f"loss, {method}")}
     return MethodRow(method=method, **more)
 
@@ -217,16 +216,14 @@ def _accuracies(
     return tasks, share_right(answers, f"{score}, {method}")
 
 
-def _losses(results: Results, model: str) -> dict[int, Losses]:
+def _losses(seeds: Sequence[SeedRun], model: str) -> dict[int, Losses]:
     """Return the losses of a model on free text, by seed."""
-    return {seed: losses_in(r, model) for seed, r in results.items()}
+    return {s.seed: s.losses(model) for s in seeds}
 
 
-def _bits(results: Results, model: str) -> dict[int, Bits]:
+def _bits(seeds: Sequence[SeedRun], model: str) -> dict[int, Bits]:
     """Return the answers of a model, by seed."""
-    return {
-        seed: {task: bits_from_text(text) for task, text in r[model].items()} for seed, r in results.items()
-    }
+    return {s.seed: s.answers(model) for s in seeds}
 
 
 def _spent(trainings: Sequence[Training], seeds: Sequence[int]) -> tuple[Estimate, ...]:

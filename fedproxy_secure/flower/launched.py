@@ -6,14 +6,14 @@ a cache and a policy file of their own, which names the client's records, as on 
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
 SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Under
-`deployment` nothing listens on anything but 127.0.0.1. Not guaranteed: that under `simulation` Ray's
+`deployment` nothing listens on anything but 127.0.0.1, and on Linux the SuperLink and SuperNodes answer this
+user's processes alone. Not guaranteed: that under `simulation` Ray's
 processes do not listen on all addresses of the machine, which they do; encrypted traffic. Clients on
 machines of their own are what `fedproxy-secure deploy` is for.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -23,10 +23,11 @@ from pathlib import Path
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.flower.launch.app import CONTROL, SERVER, write_app
-from fedproxy_secure.flower.launch.control import watch, write_control
+from fedproxy_secure.flower.launch.app import SERVER, write_app
+from fedproxy_secure.flower.launch.control import name_control, watch, write_control
 from fedproxy_secure.flower.launch.processes import (
     alone_in,
+    bounded_logs,
     free_port,
     module,
     process,
@@ -34,11 +35,12 @@ from fedproxy_secure.flower.launch.processes import (
     terminated_like_interrupted,
     wait_until_listening,
 )
-from fedproxy_secure.flower.server_app import OnRound
+from fedproxy_secure.flower.server_app import CONTROL_VARIABLE, OnRound
 from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE_VARIABLE
 from fedproxy_secure.runtime.artifacts import write_bytes
 
 SUPERLINK = "fedproxy"
+LINK = "fedproxy_secure.flower.launch.local_superlink"
 NODE, WORKER = "fedproxy_secure.flower.launch.local_supernode", "fedproxy_secure.flower.launch.worker"
 
 
@@ -67,6 +69,8 @@ def federate_launched(
         write_control(control, job, proxy_folder, initial)
         environment = quiet_environment(temporary / "flwr")
         environment["FEDPROXY_CACHE"] = str(temporary / "cache")
+        environment[CONTROL_VARIABLE] = str(temporary / "control.path")
+        name_control(temporary / "control.path", control)
         port = free_port()
         link = ["--insecure", "--disable-runtime-dependency-installation", "--host", "127.0.0.1"]
         # without a port, Flower would use its fixed ones for fleet and control
@@ -74,8 +78,9 @@ def federate_launched(
         if job.federate.engine == "simulation":
             link.append("--simulation")
             environment[ONE_MACHINE_VARIABLE] = "1"
+        stack.enter_context(bounded_logs(logs))
         superlink = stack.enter_context(
-            process("flower-superlink", link, environment, logs / "superlink.log", lock)
+            process(sys.executable, module(LINK, *link), environment, logs / "superlink.log", lock)
         )
         wait_until_listening(port, superlink, logs / "superlink.log")
         write_app(temporary / "app", server)
@@ -87,7 +92,6 @@ def federate_launched(
                     file = logs / f"{name}-{index}.log"
                     stack.enter_context(process(sys.executable, arguments, own, file, lock))
         submit = ["run", str(temporary / "app"), SUPERLINK, "--stream"]
-        submit += ["--run-config", f"{CONTROL}={json.dumps(str(control.resolve()))}"]
         if job.federate.engine == "simulation":
             submit += [
                 "--federation-config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -43,16 +44,26 @@ ALIVE = "alive"  # touched while the server app lives
 ALIVE_S = 5.0
 NODES = "nodes.json"  # `Registered`, where nodes prove who they are
 
+CONTROL_VARIABLE = "FEDPROXY_CONTROL"
 UNMASKED_WITHOUT = "an earlier attempt at this round was unmasked without it"
 
 OnRound = Callable[[Mapping[str, float]], None]  # the round's metrics
 OnClient = Callable[[str], None]  # the name of a client that has trained
 
 
+def control_folder() -> Path:
+    """Return the folder through which the server app talks with the process that submitted the run.
+
+    The variable names a file that has the path, because one SuperLink may serve several runs. It is no
+    setting of the run: these are told to every node.
+    """
+    return Path(Path(os.environ[CONTROL_VARIABLE]).read_text(encoding="utf-8"))
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Serve the job in the control folder and write the last state there; a SuperLink starts this."""
-    control = Path(str(context.run_config["control"]))
+    control = control_folder()
     registered = Registered.load(control / NODES)
     threading.Thread(target=_touch, args=(control / ALIVE,), name="alive", daemon=True).start()
     try:

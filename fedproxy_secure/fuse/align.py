@@ -56,26 +56,26 @@ def align(
     """
     windows = windows.to(next(llm.parameters()).device)
     batches = windows.split(windows_a_pass(llm, windows))
-    own, ours = BlockWalk.begin(llm, batches), BlockWalk.begin(fused, batches)
+    llm_walk, fused_walk = BlockWalk.begin(llm, batches), BlockWalk.begin(fused, batches)
     proxy = tuned.get_base_model()
-    after, before = BlockWalk.begin(proxy, batches), BlockWalk.begin(proxy, batches)
-    if after.states[0].shape != own.states[0].shape:
+    tuned_walk, base_walk = BlockWalk.begin(proxy, batches), BlockWalk.begin(proxy, batches)
+    if tuned_walk.states[0].shape != llm_walk.states[0].shape:
         return 0
     changed = done = 0
     for index, (_, end) in enumerate(pairwise((*kept, len(blocks_of(llm))))):
-        after.states = after.through(index)
+        tuned_walk.states = tuned_walk.through(index)
         with tuned.disable_adapter():
-            before.states = before.through(index)
+            base_walk.states = base_walk.through(index)
         for block in range(done, end):
-            own.states = own.through(block)
-            found = last_map(ours, block) if block == end - 1 else None
-            if found is None:
-                ours.states = ours.through(block)
+            llm_walk.states = llm_walk.through(block)
+            last_linear = last_map(fused_walk, block) if block == end - 1 else None
+            if last_linear is None:
+                fused_walk.states = fused_walk.through(block)
             else:
-                moved = zip(own.states, after.states, before.states, strict=True)
-                wanted = [state + (new - old) for state, new, old in moved]
-                ours.states, _, better = fit_last_map(ours, block, found, wanted)
-                changed += better
+                shifts = zip(llm_walk.states, tuned_walk.states, base_walk.states, strict=True)
+                targets = [state + (new - old) for state, new, old in shifts]
+                fused_walk.states, _, improved = fit_last_map(fused_walk, block, last_linear, targets)
+                changed += improved
             if on_block is not None:
                 on_block(block)
         done = end

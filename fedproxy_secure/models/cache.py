@@ -1,9 +1,13 @@
-"""The folder of what is computed once for an LLM and read again by later runs."""
+"""The folder of what is computed once for an LLM, and the bytes to hash of tensors."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cache_folder(kind: str) -> Path:
@@ -17,3 +21,13 @@ def cache_folder(kind: str) -> Path:
         return Path(chosen) / kind
     user = shared if shared.is_absolute() else Path.home() / ".cache"
     return user / "fedproxy-secure" / kind
+
+
+def raw_bytes(tensor: torch.Tensor) -> Any:
+    """Return a tensor's numbers as a buffer of bytes, to hash; without a copy where it lies on the CPU.
+
+    Shape and dtype are not in it.
+    """
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

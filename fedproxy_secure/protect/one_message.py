@@ -78,7 +78,9 @@ def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
             log.warning("%s: %s is left out: its update names another client", group, name)
             round.note_left_out(name, "its update names another client")
             continue
-        round.ledger.note("Update", to="server", reveals=protection.reveals, payload_bytes=size)
+        round.ledger.note(
+            "Update", to="server", reveals=protection.reveals, payload_bytes=size, vector=True
+        )
         updates[name] = update
         if round.on_client is not None:
             round.on_client(name)

@@ -19,6 +19,7 @@ from torch import nn
 
 from fedproxy_secure.data.chat.formats import STORED, stored_value
 from fedproxy_secure.errors import ModelError
+from fedproxy_secure.models.cache import raw_bytes
 from fedproxy_secure.models.llm import Tokenizer
 
 # attributes of a configuration that differ between machines for the same proxy
@@ -79,9 +80,7 @@ def loaded_sha256(model: nn.Module, tokenizer: Tokenizer) -> str:
             continue
         first[id(tensor)] = name
         _add(total, name, [str(tensor.dtype), list(tensor.shape)])
-        if tensor.numel():
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            total.update(cast(Any, raw.numpy()))
+        total.update(raw_bytes(tensor))
     return total.hexdigest()
 
 

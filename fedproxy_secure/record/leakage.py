@@ -2,8 +2,10 @@
 
 `ledger.jsonl` has one JSON line for each round and kind of message: `round`, `message`, `to`, `count`,
 `bytes` (of payload), `reveals`; `computed: true` for a sum that the server computed and no message
-contained; `aborted: true` where the round did not end. The protocols of secure sums write it from their
-messages. Where a client sends one message a round, the protection says how large it is and what it reveals.
+contained; `vector: true` for a message that carries weights or updates, sealed or open (the others are
+keys, shares, names and signatures); `aborted: true` where the round did not end. The protocols of secure
+sums write it from their messages. Where a client sends one message a round, the protection says how large
+it is and what it reveals.
 
 Not in it: what flowed in a round during which the server's process was killed.
 """
@@ -25,11 +27,24 @@ class Ledger:
     rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def note(
-        self, message: str, *, to: str, reveals: str, payload_bytes: int, computed: bool = False
+        self,
+        message: str,
+        *,
+        to: str,
+        reveals: str,
+        payload_bytes: int,
+        computed: bool = False,
+        vector: bool = False,
     ) -> None:
-        """Count one message of this kind. `computed`: no message contained it, `to` computed it."""
-        new = {"message": message, "to": to, "reveals": reveals, "count": 0, "bytes": 0}
-        row = self.rows.setdefault((message, to), new | ({"computed": True} if computed else {}))
+        """Count one message of this kind.
+
+        Args:
+            computed: no message contained it, `to` computed it.
+            vector: it carries weights or updates.
+        """
+        marks = {name: True for name, set_ in (("computed", computed), ("vector", vector)) if set_}
+        new = {"message": message, "to": to, "reveals": reveals, "count": 0, "bytes": 0, **marks}
+        row = self.rows.setdefault((message, to), new)
         row["count"] += 1
         row["bytes"] += payload_bytes
 

@@ -21,13 +21,15 @@ def note_proxy(ledger: Ledger, shipped: Mapping[str, int], had: Collection[str] 
     """
     for name in {*had, *shipped}:
         size = shipped.get(name, 0)
-        ledger.note("Proxy", to="clients", reveals=PROXY_REVEALS, payload_bytes=size)
+        ledger.note("Proxy", to="clients", reveals=PROXY_REVEALS, payload_bytes=size, vector=True)
 
 
 def note_adapter(ledger: Ledger, clients: Collection[str], payload_bytes: int) -> None:
     """Note the adapter so far, of so many bytes, once for each client of a round."""
     for _ in clients:
-        ledger.note("Broadcast", to="clients", reveals=ADAPTER_REVEALS, payload_bytes=payload_bytes)
+        ledger.note(
+            "Broadcast", to="clients", reveals=ADAPTER_REVEALS, payload_bytes=payload_bytes, vector=True
+        )
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import Finding, Outcome, in_order
-from fedproxy_secure.evidence.measure import Axis
 from fedproxy_secure.evidence.number import Number, interval_overlaps
 from fedproxy_secure.report.report import MethodRow, Report, pointer
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
+    TRILEMMA,
     Labelled,
     headline,
     kind_of_measure,
@@ -26,8 +26,6 @@ from fedproxy_secure.report.sweep import (
 )
 from fedproxy_secure.report.trilemma import Measure
 from fedproxy_secure.runtime.files.names import REPORT_JSON
-
-THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def cards(report: Report) -> list[Card]:
         mine = [i for i in items if i.kind == kind]
         lines = [
             (AXIS_NAMES[axis], sentence)
-            for axis in THREE
+            for axis in TRILEMMA
             if (key := headline(report.configurations, axis)) is not None
             and (sentence := _range(mine, key))
         ]
@@ -101,7 +99,7 @@ def contrasts(report: Report) -> list[Contrast]:
     """Return each protection compared with the first on each axis, by whether 95 % intervals overlap."""
     items = labelled(report.configurations)
     kinds = kinds_of(items)
-    keys = [k for axis in THREE if (k := headline(report.configurations, axis)) is not None]
+    keys = [k for axis in TRILEMMA if (k := headline(report.configurations, axis)) is not None]
     rows = [
         Contrast(
             kind=kind,

@@ -22,7 +22,7 @@ from fedproxy_secure.runtime.artifacts import read_file
 from fedproxy_secure.runtime.files.names import REPORT_JSON
 from fedproxy_secure.runtime.untrusted import parse_json
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 def pointer(path: str) -> str:
@@ -55,10 +55,10 @@ class MethodRow:
     gap_closed_norm: Estimate | None = None  # `gap_closed` by acc_norm
     tuned_proxy_norm: Estimate | None = None  # `tuned_proxy` by acc_norm
     owners_edge_norm: Estimate | None = None  # `owners_edge` by acc_norm
-    gap_closed_learned: Estimate | None = None  # `gap_closed` over the tasks with `TaskScale.learned`
+    gap_closed_counting: Estimate | None = None  # `gap_closed` over the tasks with `TaskScale.counts`
     size_effect: Estimate | None = None  # the proxy tuned on pooled records minus the centralised LLM
     federation_effect: Estimate | None = None  # tuned proxy minus the proxy tuned on pooled records
-    way_back_effect: Estimate | None = None  # `owners_edge` of the seeds of these two effects
+    owners_edge_effect: Estimate | None = None  # `owners_edge` of the seeds of these two effects
     tasks_loss: Mapping[str, Estimate] = field(default_factory=dict)  # fused LLM, by task of free text
     loss: Estimate | None = None  # fused LLM, mean over tasks of free text
     loss_gap_closed: Estimate | None = (
@@ -105,7 +105,7 @@ class TaskScale:
         zero_shot: accuracy of the LLM before tuning.
         ceiling: accuracy of the LLM tuned on all records together.
         above_constant, above_zero_shot: the ceiling minus each of the two, paired.
-        learned: whether both differences lie above 0, beyond their intervals.
+        counts: whether both differences lie above 0, beyond their intervals.
     """
 
     task: str
@@ -114,11 +114,11 @@ class TaskScale:
     ceiling: Estimate
     above_constant: Estimate
     above_zero_shot: Estimate
-    learned: bool
+    counts: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likeness:
+class Fidelity:
     """How like its LLM a proxy is, on public text that healing does not read.
 
     Args:
@@ -144,15 +144,15 @@ class ProxyRow:
 
     Args:
         remove_ratio: share of the LLM that it does without.
-        likeness: of the proxy that clients get; None where no record of it is there.
+        fidelity: of the proxy that clients get; None where no record of it is there.
         before_healing: of the same proxy before it was healed; None if it was not.
         above_llm: accuracy of the proxy minus the LLM's, by `acc`, both untuned; unit `share`. None unless
             the comparison has both, and a task that is not free text.
     """
 
     remove_ratio: float
-    likeness: Likeness | None = None
-    before_healing: Likeness | None = None
+    fidelity: Fidelity | None = None
+    before_healing: Fidelity | None = None
     above_llm: Estimate | None = None
 
 

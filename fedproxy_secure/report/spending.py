@@ -27,8 +27,8 @@ from fedproxy_secure.report.composition import (
     sentence,
 )
 from fedproxy_secure.report.trilemma import Configuration, Measure
+from fedproxy_secure.runtime.files.names import FEDERATION, PRIVACY, RESULT, SETTINGS_FILE, seed_folder
 
-LEDGERS = "federation/privacy"  # below a seed's folder, where all clients run on one machine
 SEEDS_COMPOSE = (
     "Epsilon spent counts all seeds of a configuration together, because they train on the same records. "
     "It is the cost of that configuration alone; other configurations add to it."
@@ -59,7 +59,7 @@ def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
     The result is empty if the seed did not begin to train. A ledger that cannot be read makes a training of
     unknown cost.
     """
-    folder, delta = run / f"seed-{seed}" / LEDGERS, config.privacy.target_delta
+    folder, delta = run / seed_folder(seed) / FEDERATION / PRIVACY, config.privacy.target_delta
     if config.privacy.unit == "none" or not folder.is_dir():
         return []
     try:
@@ -80,7 +80,8 @@ def epsilons(
         seeds: the seeds that finished, at least one.
         place: the first run's folder, relative to the report.
     """
-    settings, result = f"{place}/config.yaml#privacy", f"{place}/seed-{seeds[0]}/result.json#events"
+    settings = f"{place}/{SETTINGS_FILE}#privacy"
+    result = f"{place}/{seed_folder(seeds[0])}/{RESULT}#events"
     cost, alone = composed(trainings), one_alone(trainings)
     delta = config.privacy.target_delta if cost is None else cost.delta
     promised = [

@@ -15,6 +15,7 @@ from fedproxy_secure.report.trilemma import Configuration, Measure
 PROXY_SETTINGS = ("compression", "remove_ratio")  # what makes a proxy
 PLAINTEXT = "unsafe_plaintext"  # the scheme without protection
 UNPROTECTED = "no protection"  # words for it as a kind, which is drawn in red
+TRILEMMA: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
 AXIS_NAMES: Mapping[Axis, str] = {
     "performance": "Performance",
     "privacy": "Privacy",
@@ -49,7 +50,7 @@ class Labelled:
 
 def shown(measure: Measure) -> Number:
     """Return a measure as people see it."""
-    return Number(measure.estimate, measure.source, points=measure.kind.points)
+    return Number(measure.estimate, measure.source, signed=measure.kind.signed)
 
 
 def labelled(configurations: Sequence[Configuration]) -> list[Labelled]:

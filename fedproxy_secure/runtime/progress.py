@@ -42,10 +42,13 @@ class StageClock:
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
-    def stop(self, stage: str) -> None:
-        """Add the seconds since the last stop to `stage`."""
+    def stop(self, stage: str, *, at_least: float = 0.0) -> None:
+        """Add the seconds since the last stop to `stage`.
+
+        `at_least`: the seconds that its finished parts are known to have taken, also in earlier processes.
+        """
         now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.began
+        self.seconds[stage] = max(at_least, self.seconds.get(stage, 0.0) + now - self.began)
         self.began = now
 
 
@@ -86,7 +89,7 @@ class Weighed:
 
     shown: Progress
     units: float
-    _each: dict[str, float] = field(default_factory=dict)  # units a step, by task
+    _each: dict[str, float] = field(default_factory=dict)  # units per step, by task
     _owed: float = 0.0  # units done that are not yet a whole one
 
     def start(self, task: str, total: int) -> None:

@@ -57,10 +57,12 @@ class Message:
     """A message of the protocol; `from_fields` checks types and sizes of its fields on arrival.
 
     `reveals`: what the receiver learns, in words. `sizes`: the sizes of the fields of bytes, by name.
+    `vector`: whether it carries what clients' updates say, sealed or open.
     """
 
     to: ClassVar[Surface]
     reveals: ClassVar[str]
+    vector: ClassVar[bool] = False
     sizes: ClassVar[Mapping[str, Size]] = {}
 
     def to_fields(self) -> dict[str, Any]:
@@ -145,6 +147,7 @@ class MaskedInput(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "uniform words, while one honest pair remains"
+    vector: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Size]] = {"masked": VECTOR, "tag": TAG}
     client: str
     masked: bytes

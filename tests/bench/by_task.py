@@ -6,7 +6,7 @@ CELLS are files of finished cells of `paper_small`, among them `zero_shot` and `
 the folder of its records. A cell is measured between the two ends of its own folder and seed, where that
 has them, else between those of the first folder that does, if need be of another seed. A mean over tasks
 hides that on some of them no model learns anything. `most frequent` is the answer that training records
-have most often, given to every test record. A task counts as learned where the ceiling of that first folder
+have most often, given to every test record. A task counts where the ceiling of that first folder
 lies above it and above the LLM before tuning, beyond both intervals; `gap closed` is told over all tasks,
 and over those. A report of `compare` has the same numbers, joined over seeds.
 """
@@ -25,14 +25,14 @@ from fedproxy_secure.evidence.answers import Bits, mean_share, over_seeds_or_rec
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, CellResult, read_cell
 from fedproxy_secure.experiments.sweeps.method_rows import Ends, ends_of, gap_over
-from fedproxy_secure.experiments.sweeps.method_tasks import constant_answers, learned, task_scales
+from fedproxy_secure.experiments.sweeps.method_tasks import constant_answers, task_scales, tasks_that_count
 from fedproxy_secure.runtime.untrusted import read_json
 
 Found = list[tuple[str, CellResult, Ends]]  # a cell's title, the cell, the ends it is measured between
 
 
 def main(arguments: list[str]) -> int:
-    """Print accuracies and owner's edges by task, and the gap closed over all and over learned tasks."""
+    """Print accuracies and owner's edges by task, and the gap closed over all and over those that count."""
     if len(arguments) < 3:
         print("usage: python -m tests.bench.by_task DATA CELLS...", file=sys.stderr)
         return 2
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     for title, cell, _ in found:
         if cell.tuned is not None:
             print(_line(title, *(_points(_edge(cell, cell.tuned, t)) for t in constant)))
-    _gaps(found, learned(task_scales(folders[first], constant)))
+    _gaps(found, tasks_that_count(task_scales(folders[first], constant)))
     return 0
 
 
@@ -84,7 +84,7 @@ def _gaps(found: Found, tasks: list[str]) -> None:
         lambda cell: cell.fused_norm,
         over_learned,
     ]
-    names = ("all tasks", "all tasks by acc_norm", f"learned: {', '.join(tasks)}")
+    names = ("all tasks", "all tasks by acc_norm", f"that count: {', '.join(tasks)}")
     print("\n" + _line("gap closed, %", *names))
     for title, cell, ends in found:
         if cell not in (*ends.floor.values(), *ends.ceiling.values()):

@@ -10,6 +10,7 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.experiments import compare, matrix
 from fedproxy_secure.experiments.dry_run import plan
+from fedproxy_secure.experiments.sweeps.cell_progress import cell_units
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.experiments.sweeps.pace import Pace, together
 from tests.support.tiny import tiny_settings
@@ -48,9 +49,12 @@ def test_what_plug_back_reads_is_counted_where_it_plugs_back():
     passes, in_a_step = 2 + 5 * 0.5, 1 + 3.5 * 0.5  # of a window, and of one in a step of healing
     aligned = 20 * 3 * passes / in_a_step
     assert PACE.run_seconds(config) - PACE.run_seconds(plain) == pytest.approx(aligned, rel=0.01)
-    cells = {m: Cell(method=m, remove_ratio=0.5, seed=0) for m in ("fedproxy_h_ties", "zero_shot_proxy")}
+    times = {"fedproxy_h_ties": 1, "local_only": 4, "zero_shot_proxy": 0}  # once for each client alone
+    cells = {m: Cell(method=m, remove_ratio=0.5, seed=0) for m in times}
     more = {m: PACE.cell_seconds(config, c) - PACE.cell_seconds(plain, c) for m, c in cells.items()}
-    assert more == {"fedproxy_h_ties": pytest.approx(aligned, rel=0.01), "zero_shot_proxy": 0}
+    assert more == {m: pytest.approx(n * aligned, rel=0.01) for m, n in times.items()}
+    more = {m: cell_units(config, c, tests=9) - cell_units(plain, c, tests=9) for m, c in cells.items()}
+    assert more["local_only"] == 4 * more["fedproxy_h_ties"] > 0
     rotated = {**SETTINGS, "compress": {**SETTINGS.get("compress", {}), "kind": "rotated"}}
     both = [parse_config({**rotated, "plug_back": {"align_windows": n}}) for n in (20, 40)]
     assert PACE.run_seconds(both[0]) == PACE.run_seconds(both[1]), "it is not aligned"
@@ -96,12 +100,10 @@ def test_only_clients_that_a_round_asks_are_counted(settings):
     half = {"rounds": 4, "participation": 0.5, "min_clients": 2}
     changes = {"federate": half, "local": {"steps": 5, "batch_size": 4}, "protect": PLAIN}
     config = parse_config({**settings, **changes})
-    assert dict(plan(config).rows())["steps"] == "40 a seed (4 rounds), 2 seeds"
-    assert dict(compare.plan_rows(config))["training"] == (
-        "2 cells of 40 steps, or 60 where no federation trains"
-    )
+    assert dict(plan(config).rows())["steps"] == "40 per seed (4 rounds), 2 seeds"
+    assert dict(compare.plan_rows(config))["training"] == "2 cells of 40 steps, 80 together"
     swept = config.model_copy(update={"seeds": (0,)})
-    assert dict(matrix.plan_rows(swept))["training"] == "40 steps a cell, and 60 for each of 1 ceilings"
+    assert dict(matrix.plan_rows(swept))["training"] == "40 steps per cell, and for each of 1 ceilings"
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "matrix"])
@@ -112,7 +114,7 @@ def test_every_dry_run_says_how_long_and_that_it_was_measured(settings, tmp_path
     assert shown.exit_code == 0
     line = next(row for row in shown.stdout.splitlines() if row.startswith("time: "))
     assert re.search(r"about \d+ (s|min|h)", line)
-    assert "a step of 4 records" in line
-    assert "a window of public text" in line
+    assert "s per step of 4 records" in line
+    assert "s per window of public text" in line
     assert line.endswith("just measured on this machine)")
     assert [f.name for f in tmp_path.iterdir()] == ["tiny.yaml"]

@@ -165,7 +165,7 @@ def test_a_comparison_has_losses_their_gap_closed_and_their_differences(mixed, t
         "c2",
     ]
     (proxy,) = report.proxies
-    assert proxy.likeness.kl.value > 0
+    assert proxy.fidelity.kl.value > 0
     assert proxy.above_llm.n == rows["zero_shot"].average.n == 24
     assert rows["fedproxy_fedavg"].tuned_proxy_norm is not None
     assert compare_report(config, tmp_path / "compare") == report  # from what the cells keep
@@ -189,7 +189,7 @@ def test_a_comparison_of_free_text_alone_has_no_accuracy(text_alone, tmp_path):
     (fused,) = (row for row in report.rows if row.method == "fedproxy_fedavg")
     assert fused.loss_gap_closed.low <= fused.loss_gap_closed.value <= fused.loss_gap_closed.high
     losses, differences, proxies = rich_tables(report)
-    assert [len(table.columns) for table in (losses, differences)] == [10, 5]  # three tasks have columns
+    assert [len(table.columns) for table in (losses, differences)] == [10, 4]  # three tasks have columns
     assert proxies.title.plain == "Proxies before tuning"
 
 

@@ -83,8 +83,8 @@ def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tm
     record = json.loads((tmp_path / "proxies/0.5-seed0/proxy.json").read_text())
     assert record["healing"]["kl_after"] < record["healing"]["kl_before"]
     (row,) = report.proxies
-    assert row.likeness.kl.value == record["fidelity"]["kl_nats"] < row.before_healing.kl.value
-    assert row.likeness.verbatim.value < row.before_healing.verbatim.value
+    assert row.fidelity.kl.value == record["fidelity"]["kl_nats"] < row.before_healing.kl.value
+    assert row.fidelity.verbatim.value < row.before_healing.verbatim.value
     assert row.above_llm.n == report.rows[0].average.n
     cell = Cell(method="fedproxy_h_ties", remove_ratio=0.5, seed=0)
     assert read_cell(tmp_path, cell).outcome == run_cell(config, cell).outcome  # which heals itself
@@ -94,7 +94,7 @@ def test_a_proxy_that_nobody_heals_is_measured_once_by_a_cell_that_has_made_it(s
     own = {**settings["compare"], "methods": ["zero_shot", "exact_h_ties"]}
     config = parse_config({**settings, "heal": {"steps": 0}, "compare": own})
     (row,) = compare(config, tmp_path).proxies
-    assert row.likeness.kl.value > 0
+    assert row.fidelity.kl.value > 0
     assert row.before_healing is None
     assert files_below(tmp_path / "proxies") == ["0.5-seed0/proxy.json"]
     record = tmp_path / "proxies/0.5-seed0/proxy.json"

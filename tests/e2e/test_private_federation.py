@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.data.tasks import truncated_prompts
+from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
 from fedproxy_secure.dp.ledger import read_all
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, PrivacyError, RunFolderError
 from fedproxy_secure.experiments.results import cut_notes
@@ -196,7 +196,7 @@ def test_how_many_prompts_were_cut_is_said_without_differential_privacy_only(tmp
         raw = tiny_settings(tmp_path, fusion={"rule": "fedavg"}, privacy=privacy, local={"batch_size": ALL})
         raw["data"]["max_tokens"] = 12
         config = parse_config(raw)
-        assert cut_notes(truncated_prompts(config), config) == (line,)
+        assert cut_notes(truncated_prompts(config, load_tasks(config.data)), config) == (line,)
         if privacy["unit"] == "record":
             settings = {**privacy, "ledger": str(tmp_path / "ledger")}
             job = FederationJob.from_config(parse_config({**raw, "privacy": settings}), seed=0)

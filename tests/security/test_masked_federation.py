@@ -124,6 +124,8 @@ def test_the_ledger_of_encrypted_cosines_names_them(with_cosines):
     assert products["to"] == "clients"
     assert "cosine" in products["reveals"]
     assert sum(line["message"] == "EncryptedSketch" for line in lines) == 1
+    vectors = {line["message"] for line in lines if line.get("vector")}
+    assert vectors == {"Proxy", "Broadcast", "EncryptedSketch", "GramProducts", "MaskedInput"}
 
 
 def test_a_client_shown_other_cosines_is_not_in_the_sum(world, tmp_path):
@@ -342,6 +344,7 @@ def test_in_the_clear_the_ledger_says_so(world, tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     (line,) = (line for line in lines if line["to"] == "server")
     assert (line["message"], line["count"]) == ("Update", 5)
+    assert all(line["vector"] for line in lines), "nobody sends keys, shares or signatures"
     assert line["reveals"] == "the client's whole update"
     to_clients = {line["message"]: line for line in lines if line["to"] == "clients"}
     assert to_clients["Broadcast"]["bytes"] == 5 * initial.adapter.nbytes

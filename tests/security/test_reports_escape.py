@@ -85,13 +85,13 @@ def hostile_report(text):
         average=sampled,
         tasks_norm={text: other},
         average_norm=other,
-        gap_closed_learned=sampled,
+        gap_closed_counting=sampled,
     )
     pair = MethodDifference(
         method=text, against=text, remove_ratio=0.5, average=sampled, average_norm=other
     )
     ends = dict.fromkeys(("constant", "zero_shot", "ceiling", "above_constant", "above_zero_shot"), sampled)
-    scale = TaskScale(task=text, learned=True, **ends)
+    scale = TaskScale(task=text, counts=True, **ends)
     return replace(
         made,
         name=text,
@@ -99,7 +99,7 @@ def hostile_report(text):
         environment={"system": text},
         rows=(row, MethodRow(method="other", tasks={text: sampled}, average=sampled)),
         differences=(pair,),
-        task_scales=(scale, replace(scale, learned=False)),
+        task_scales=(scale, replace(scale, counts=False)),
         estimates=(estimate,),
         attack_differences=(
             replace(

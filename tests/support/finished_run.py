@@ -5,13 +5,21 @@ from pathlib import Path
 
 from fedproxy_secure.evidence.finding import Finding, write_findings
 
+VECTOR = {"vector": True}
 ROWS = [
-    {"message": "Broadcast", "to": "clients", "reveals": "the adapter", "count": 3, "bytes": 300},
-    {"message": "Proxy", "to": "clients", "reveals": "blocks", "count": 3, "bytes": 9000},
-    {"message": "MaskedInput", "to": "server", "reveals": "nothing", "count": 3, "bytes": 330},
+    {"message": "Broadcast", "to": "clients", "reveals": "the adapter", "count": 3, "bytes": 300, **VECTOR},
+    {"message": "Proxy", "to": "clients", "reveals": "blocks", "count": 3, "bytes": 9000, **VECTOR},
+    {"message": "MaskedInput", "to": "server", "reveals": "nothing", "count": 3, "bytes": 330, **VECTOR},
     {"message": "Shares", "to": "server", "reveals": "nothing", "count": 3, "bytes": 30},
     {"message": "update", "to": "server", "reveals": "a sum", "count": 1, "bytes": 100, "computed": True},
 ]
+FIDELITY = {
+    "kl_nats": 0.5,
+    "agreement": 0.5,
+    "cka": [1.0, 0.5],
+    "llm_perplexity": 5,
+    "proxy_perplexity": 10,
+}
 
 
 def write_run(folder: Path, *, seeds: tuple[int, ...], findings: tuple[Finding, ...] = ()) -> Path:
@@ -26,12 +34,14 @@ def write_run(folder: Path, *, seeds: tuple[int, ...], findings: tuple[Finding, 
         }
         result = {
             "seed": seed,
-            "fidelity": {"kl_nats": 0.5, "cka": [1.0, 0.5], "llm_perplexity": 5, "proxy_perplexity": 10},
+            "fidelity": FIDELITY,
             "verbatim_share": 0.5,
             "perplexity": {"fused": 6.0 + seed, "tuned": 9.0},
             "plug_back": {"scale": 1.0, "tried": [], "aligned_blocks": 0},
             **answers,
             **{f"{model}_norm": bits for model, bits in answers.items()},
+            "truncated": 0,
+            "privacy_notes": [],
             "spent": {},
             "events": {},
             "seconds": {"federate": 2.0, "compress": 1.0},

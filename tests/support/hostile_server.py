@@ -9,7 +9,7 @@ from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.selftest.hostile import TwoInboxes
-from fedproxy_secure.flower.server_app import FINAL, INITIAL, PROXY, serve
+from fedproxy_secure.flower.server_app import FINAL, INITIAL, PROXY, control_folder, serve
 from fedproxy_secure.runtime.files.names import JOB
 
 READ = "read.json"
@@ -19,7 +19,7 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     """One run of the job; the last client is the victim."""
-    control = Path(str(context.run_config["control"]))
+    control = control_folder()
     job = FederationJob.from_json((control / JOB).read_text())
     initial = ServerState.load(control / INITIAL)
     hostile = TwoInboxes(grid, job=job, sizes=initial.sizes.tolist(), victim=job.clients[-1].name)

@@ -12,7 +12,7 @@ from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import Axis, Better
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import (
-    Likeness,
+    Fidelity,
     MethodDifference,
     MethodRow,
     ProxyRow,
@@ -128,11 +128,13 @@ def sample_comparison() -> Report:
             owners_edge=over(0.2, f"owner's edge, {method}") if ratio else None,
             size_effect=over(-0.05, f"size, {method}") if ratio else None,
             federation_effect=over(mean - 1.13, f"federation, {method}") if ratio else None,
-            way_back_effect=over(0.2, f"way back, {method}") if ratio else None,
+            owners_edge_effect=over(0.2, f"owner's edge, {method}") if ratio else None,
             gap_closed_norm=over((mean - 0.22) / 0.8, f"gap closed by acc_norm, {method}") if gap else None,
             tuned_proxy_norm=over(mean - 0.19, f"tuned proxy acc_norm, {method}") if ratio else None,
             owners_edge_norm=over(0.21, f"owner's edge by acc_norm, {method}") if ratio else None,
-            gap_closed_learned=over(mean - 0.1, f"gap closed on learned tasks, {method}") if gap else None,
+            gap_closed_counting=over(mean - 0.1, f"gap closed on tasks that count, {method}")
+            if gap
+            else None,
         )
 
     def scale(task: str, constant: float) -> TaskScale:
@@ -142,14 +144,14 @@ def sample_comparison() -> Report:
             for name in ("constant", "zero_shot")
         }
         made = {name: over(mean, f"{name} on {task}") for name, mean in ends.items()}
-        return TaskScale(task=task, learned=constant < 0.9, **made, **above)
+        return TaskScale(task=task, counts=constant < 0.9, **made, **above)
 
-    def likeness(kl: float, held: float) -> Likeness:
+    def fidelity(kl: float, held: float) -> Fidelity:
         def mean(value: float, unit: str) -> Estimate:
             values = {s: value * (1 + 0.01 * float(rng.standard_normal())) for s in SEEDS}
             return mean_interval(values, metric=f"{unit} of a made-up proxy", unit=unit)
 
-        return Likeness(
+        return Fidelity(
             kl=mean(kl, "nats"),
             agreement=mean(0.6 - 0.1 * kl, "share"),
             llm_perplexity=mean(20.0, "perplexity"),
@@ -190,10 +192,10 @@ def sample_comparison() -> Report:
         ),
         task_scales=(scale("clinic", 0.5), scale("bank", 0.97)),
         proxies=(
-            ProxyRow(remove_ratio=0.25, likeness=likeness(0.5, 0.2), before_healing=likeness(2.5, 0.75)),
+            ProxyRow(remove_ratio=0.25, fidelity=fidelity(0.5, 0.2), before_healing=fidelity(2.5, 0.75)),
             ProxyRow(
                 remove_ratio=0.5,
-                likeness=likeness(3.0, 0.5),
+                fidelity=fidelity(3.0, 0.5),
                 above_llm=over(-0.1, "accuracy, proxy minus LLM"),
             ),
         ),

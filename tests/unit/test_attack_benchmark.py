@@ -92,7 +92,7 @@ def test_the_id_changes_with_every_setting_with_the_model_and_with_the_profile(s
 
     grids: list[Grid] = [
         small,
-        replace(small, version=2),
+        replace(small, version=small.version + 1),
         replace(small, cells=small.cells[:1]),
         *(
             one_cell(**{key: value})
@@ -123,8 +123,9 @@ def test_the_id_changes_with_every_setting_with_the_model_and_with_the_profile(s
     ]
     ids = [identity_of(grid, model=str(model), profile="smoke").id for grid in grids]
     ids.append(identity_of(small, model=str(model), profile="standard").id)
-    (model / "model.safetensors").write_text("other weights")
-    ids.append(identity_of(small, model=str(model), profile="smoke").id)
+    for name in ("model.safetensors", "chat_template.jinja"):
+        (model / name).write_text("another one")
+        ids.append(identity_of(small, model=str(model), profile="smoke").id)
     assert len(set(ids)) == len(ids)
     assert all(len(one) == 12 for one in ids)
 
@@ -134,7 +135,7 @@ def test_a_model_without_files_that_can_be_read_is_one_line(tmp_path, kind):
     place = tmp_path / ("none.gguf" if kind == "a file" else "none")
     if kind == "an empty folder":
         place.mkdir()
-    with pytest.raises(ModelError, match=rf"^--model {place}: ") as raised:
+    with pytest.raises(ModelError, match=rf"^(--model |model\.path=){place}: ") as raised:
         model_sha256(str(place))
     assert "\n" not in str(raised.value)
 

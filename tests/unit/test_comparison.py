@@ -6,10 +6,11 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.evidence.measures.cost import UPLOAD_BYTES
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
-from fedproxy_secure.experiments.sweeps.method_rows import rows_of
+from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.text.table import cell, effect_table
+from fedproxy_secure.report.tables.comparison import effect_table
 from tests.support.finished_cells import RECORDS, finished
 
 TWO = ("fedot_equal_bytes", "fedproxy_h_ties")
@@ -26,6 +27,12 @@ def test_a_row_has_both_measures_and_its_gap_is_by_acc():
     assert row.average_norm.value == row.tasks_norm["bank"].value == pytest.approx(0.6)
     assert row.gap_closed.value == pytest.approx(0.5)
     assert row.average_norm.metric == "acc_norm, fedavg_llm"
+
+
+def test_upload_is_counted_and_called_as_in_a_matrix():
+    (cost,) = costs_of([finished("fedproxy_h_ties", 0.5, seed, 0.5) for seed in (0, 1)])
+    assert cost.metric == f"{UPLOAD_BYTES.estimate_name}, fedproxy_h_ties at 0.5"
+    assert (cost.value, cost.exact, cost.n, cost.seeds) == (7, True, 2, (0, 1))
 
 
 def test_gap_edge_and_differences_by_acc_norm_are_computed_as_by_acc():
@@ -78,7 +85,7 @@ def test_size_federation_and_the_owners_edge_add_up_to_the_distance_from_the_cei
     row = rows["fedproxy_h_ties", 0.25]
     assert row.size_effect.value == pytest.approx(-0.1)
     assert row.federation_effect.value == pytest.approx(-0.1)
-    assert row.owners_edge.value == row.way_back_effect.value == pytest.approx(-0.15)
+    assert row.owners_edge.value == row.owners_edge_effect.value == pytest.approx(-0.15)
     assert rows["centralised_proxy", 0.25].federation_effect.value == 0
     assert rows["fedproxy_h_ties", 0.5].size_effect is None, "no pooled proxy at this ratio"
     assert rows["exact_h_ties", 0.25].size_effect is None, "its proxy is not the control's"
@@ -95,13 +102,13 @@ def test_the_three_parts_of_a_distance_rest_on_the_same_seeds_where_the_control_
     results += [with_tuned("centralised_proxy", seed, 0.6, 0.8) for seed in (0, 1)]
     results += [with_tuned("fedproxy_h_ties", s, f, 0.7) for s, f in enumerate((0.5, 0.6, 0.2))]
     row = next(r for r in rows_of(results) if r.method == "fedproxy_h_ties")
-    parts = (row.size_effect, row.federation_effect, row.way_back_effect)
+    parts = (row.size_effect, row.federation_effect, row.owners_edge_effect)
     assert [p.seeds for p in parts] == [(0, 1)] * 3
     assert sum(p.value for p in parts) == pytest.approx((0.5 + 0.6) / 2 - 0.9)
     assert row.owners_edge.seeds == (0, 1, 2)
-    (line,) = (x for x in effect_table(shown(row))[1] if x[0] == "fedproxy_h_ties")
-    assert line[-1] == "2 of 3"
-    assert line[-2] == cell(row.way_back_effect, signed=True)
+    (line,) = effect_table(shown(row)).lines
+    assert (line.name, line.few) == ("fedproxy_h_ties", "2 of 3 seeds")
+    assert line.numbers["owners_edge_effect"].estimate == row.owners_edge_effect
 
 
 def shown(row):

@@ -9,6 +9,7 @@ import pytest
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
@@ -22,6 +23,7 @@ from fedproxy_secure.experiments.sweeps.method_tasks import (
     write_constant,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, records_of
+from fedproxy_secure.report.tables.table import numbers_of
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.table import cell
 from fedproxy_secure.runtime.untrusted import read_json
@@ -36,7 +38,7 @@ from tests.support.finished_cells import (
 )
 from tests.support.sample_report import sample_comparison
 
-LEARNED_ONE_OF_THREE = (
+ONE_OF_THREE_COUNTS = (
     on_tasks("zero_shot", None, moves=0.1, rarer=0.1, never=0.3),
     on_tasks("centralised_llm", None, moves=0.9, rarer=0.6, never=0.35),
     on_tasks("fedproxy_h_ties", 0.5, moves=0.5, rarer=0.6, never=0.3),
@@ -45,8 +47,8 @@ CONSTANT = always(moves=0.5, rarer=0.6, never=0.3)
 
 
 def test_a_task_counts_where_the_ceiling_is_above_zero_shot_and_above_a_constant_answer():
-    scales = {s.task: s for s in task_scales(LEARNED_ONE_OF_THREE, CONSTANT)}
-    assert [s.task for s in scales.values() if s.learned] == ["moves"]
+    scales = {s.task: s for s in task_scales(ONE_OF_THREE_COUNTS, CONSTANT)}
+    assert [s.task for s in scales.values() if s.counts] == ["moves"]
     assert scales["rarer"].above_zero_shot.low > 0, "it learned which answer is frequent"
     assert scales["rarer"].above_constant.low < 0 < scales["rarer"].above_constant.high
     assert scales["never"].above_zero_shot.low < 0
@@ -56,18 +58,18 @@ def test_a_task_counts_where_the_ceiling_is_above_zero_shot_and_above_a_constant
 
 
 def test_the_gap_closed_over_tasks_that_count_leaves_the_others_out():
-    rows = {r.method: r for r in rows_of(LEARNED_ONE_OF_THREE, learned=["moves"])}
+    rows = {r.method: r for r in rows_of(ONE_OF_THREE_COUNTS, counting=["moves"])}
     row = rows["fedproxy_h_ties"]
-    assert row.gap_closed_learned.value == pytest.approx(0.5)
-    assert row.gap_closed_learned.n == RECORDS
-    assert row.gap_closed_learned.low < 0.5 < row.gap_closed_learned.high
+    assert row.gap_closed_counting.value == pytest.approx(0.5)
+    assert row.gap_closed_counting.n == RECORDS
+    assert row.gap_closed_counting.low < 0.5 < row.gap_closed_counting.high
     assert row.gap_closed.value == pytest.approx((1.4 - 0.5) / (1.85 - 0.5))
-    assert rows["centralised_llm"].gap_closed_learned.value == 1
-    assert rows_of(LEARNED_ONE_OF_THREE)[-1].gap_closed_learned is None, "no task is known to count"
+    assert rows["centralised_llm"].gap_closed_counting.value == 1
+    assert rows_of(ONE_OF_THREE_COUNTS)[-1].gap_closed_counting is None, "no task is known to count"
 
 
 def test_differences_of_methods_are_paired_by_task_too():
-    differences = differences_of(LEARNED_ONE_OF_THREE, ["centralised_llm"])
+    differences = differences_of(ONE_OF_THREE_COUNTS, ["centralised_llm"])
     (pair,) = (d for d in differences if d.method == "fedproxy_h_ties")
     values = {task: e.value for task, e in pair.tasks.items()}
     assert values == pytest.approx({"moves": -0.4, "rarer": 0.0, "never": -0.05})
@@ -85,7 +87,7 @@ def test_the_constant_answer_is_the_one_that_training_records_have_most_often():
 
 def test_constant_answers_are_written_for_a_report_that_has_no_records(tmp_path):
     config = parse_config({})
-    write_constant(config, tmp_path)
+    write_constant(config, tmp_path, load_tasks(config.data))
     raw = json.loads((tmp_path / "constant_answers.json").read_text())
     assert list(raw["right"]) == sorted(c.name for c in config.data.clients)
     task = next(iter(raw["right"]))
@@ -101,7 +103,7 @@ def test_constant_answers_are_written_for_a_report_that_has_no_records(tmp_path)
 
 
 def test_a_report_says_why_it_does_not_know_which_tasks_count(tmp_path):
-    ends, config = LEARNED_ONE_OF_THREE[:2], parse_config({})
+    ends, config = ONE_OF_THREE_COUNTS[:2], parse_config({})
     assert read_constant(tmp_path, ends) is None
     (line,) = scale_notes(config, ends, None)
     assert line.endswith("has no constant_answers.json of these records; `compare --resume` writes it.")
@@ -111,9 +113,9 @@ def test_a_report_says_why_it_does_not_know_which_tasks_count(tmp_path):
 
 def test_under_differential_privacy_no_constant_answer_is_written(tmp_path):
     private = parse_config({"privacy": {"unit": "record"}})
-    write_constant(private, tmp_path)
+    write_constant(private, tmp_path, load_tasks(private.data))
     assert list(tmp_path.iterdir()) == []
-    (line,) = scale_notes(private, LEARNED_ONE_OF_THREE, None)
+    (line,) = scale_notes(private, ONE_OF_THREE_COUNTS, None)
     assert line.endswith("The most frequent answer of training records is private.")
 
 
@@ -138,10 +140,10 @@ def test_a_proxys_record_is_in_the_report_with_the_seeds_it_rests_on(tmp_path):
     records = records_of(config, tmp_path, (0.25, 0.5), origin())
     (row,) = proxy_rows(results, records)
     assert row.remove_ratio == 0.25
-    assert row.likeness.kl.value == pytest.approx(0.5)
-    assert row.likeness.kl.seeds == (0, 1)
-    assert row.likeness.kl.low < 0.4
-    assert row.likeness.cka.value == pytest.approx(0.8)
+    assert row.fidelity.kl.value == pytest.approx(0.5)
+    assert row.fidelity.kl.seeds == (0, 1)
+    assert row.fidelity.kl.low < 0.4
+    assert row.fidelity.cka.value == pytest.approx(0.8)
     assert row.before_healing.kl.value == 2.5
     healed, unknown = proxy_notes(results, records)
     assert "KL of the LLM and the proxy 2.00 before, 0.50 nats per token after (seeds 0, 1)" in healed
@@ -154,7 +156,7 @@ def test_a_proxy_that_was_not_healed_has_no_before(tmp_path):
     results = [finished("fedproxy_h_ties", 0.5, 0, 0.5)]
     records = records_of(config, tmp_path, (0.5,), origin())
     (row,) = proxy_rows(results, records)
-    assert (row.likeness.kl.value, row.before_healing) == (1.0, None)
+    assert (row.fidelity.kl.value, row.before_healing) == (1.0, None)
     assert proxy_notes(results, records) == []
 
 
@@ -205,7 +207,7 @@ def test_an_untuned_proxys_accuracy_is_paired_with_the_llms():
     results = [finished("zero_shot", None, s, 0.5) for s in (0, 1)]
     results += [finished("zero_shot_proxy", 0.25, s, 0.4) for s in (0, 1, 2)]
     (row,) = proxy_rows(results, {})
-    assert row.likeness is None
+    assert row.fidelity is None
     assert row.above_llm.value == pytest.approx(-0.1)
     assert row.above_llm.seeds == (0, 1)
 
@@ -216,7 +218,7 @@ NATS = {"zero_shot": 3.0, "centralised_llm": 1.0, "fedproxy_h_ties": 1.5, "zero_
 
 
 def mixed_cells():
-    """Cells of a task that is learned, one that is not, and two tasks of free text."""
+    """Cells of a task that counts, one that does not, and two tasks of free text."""
     coded = (
         on_tasks("zero_shot", None, moves=0.1, never=0.3),
         on_tasks("centralised_llm", None, moves=0.9, never=0.35),
@@ -231,11 +233,11 @@ def mixed_cells():
 def test_coded_tasks_and_free_text_are_joined_side_by_side():
     cells, constant = mixed_cells(), always(moves=0.5, never=0.3)
     scales = task_scales(cells, constant)
-    assert [(s.task, s.learned) for s in scales] == [("moves", True), ("never", False)]
-    rows = {r.method: r for r in rows_of(cells, learned=["moves"])}
+    assert [(s.task, s.counts) for s in scales] == [("moves", True), ("never", False)]
+    rows = {r.method: r for r in rows_of(cells, counting=["moves"])}
     row = rows["fedproxy_h_ties"]
     assert list(row.tasks) == list(row.tasks_norm) == ["moves", "never"]
-    assert row.gap_closed_learned.value == pytest.approx(0.5)
+    assert row.gap_closed_counting.value == pytest.approx(0.5)
     assert row.gap_closed_norm is not None
     assert row.tuned_proxy_norm.n == row.owners_edge_norm.n == 2 * RECORDS
     assert list(row.tasks_loss) == ["notes", "chats"]
@@ -262,8 +264,8 @@ def test_without_a_coded_task_nothing_is_told_of_accuracies():
     assert scale_notes(config, cells, None) == [], "of free text alone nobody expects it"
     assert proxy_rows(cells, {}) == []
     assert proxy_rows(cells, {0.5: {0: record(kl=1.0)}})[0].above_llm is None
-    row = next(r for r in rows_of(cells, learned=["notes"]) if r.method == "fedproxy_h_ties")
-    lacking = ("average", "average_norm", "gap_closed", "gap_closed_norm", "gap_closed_learned")
+    row = next(r for r in rows_of(cells, counting=["notes"]) if r.method == "fedproxy_h_ties")
+    lacking = ("average", "average_norm", "gap_closed", "gap_closed_norm", "gap_closed_counting")
     assert all(getattr(row, key) is None for key in (*lacking, "owners_edge", "owners_edge_norm"))
     assert row.loss_gap_closed.value == pytest.approx(0.75)
     (pair,) = (d for d in differences_of(cells, ["zero_shot"]) if d.method == "fedproxy_h_ties")
@@ -278,7 +280,8 @@ def test_without_a_coded_task_nothing_is_told_of_accuracies():
         proxies=(),
     )
     text = markdown_report(shown)
-    assert "## Free text, paired differences in loss (nats)" in text
+    assert "## Free text, paired differences in loss\n" in text
+    assert "| minus zero_shot (nats) |" in text
     assert "points" not in text
     assert "acc_norm" not in text
 
@@ -290,14 +293,14 @@ def test_free_text_has_no_constant_answer(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text(8 * (json.dumps(row) + "\n"))
     texts = [{**raw, "name": name} for name in ("notes", "chats", "mails")]
     config = parse_config({"data": {"root": str(tmp_path), "clients": texts}})
-    write_constant(config, tmp_path / "text")
+    write_constant(config, tmp_path / "text", load_tasks(config.data))
     assert not (tmp_path / "text").exists()
     row = {"text": "q", "choices": ["no", "yes"], "label": 1}
     for split in ("train", "test"):
         (tmp_path / f"bank.{split}.jsonl").write_text(8 * (json.dumps(row) + "\n"))
     bank = {"name": "bank", "task": "classification", "source": "{data}/bank.{split}.jsonl"}
     config = parse_config({"data": {"root": str(tmp_path), "clients": [bank, *texts]}})
-    write_constant(config, tmp_path)
+    write_constant(config, tmp_path, load_tasks(config.data))
     assert json.loads((tmp_path / "constant_answers.json").read_text())["right"] == {"bank": "1" * 8}
 
 
@@ -312,9 +315,9 @@ def test_the_documented_table_by_acc_norm_is_that_of_its_cells():
         raw = read_json(file)
         key = Cell(method=raw["method"], remove_ratio=raw["remove_ratio"], seed=raw["seed"])
         found.append(read_cell(file.parents[1], key))
+    columns = ("tuned_proxy_norm", "average_norm", "gap_closed_norm", "owners_edge_norm")
     for row in rows_of(found):
-        texts = [cell(row.tuned_proxy_norm), cell(row.average_norm), cell(row.gap_closed_norm)]
-        texts.append(cell(row.owners_edge_norm, signed=True))
-        shown = ["" if t == "-" else t.removesuffix(".0 ± 0.0") for t in texts]
+        numbers = numbers_of(row, "", columns)
+        shown = [cell(numbers[c]).replace("−", "-") if c in numbers else "" for c in columns]
         line = f"| `{row.method}` | {' | '.join(shown)} |"
         assert " ".join(line.split()) in {" ".join(one.split()) for one in text.splitlines()}, line

@@ -23,7 +23,7 @@ from fedproxy_secure.report.composition import (
     to_json,
 )
 from fedproxy_secure.report.html.page import page
-from fedproxy_secure.report.measured import configuration_of, read_seed
+from fedproxy_secure.report.measured import configuration_of, read_seed, read_seeds
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.spending import guarantees_of, total, unfinished_training
 from fedproxy_secure.report.text.markdown import markdown_report
@@ -46,7 +46,7 @@ def private_run(folder: Path, *, seeds=(0, 1, 2), events=(WHOLE,)) -> Path:
         cost = asdict(spent(merged(events), delta=DELTA))
         result["spent"] = {"clinic": cost, "bank": cost}
         result["events"] = to_json({"clinic": events, "bank": events})
-        RunFolder(path=folder).write_json(f"seed-{seed}/result.json", {**result, "truncated": 0})
+        RunFolder(path=folder).write_json(f"seed-{seed}/result.json", result)
     return folder
 
 
@@ -210,11 +210,7 @@ def test_every_form_of_a_report_says_what_composes_with_what(tmp_path):
 def test_a_runs_guarantee_and_estimates_are_of_all_its_seeds(tmp_path):
     config = parse_config({**PRIVATE, "seeds": [0, 1, 2]})
     private_run(tmp_path)
-    results = {s: json.loads((tmp_path / f"seed-{s}/result.json").read_text()) for s in (0, 1, 2)}
-    for result in results.values():
-        result["privacy_notes"] = []
-        result["fidelity"]["agreement"] = 0.5
-    made = report_of(config, tmp_path, results, "c")
+    made = report_of(config, tmp_path, read_seeds(tmp_path, (0, 1, 2), root=tmp_path), "c")
     together = spent([replace(WHOLE, steps=6)], delta=DELTA).epsilon
     alone = spent([WHOLE], delta=DELTA).epsilon
     assert f"({rounded_up(together)}, {DELTA:g})-DP" in made.guarantees[0]

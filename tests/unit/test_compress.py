@@ -6,7 +6,7 @@ import torch
 from fedproxy_secure.compress import importance_memo
 from fedproxy_secure.compress.base import Compression, compression_of
 from fedproxy_secure.compress.drop_blocks import build_proxy
-from fedproxy_secure.compress.fidelity import LinearCka, fidelity
+from fedproxy_secure.compress.fidelity import LinearCka, fidelity, likeness
 from fedproxy_secure.compress.importance import (
     block_influence,
     gradient_fidelity,
@@ -179,6 +179,17 @@ def test_cka_ignores_rotation_and_sees_independence():
         for part in (slice(200), slice(200, None)):
             found.add(x[part], y[part])
         assert found.value() == pytest.approx(expected, abs=within)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), 1e30])
+def test_a_proxy_without_a_finite_perplexity_is_refused_in_one_line(scale):
+    llm = tiny_llama(2)
+    proxy = Proxy(model=tiny_llama(2), plan=BlockPlan(llm_blocks=2, kept=(0, 1)))
+    assert likeness(llm, proxy, WINDOWS)["fidelity"]["proxy_perplexity"] > 1
+    with torch.no_grad():
+        proxy.model.lm_head.weight.copy_(scale * torch.randn_like(proxy.model.lm_head.weight))
+    with pytest.raises(ModelError, match=r"^the proxy is broken: .* is (nan|inf); lower compress\.remove"):
+        likeness(llm, proxy, WINDOWS)
 
 
 def test_a_model_without_decoder_blocks_is_refused():

@@ -12,6 +12,7 @@ from fedproxy_secure.compress.healing import heal
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.compress.verbatim import numbers_held, verbatim_share
 from fedproxy_secure.config import CompressConfig, HealConfig, load_config
+from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.experiments.stages import prepare
 from fedproxy_secure.fuse.plug_back import plug_back
@@ -87,7 +88,7 @@ def test_the_fit_keeps_the_rank_of_low_rank_maps(family):
 def test_a_proxy_whose_hidden_states_are_rotated_says_so_and_no_other(kind):
     model = llm()
     proxy = proxy_of(kind, model)
-    assert bool(proxy.kept) == (kind != "rotated")
+    assert bool(proxy.kept) == (kind != "rotated") == (not COMPRESSIONS.get(kind).own_states)
     assert len(proxy.kept) in (0, len(blocks_of(proxy.model)))
 
 

@@ -13,7 +13,10 @@ from fedproxy_secure.evidence.estimate import counted, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed
 from fedproxy_secure.report.stamps import unsafe_stamps
-from tests.support.finished_run import write_run
+from fedproxy_secure.secagg import messages
+from fedproxy_secure.secagg.ckks import messages as ckks
+from fedproxy_secure.secagg.ckks.gram import EncryptedSketch, GramProducts
+from tests.support.finished_run import FIDELITY, write_run
 
 
 def finding(
@@ -98,8 +101,16 @@ def test_bytes_are_counted_a_client_and_round_and_payload_apart_from_protocol(tm
     assert values["download_bytes"].value == 300 / 3
     assert values["protocol_bytes"].value == 30 / 3
     assert values["upload_bytes"].how == "counted, exact"
+    peak = values["peak_memory_bytes"]
+    assert (peak.value, peak.exact) == (100, False), "it was measured, and both seeds agree"
     assert values["seconds_federate"].value == 3.0
     assert values["seconds_total"].value == 3.0
+
+
+def test_only_messages_without_numbers_of_updates_are_protocol():
+    kinds = (*messages.MESSAGES, *ckks.MESSAGES, EncryptedSketch, GramProducts)
+    vectors = {"MaskedInput", "Encrypted", "Total", "Opened", "EncryptedSketch", "GramProducts"}
+    assert {kind.__name__ for kind in kinds if kind.vector} == vectors
 
 
 def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tmp_path: Path):
@@ -248,3 +259,47 @@ def test_costs_stand_beside_those_of_the_unprotected_run_seed_by_seed(tmp_path: 
 def test_an_unfinished_seed_is_named(tmp_path: Path):
     with pytest.raises(RunFolderError, match=r"seed-0/result\.json: cannot be read"):
         read_seed(tmp_path, 0, root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"verbatim_share": None}, "verbatim_share is None"),
+        ({"fidelity": {**FIDELITY, "kl_nats": "low"}}, r"fidelity\.kl_nats is 'low'"),
+        ({"fidelity": {}}, r"fidelity\.kl_nats is missing"),
+        ({"plug_back": []}, "plug_back is no object"),
+        ({"seconds": {"fuse": "long"}}, r"seconds\.fuse is 'long'"),
+        ({"healing": {"tokens": 1}}, r"healing\.seconds is missing"),
+    ],
+)
+def test_a_damaged_result_is_told_in_one_line(tmp_path: Path, change, told):
+    file = write_run(tmp_path / "run", seeds=(0,)) / "seed-0/result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(RunFolderError, match=rf"result\.json: is damaged: {told}; delete it and resume$"):
+        made(tmp_path / "run", tmp_path, (0,))
+
+
+@pytest.mark.parametrize(
+    "name", ["verbatim_share", "plug_back", "seconds", "peak_memory_bytes", "truncated"]
+)
+def test_a_result_that_lacks_a_number_is_damaged(tmp_path: Path, name):
+    file = write_run(tmp_path / "run", seeds=(0,)) / "seed-0/result.json"
+    result = json.loads(file.read_text())
+    del result[name]
+    file.write_text(json.dumps(result))
+    with pytest.raises(RunFolderError, match=rf"is damaged: {name} is missing; delete it and resume$"):
+        made(tmp_path / "run", tmp_path, (0,))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(None, "has no lines"), ("", "has no lines"), ("{}\n", "\\w+ is missing"), ("7\n", "the whole is no")],
+)
+@pytest.mark.parametrize("name", ["rounds", "ledger"])
+def test_a_seed_without_its_rounds_or_its_ledger_is_refused(tmp_path: Path, name, text, told):
+    file = write_run(tmp_path / "run", seeds=(0,)) / f"seed-0/federation/{name}.jsonl"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(
+        RunFolderError, match=rf"{name}\.jsonl: is damaged: {told}.*; put it back, or delete"
+    ):
+        made(tmp_path / "run", tmp_path, (0,))

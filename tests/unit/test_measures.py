@@ -8,8 +8,8 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.estimate import counted
 from fedproxy_secure.evidence.measure import AXES, MEASURES, MeasureKind, in_order, measure_kind
 from fedproxy_secure.gate.rules import OTHERS, limit_names, limit_of
-from fedproxy_secure.report.html.tables import first_tables
 from fedproxy_secure.report.sweep import headline
+from fedproxy_secure.report.tables.measures import first_tables
 from fedproxy_secure.report.text.trilemma_table import headings, lines
 from fedproxy_secure.report.trilemma import Configuration, Measure
 from tests.support.sample_report import sample_report
@@ -76,7 +76,7 @@ def test_a_measure_that_no_installed_package_has_is_shown_by_what_it_says_itself
     one = configuration(measure("token_auc", 0.5, unit="AUC"), odd)
     assert odd.kind.title == "odd number"
     assert headings([one]) == ("configuration", "token AUC", "odd number")
-    assert lines([one]) == [("c", "0.50", "3.0")]
+    assert lines([one]) == [("c", "0.5", "3")]
     report = replace(sample_report(), configurations=(one,))
     (table,) = first_tables(report)
     assert [(c.title, c.arrow) for c in table.columns] == [("token AUC", "↓"), ("odd number", "↑")]

@@ -56,6 +56,22 @@ def test_a_task_of_few_records_is_trained_on_as_often_as_one_of_many(tmp_path):
     assert not torch.equal(pooled(tmp_path, few, many), pooled(tmp_path, few, many[:2]))
 
 
+@pytest.mark.parametrize(("participation", "steps"), [(1.0, 24), (0.5, 12)])
+def test_who_trains_alone_or_on_pooled_records_takes_as_many_steps_as_a_federation(
+    tmp_path, monkeypatch, participation, steps
+):
+    taken = []
+    monkeypatch.setattr("fedproxy_secure.experiments.inputs.train", lambda *_, **how: taken.append(how))
+    of_four = [records(letter, 2) for letter in "abcd"]  # as many as the settings have clients
+    few = {"rounds": 2, "participation": participation, "min_clients": 2}
+    llm = tiny_llama(2)
+    inputs = inputs_of(tmp_path, llm, *of_four, federate=few, protect={"scheme": "unsafe_plaintext"})
+    inputs.train_pooled(llm)
+    for own in inputs.each_task():
+        own.train_pooled(tiny_llama(2))
+    assert [how["steps"] for how in taken] == [steps, *[steps // 4] * 4]
+
+
 @pytest.mark.parametrize(
     "compress",
     [{"kind": "low_rank", "options": {"embeddings": 0.5}}, {"kind": "quantised"}, {"kind": "width"}],

@@ -18,11 +18,12 @@ from fedproxy_secure.gate.judge import Verdict
 from fedproxy_secure.gate.judge import judge as judge_report
 from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.report.html.page import page
-from fedproxy_secure.report.html.tables import first_tables
 from fedproxy_secure.report.measured import configuration_of, read_seed
 from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.tables.measures import first_tables
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.trilemma_table import headings
+from tests.support.finished_run import FIDELITY
 from tests.support.toys import (
     INFO,
     Toy,
@@ -80,9 +81,11 @@ def test_the_measure_of_an_attack_of_ones_own_is_a_column_a_chapter_and_a_rule(o
     suite(clean_run, *registry.find("X1"))
     answers = {"alpha": "0101", "beta": "0011"}
     result = {
-        "fidelity": {"kl_nats": 0.5, "cka": [1.0], "llm_perplexity": 5, "proxy_perplexity": 10},
+        "fidelity": FIDELITY,
         "perplexity": {"fused": 7.0},
-        "plug_back": {"tried": []},
+        "plug_back": {"scale": 1.0, "tried": []},
+        "truncated": 0,
+        "privacy_notes": [],
         "verbatim_share": 0.5,
         "spent": {},
         "events": {},

@@ -88,8 +88,8 @@ def test_an_owner_reads_what_is_held_what_is_hers_and_how_far_the_strongest_atta
         "proxy's is +1.0 ± 0.8 points. "
         "The strongest attack gets 70.0 ± 2.0 % of the way from the tuned proxy to the fused LLM "
         "(A12 from client, standard, through an API that returns all logits). "
-        "The best copy of the fused LLM remains at a KL divergence of 0.30 ± 0.02 nats from it; a perfect "
-        "copy would have none. "
+        "The best copy of the fused LLM remains at a KL divergence of 0.300 ± 0.020 nats from it; a "
+        "perfect copy would have none. "
         "Without a single query, with public text and computing time alone, an attacker gets 20.0 ± 2.0 % "
         "of the way."
     )
@@ -121,7 +121,7 @@ def test_of_configurations_with_the_same_proxy_the_worst_for_the_owner_is_told()
     assert "is −2.0 ± 1.0 points" in words(row)
     assert "60.0 ± 2.0 % of the way" in words(row)
     assert "A12 from outsider" in words(row)
-    assert "at a KL divergence of 0.40 ± 0.02 nats" in words(row)  # the least of all that is left
+    assert "at a KL divergence of 0.400 ± 0.020 nats" in words(row)  # the least of all that is left
 
 
 def test_each_proxy_has_a_row_of_its_own_named_by_what_makes_it():

@@ -6,6 +6,7 @@ from fedproxy_secure.runtime.progress import (
     Named,
     Relayed,
     Replay,
+    StageClock,
     Weighed,
     duration,
     time_left,
@@ -22,6 +23,17 @@ def test_times_are_in_the_unit_that_people_would_say():
         "2 h 0 min",
         "3 h 5 min",
     ]
+
+
+def test_a_stage_took_no_less_than_its_parts_in_earlier_processes():
+    clock = StageClock()
+    clock.stop("federate", at_least=100.0)
+    clock.stop("fuse")
+    assert clock.seconds["federate"] == 100.0
+    assert 0 <= clock.seconds["fuse"] < 100.0
+    clock.began -= 200.0
+    clock.stop("federate", at_least=100.0)
+    assert clock.seconds["federate"] > 299.0
 
 
 def test_the_time_left_follows_from_the_mean_pace_and_is_unknown_at_both_ends():

@@ -12,23 +12,21 @@ from rich.console import Console
 
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval, proportion_interval
+from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report import Report
 from fedproxy_secure.report.html.page import page
 from fedproxy_secure.report.report import MethodRow
-from fedproxy_secure.report.text.markdown import markdown_report
-from fedproxy_secure.report.text.pull_request import pull_request_summary
-from fedproxy_secure.report.text.table import (
-    HEADINGS,
-    cell,
-    cells,
+from fedproxy_secure.report.tables.comparison import (
+    comparison_tables,
     difference_table,
     effect_table,
-    learned_table,
+    methods_table,
     norm_table,
-    proxy_table,
-    rich_tables,
-    scale_table,
 )
+from fedproxy_secure.report.tables.scale import counting_table, proxy_table, scale_table
+from fedproxy_secure.report.text.markdown import markdown_report
+from fedproxy_secure.report.text.pull_request import pull_request_summary
+from fedproxy_secure.report.text.table import cell, rich_tables, table_rows
 from fedproxy_secure.report.text.trilemma_table import lines, rich_trilemma
 from fedproxy_secure.runtime.artifacts import environment
 from tests.support.paired import paired_difference
@@ -97,11 +95,11 @@ def test_the_schema_refuses_a_number_without_what_it_rests_on(report: Report, ke
 
 def test_a_report_of_another_version_is_refused(report: Report, tmp_path: Path):
     replace(report, schema_version=9).write(tmp_path)
-    with pytest.raises(RunFolderError, match=r"schema_version=9: must be 5; make the report again$"):
+    with pytest.raises(RunFolderError, match=r"schema_version=9: must be 6; make the report again$"):
         Report.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 5, "seeds": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 6, "seeds": 3}'])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunFolderError, match="is damaged") as raised:
@@ -115,25 +113,26 @@ def test_a_missing_report_is_named(tmp_path: Path):
 
 
 def test_cells_show_percent_with_half_the_interval(report: Report):
-    zero_shot, ours = report.rows
-    assert cells(zero_shot)[:2] == ("zero_shot", "-")
-    assert cell(zero_shot.average) == "50.0 ± 12.3"
-    assert cells(ours)[:2] == ("fedproxy_h_ties", "25%")
-    assert cell(ours.gap_closed) == "80.0 ± 12.7"
-    assert cell(ours.owners_edge, signed=True).startswith("+11.0 ± ")
+    headings, (zero_shot, ours) = table_rows(methods_table(report))
+    assert headings[:4] == ("method", "removed", "tuned proxy (%)", "fused LLM (%)")
+    assert zero_shot[:4] == ("zero_shot", "-", "-", "50.0 ± 12.3")
+    assert ours[:2] == ("fedproxy_h_ties", "25 %")
+    assert ours[headings.index("gap closed (%)")] == "80.0 ± 12.7"
+    assert ours[headings.index("owner's edge (points)")].startswith("+11.0 ± ")
 
 
 def test_cells_show_lopsided_and_missing_intervals():
-    lopsided = proportion_interval(1, 20, metric="m", seeds=(0,))
-    assert cell(lopsided) == "5.0 [0.9, 23.6]"
-    assert cell(mean_interval({0: 0.5}, metric="m", unit="share")) == "50.0"
+    assert cell(Number(proportion_interval(1, 20, metric="m", seeds=(0,)), "")) == "5.0 [0.9, 23.6]"
+    assert cell(Number(mean_interval({0: 0.5}, metric="m", unit="share"), "")) == "50.0"
+    assert cell(Number(mean_interval({0: 0.5}, metric="m", unit="share"), ""), unit=True) == "50.0 %"
     assert cell(None) == "-"
 
 
 def test_markdown_holds_rows_tasks_estimates_notes_and_command(report: Report):
     text = markdown_report(report)
-    assert "| " + " | ".join(cells(report.rows[1])) + " |" in text
-    for part in (*HEADINGS, "bank", "compress time", "3 prompts were truncated", report.command):
+    headings, rows = table_rows(methods_table(report))
+    assert "| " + " | ".join(rows[1]) + " |" in text
+    for part in (*headings, "bank", "compress time", "3 prompts were truncated", report.command):
         assert part in text
 
 
@@ -141,14 +140,20 @@ def test_cells_do_not_show_a_small_divergence_as_zero():
     left = Estimate(
         metric="KL", value=0.032, low=0.025, high=0.039, n=32, unit="nats", seeds=(0,), how="made up"
     )
-    assert cell(left) == "0.032 ± 0.007"
+    assert cell(Number(left, "")) == "0.032 ± 0.007"
 
 
-def test_the_terminal_table_has_the_same_cells(report: Report):
-    shown = printed(report)
-    for row in report.rows:
-        for text in cells(row, report.seeds):
-            assert text in shown
+def test_every_form_has_every_number_of_every_table():
+    made = sample_comparison()
+    shown = {form: " ".join(form(made).split()) for form in (printed, markdown_report, page)}
+    for table in comparison_tables(made):
+        for number in (n for line in table.lines for n in line.numbers.values()):
+            assert cell(number) in shown[markdown_report]
+            assert f'data-source="{number.source}"' in shown[page]
+    for table in comparison_tables(made, by_task=False):
+        for _, _, *texts, _, seeds in table_rows(table)[1]:
+            assert seeds == str(len(made.seeds))
+            assert all(text in shown[printed] for text in texts)
 
 
 def printed(report: Report, width: int = 200) -> str:
@@ -158,9 +163,7 @@ def printed(report: Report, width: int = 200) -> str:
 
 
 def test_a_row_with_fewer_seeds_than_the_report_says_so_in_every_form(report: Report):
-    assert cells(report.rows[0], report.seeds)[-1] == "one seed"
-    assert cells(report.rows[1], report.seeds)[-1] == "2"
-    assert cells(report.rows[1], (0, 1, 2))[-1] == "2 of 3"
+    assert [row[-1] for row in table_rows(methods_table(report))[1]] == ["one seed", "2"]
     longer = replace(report, seeds=(0, 1, 2))
     for shown in (printed(longer), markdown_report(longer), page(longer), pull_request_summary(longer)):
         assert "one seed" in shown
@@ -178,16 +181,19 @@ def test_acc_norm_has_a_table_of_its_own_only_where_it_differs():
         assert "Fused LLM by acc_norm" not in form(same)
         assert "Fused LLM by acc_norm" in form(made)
     beside = ("average (%)", "gap closed (%)", "owner's edge (points)")
-    assert norm_table(replace(made, rows=bank))[0] == ("method", "removed", *beside, "bank (%)")
-    assert norm_table(made, by_task=False)[0] == ("method", "removed", *beside)
+    assert [label for _, label in norm_table(replace(made, rows=bank)).columns] == [*beside, "bank (%)"]
+    assert [label for _, label in norm_table(made, by_task=False).columns] == [*beside]
 
 
 def test_paired_differences_have_a_line_a_method_and_ratio_and_a_column_a_reference():
     made = sample_comparison()
-    headings, table = difference_table(made)
-    assert headings == ("method", "removed", "minus fedot", "minus fedproxy_h_ties", "n", "seeds")
-    assert table[0][:2] == ("zero_shot", "25%")
-    assert cell(made.differences[2].average, signed=True) in table[2]
+    table = difference_table(made)
+    assert [label for _, label in table.columns] == [
+        "minus fedot (points)",
+        "minus fedproxy_h_ties (points)",
+    ]
+    assert (table.lines[0].name, table.lines[0].about) == ("zero_shot", "25 % removed")
+    assert table.lines[2].numbers["fedproxy_h_ties"].estimate == made.differences[2].average
     for form in (printed, markdown_report, page):
         assert "paired differences" in form(made)
         assert "paired differences" not in form(replace(made, differences=()))
@@ -195,10 +201,11 @@ def test_paired_differences_have_a_line_a_method_and_ratio_and_a_column_a_refere
 
 def test_what_lies_between_methods_and_the_ceiling_is_shown_where_it_is_known():
     made = sample_comparison()
-    headings, table = effect_table(made)
-    assert headings[2:5] == ("size", "federation", "owner's edge")
-    assert [line[0] for line in table] == [row.method for row in made.rows if row.remove_ratio]
-    assert table[0][2] == cell(made.rows[2].size_effect, signed=True)
+    table = effect_table(made)
+    parts = ["size (points)", "federation (points)", "owner's edge (points)"]
+    assert [label for _, label in table.columns] == parts
+    assert [line.name for line in table.lines] == [row.method for row in made.rows if row.remove_ratio]
+    assert table.lines[0].numbers["size_effect"].estimate == made.rows[2].size_effect
     unknown = tuple(replace(row, size_effect=None, federation_effect=None) for row in made.rows)
     for form in (printed, markdown_report, page):
         assert "between the fused LLM and the ceiling" in form(made)
@@ -208,9 +215,8 @@ def test_what_lies_between_methods_and_the_ceiling_is_shown_where_it_is_known():
 def test_differences_by_acc_norm_have_a_table_only_where_it_is_another_measure():
     made = sample_comparison()
     same = tuple(replace(r, tasks_norm=r.tasks) for r in made.rows)
-    _, table = difference_table(made, "average_norm")
-    assert cell(made.differences[2].average_norm, signed=True) in table[2]
-    assert cell(made.differences[2].average, signed=True) not in table[2]
+    table = difference_table(made, "average_norm")
+    assert table.lines[2].numbers["fedproxy_h_ties"].estimate == made.differences[2].average_norm
     for form in (printed, markdown_report, page):
         assert "by acc_norm, paired" in form(made)
         assert "by acc_norm, paired" not in form(replace(made, rows=same))
@@ -218,14 +224,15 @@ def test_differences_by_acc_norm_have_a_table_only_where_it_is_another_measure()
 
 def test_tasks_that_count_and_the_gap_closed_over_them_are_shown_where_some_do_not():
     made = sample_comparison()
-    assert [line[:2] for line in scale_table(made)[1]] == [("clinic", "yes"), ("bank", "no")]
-    shown = learned_table(made)[1]
-    assert [line[0] for line in shown] == [r.method for r in made.rows if r.gap_closed_learned]
-    assert shown[1][3] == cell(made.rows[2].gap_closed_learned)
-    every = tuple(replace(scale, learned=True) for scale in made.task_scales)
-    none = tuple(replace(scale, learned=False) for scale in made.task_scales)
-    without = tuple(replace(row, gap_closed_learned=None) for row in made.rows)
-    for form in (printed, markdown_report):
+    about = [(line.name, line.about) for line in scale_table(made).lines]
+    assert about == [("clinic", "counts"), ("bank", "does not count")]
+    shown = counting_table(made).lines
+    assert [line.name for line in shown] == [r.method for r in made.rows if r.gap_closed_counting]
+    assert shown[1].numbers["gap_closed_counting"].estimate == made.rows[2].gap_closed_counting
+    every = tuple(replace(scale, counts=True) for scale in made.task_scales)
+    none = tuple(replace(scale, counts=False) for scale in made.task_scales)
+    without = tuple(replace(row, gap_closed_counting=None) for row in made.rows)
+    for form in (printed, markdown_report, page):
         assert "1 of 2 tasks count: clinic." in " ".join(form(made).split())
         assert "No task counts" in form(replace(made, task_scales=none, rows=without))
     for form in (printed, markdown_report, page):
@@ -236,13 +243,16 @@ def test_tasks_that_count_and_the_gap_closed_over_them_are_shown_where_some_do_n
 
 def test_proxies_are_shown_before_and_after_healing_with_the_seeds_they_rest_on():
     made = sample_comparison()
-    _, table = proxy_table(made)
-    assert [line[0] for line in table] == ["at 0.25 before healing", "at 0.25 healed", "at 0.5"]
-    assert table[1][1] == cell(made.proxies[0].likeness.kl)
-    assert table[2][-2] == cell(made.proxies[1].above_llm, signed=True)
-    assert {line[-1] for line in table} == {str(len(made.seeds))}
-    unknown = replace(made.proxies[1], likeness=None)
-    assert proxy_table(replace(made, proxies=(unknown,)))[1][0][1:7] == ("-",) * 6
+    lines = proxy_table(made).lines
+    assert [(line.name, line.about) for line in lines] == [
+        ("proxy before healing", "25 % removed"),
+        ("proxy healed", "25 % removed"),
+        ("proxy", "50 % removed"),
+    ]
+    assert lines[1].numbers["kl"].estimate == made.proxies[0].fidelity.kl
+    assert lines[2].numbers["above_llm"].text.startswith("−1")
+    unknown = replace(made.proxies[1], fidelity=None)
+    assert [key for key, _ in proxy_table(replace(made, proxies=(unknown,))).columns] == ["above_llm"]
     for form in (printed, markdown_report, page):
         assert "Proxies before tuning" in form(made)
         assert "Proxies before tuning" in form(replace(made, proxies=(unknown,)))

@@ -1,6 +1,7 @@
 """A SuperLink answers other machines as nodes alone, and reads no body of who is none."""
 
 import asyncio
+import logging
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 
@@ -8,7 +9,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.responses import PlainTextResponse
 
-from fedproxy_secure.flower.launch.superlink import MOST_BODY_BYTES, OnlyNodes
+from fedproxy_secure.flower.internals.log_lines import PrintableLine
+from fedproxy_secure.flower.internals.superlink import without_strangers_lines
+from fedproxy_secure.flower.launch.same_user import OnlyThisUser, guarded_where_possible
+from fedproxy_secure.flower.launch.superlink import (
+    ANSWERS_VARIABLE,
+    MOST_BODY_BYTES,
+    SLACK_BYTES,
+    OnlyNodes,
+    most_answer_bytes,
+)
 from tests.support.connections import another_users_connection, connected
 
 ELSEWHERE, HERE = ("192.0.2.7", 5000), ("192.0.2.1", 9092)
@@ -57,7 +67,15 @@ class SuperLinkApp:
 
 
 def status_of(
-    path, *, client=ELSEWHERE, server=HERE, kind="http", headers=None, body=(b"",), registered=True
+    path,
+    *,
+    client=ELSEWHERE,
+    server=HERE,
+    kind="http",
+    headers=None,
+    body=(b"",),
+    registered=True,
+    door=OnlyNodes,
 ):
     headers = signed_headers() if headers is None else headers
     sent = []
@@ -73,7 +91,7 @@ def status_of(
 
     scope = {"type": kind, "path": path, "client": client, "headers": list(headers), "method": "POST"}
     scope |= {"app": SuperLinkApp(registered), "server": server}
-    asyncio.run(OnlyNodes(everything)(scope, receive, send))
+    asyncio.run(door(everything)(scope, receive, send))
     return sent[0]["status"]
 
 
@@ -177,3 +195,57 @@ def test_a_body_that_announces_nothing_is_cut_when_it_is_too_much():
     piece = bytes(MOST_BODY_BYTES // 2)
     assert status_of("/v1/fleet/push-object", body=(piece, piece)) == 200
     assert status_of("/v1/fleet/push-object", body=(piece, piece, b"1")) == 400
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/runtime/acquire-task", "/v1/fleet/pull-messages", "/docs"]
+)
+def test_a_sites_supernode_and_an_engines_superlink_answer_processes_of_their_user_alone(path):
+    for door in (OnlyThisUser, guarded_where_possible):
+        with connected() as (client, server):
+            assert status_of(path, client=client, server=server, door=door, headers=[]) == 200
+        with another_users_connection() as (client, server):
+            assert status_of(path, client=client, server=server, door=door, headers=[]) == 404
+        assert status_of(path, door=door, headers=[]) == 404
+
+
+def test_no_body_of_another_user_is_read():
+    async def run():
+        async def receive():
+            raise AssertionError("the body is read")
+
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/", "client": ELSEWHERE, "server": HERE, "headers": []}
+        await OnlyThisUser(everything)(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(run()) == 404
+
+
+def test_a_stranger_gets_no_line_into_the_superlinks_log():
+    from flwr.supercore.http_logging import get_uvicorn_log_config
+
+    loggers = without_strangers_lines(get_uvicorn_log_config)(logging.INFO)["loggers"]
+    assert loggers["uvicorn.access"] == {"handlers": [], "propagate": False}
+    assert loggers["uvicorn.error"]["level"] == "ERROR"  # a malformed request is a warning
+
+
+def test_another_partys_text_cannot_forge_a_line_of_flowers_log():
+    record = logging.LogRecord(
+        "flwr", logging.INFO, "", 0, "type %s", ("a\x1b[31m\n12:00 all is well",), None
+    )
+    assert PrintableLine().filter(record)
+    assert record.getMessage() == "type a?[31m?12:00 all is well"
+
+
+def test_how_much_a_node_may_answer_is_what_the_owner_wrote_or_little(tmp_path, monkeypatch):
+    monkeypatch.delenv(ANSWERS_VARIABLE, raising=False)
+    assert most_answer_bytes() == SLACK_BYTES
+    monkeypatch.setenv(ANSWERS_VARIABLE, str(tmp_path / "bytes"))
+    assert most_answer_bytes() == SLACK_BYTES
+    (tmp_path / "bytes").write_text("123")
+    assert most_answer_bytes() == 123

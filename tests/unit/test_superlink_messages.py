@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 
-from fedproxy_secure.flower.internals.superlink import (
+from fedproxy_secure.flower.internals.pushed import (
     DEEPEST,
     MOST_OBJECTS,
-    begins_anew,
-    held,
     is_plain_tree,
+    of_bounded_size,
     only_answers,
-    only_whole_answers,
 )
+from fedproxy_secure.flower.internals.superlink import begins_anew, held, only_whole_answers
 
 
 class Metadata:
@@ -254,3 +253,59 @@ class Counted(dict):
     def get(self, name, default=None):
         self.looks += 1
         return super().get(name, default)
+
+
+class PushedPart:
+    """A request of node 7 that pushes a part of an answer."""
+
+    def __init__(self, object_id, size, node=7):
+        self.object_id, self.object_content = object_id, bytes(size)
+        self.node = type("Node", (), {"node_id": node})
+
+
+def stored_of(parts, most=100, store=None):
+    """What becomes of parts that are pushed one after another: stored, or refused with which status."""
+    from fastapi import HTTPException
+
+    store = Store() if store is None else store
+
+    def push(request, state):
+        state.store[request.object_id] = request.object_content
+        return "stored"
+
+    checked, ends = of_bounded_size(push, lambda: most), []
+    for part in parts:
+        try:
+            ends.append(checked(part, store))
+        except HTTPException as error:
+            ends.append(error.status_code)
+    return ends
+
+
+def test_a_node_stores_as_much_as_an_answer_may_have_and_no_byte_more():
+    assert stored_of([PushedPart("a", 60), PushedPart("b", 40), PushedPart("c", 1)]) == [
+        "stored",
+        "stored",
+        413,
+    ]
+    assert stored_of([PushedPart("a", 101)]) == [413]
+
+
+def test_a_part_that_is_pushed_again_counts_once():
+    assert stored_of([PushedPart("a", 60)] * 3) == ["stored"] * 3
+
+
+def test_each_node_has_a_bound_of_its_own():
+    assert stored_of([PushedPart("a", 100, node=7), PushedPart("b", 100, node=8)]) == ["stored", "stored"]
+
+
+def test_what_the_server_app_has_taken_counts_no_longer():
+    store = Store()
+
+    def push(request, state):
+        state.store[request.object_id] = request.object_content
+
+    checked = of_bounded_size(push, lambda: 100)
+    checked(PushedPart("a", 100), store)
+    del store.store["a"]
+    checked(PushedPart("b", 100), store)

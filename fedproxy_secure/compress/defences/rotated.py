@@ -41,6 +41,7 @@ class Rotated(Compression):
 
     name = "rotated"
     title = "blocks dropped, hidden states rotated"
+    own_states = True
 
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         """Return the proxy. It is healed unrotated; the rotation comes last."""
@@ -71,7 +72,7 @@ class Rotated(Compression):
             gains.update(rotate(model, rotation, orders))
 
         lifting = _rotating_back(proxy.plan, rotation, orders, gains)
-        return replace(proxy, finish=finish, lifting=lifting, own_states=True)
+        return replace(proxy, finish=finish, lifting=lifting, own_states=self.own_states)
 
 
 def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:
@@ -83,11 +84,12 @@ def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:
     import hashlib
 
     import numpy as np
-    import torch
+
+    from fedproxy_secure.models.cache import raw_bytes
 
     digest = hashlib.sha256(f"fedproxy-secure rotation {seed}".encode())
     for parameter in llm.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(parameter))
     return np.random.default_rng(int.from_bytes(digest.digest(), "big"))
 
 

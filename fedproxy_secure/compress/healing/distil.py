@@ -26,6 +26,7 @@ from fedproxy_secure.compress.healing.state import HealingState
 from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.config import HealConfig
 from fedproxy_secure.errors import TrainingError
+from fedproxy_secure.models.cache import raw_bytes
 from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.models.mixed import all_products_mixed, is_mixed
 from fedproxy_secure.models.passes import windows_a_pass
@@ -231,5 +232,5 @@ def _key(
         said += "|mixed"
     digest = hashlib.sha256(said.encode())
     for tensor in (windows, *parameters):
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()

@@ -18,6 +18,7 @@ UPLOAD_BYTES = MeasureKind(
     unit="bytes",
     by="run",
     within=_POSITIVE,
+    counted=True,
     headline=1,
 )
 DOWNLOAD_BYTES = MeasureKind(
@@ -30,18 +31,20 @@ DOWNLOAD_BYTES = MeasureKind(
     unit="bytes",
     by="run",
     within=_POSITIVE,
+    counted=True,
     in_trilemma=False,
 )
 PROTOCOL_BYTES = MeasureKind(
     key="protocol_bytes",
     title="protocol",
     metric="protocol bytes per client and round",
-    meaning="Bytes per client and round that are not vectors: keys, shares, signatures.",
+    meaning="Bytes per client and round that are neither weights nor updates: keys, shares, signatures.",
     axis="cost",
     better="lower",
     unit="bytes",
     by="run",
     within=_POSITIVE,
+    counted=True,
     in_trilemma=False,
 )
 SECONDS_FEDERATE = MeasureKind(

@@ -21,6 +21,7 @@ VERBATIM_SHARE = MeasureKind(
     by="run",
     within=_SHARE,
     headline=1,
+    counted=True,
 )
 OWNERS_EDGE = MeasureKind(
     key="owners_edge",
@@ -32,7 +33,7 @@ OWNERS_EDGE = MeasureKind(
     unit="share",
     by="run",
     within=(-1.0, 1.0),
-    points=True,
+    signed=True,
     headline=2,
 )
 OWNERS_EDGE_NATS = MeasureKind(
@@ -44,6 +45,7 @@ OWNERS_EDGE_NATS = MeasureKind(
     better="higher",
     unit="nats",
     by="run",
+    signed=True,
 )
 PROXY_ACCURACY = MeasureKind(
     key="proxy_accuracy",
@@ -123,7 +125,7 @@ API_GAIN = MeasureKind(
     better="lower",
     unit="share",
     in_trilemma=False,
-    points=True,
+    signed=True,
     relative=True,
 )
 PROXY_GAIN = MeasureKind(
@@ -134,7 +136,7 @@ PROXY_GAIN = MeasureKind(
     better="lower",
     unit="nats",
     in_trilemma=False,
-    points=True,
+    signed=True,
 )
 HEALING_R = MeasureKind(
     key="healing_R",

@@ -91,6 +91,7 @@ CENTRALISED_PROXY = CentralisedProxy(
 LOCAL_ONLY = LocalOnly(
     name="local_only",
     title="the proxy, trained by each client alone",
+    alone=True,
     note="local_only is judged on each client's own task, with the model that client tuned alone; where "
     "`plug_back.scale` is searched for, every client has a factor of its own, and none is reported.",
 )

@@ -4,9 +4,11 @@ method_cells         one method with one remove ratio and one seed, and its reco
 method_folder        a comparison's folder: which cells it takes, which are there, which are missing
 method_rows          those records, joined over seeds into rows of a report
 method_differences   differences between methods, paired by seed
+method_tasks         what each task of a comparison can show, beside a constant answer
 method_notes         what the report of a comparison says of it
 matrix_cells         one configuration with one seed: its settings, its names, its folder
 matrix_report        what a matrix's folders say, joined over seeds into configurations of a report
+schedule             the order in which cells run: each after the healed proxy it needs
 prepared_proxies     healed proxies, each made once for all cells that start from it
 cell_progress        how much work a cell is, and the line of a whole sweep
 pace                 how long work takes on this machine, measured

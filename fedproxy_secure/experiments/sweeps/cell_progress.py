@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
-from fedproxy_secure.experiments.method import STEP_PASSES, method_of
+from fedproxy_secure.experiments.method import STEP_PASSES, Method, method_of, trained_steps
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.runtime.progress import Named, Progress
 
@@ -31,9 +32,16 @@ def cell_units(config: Config, cell: Cell, *, tests: int) -> int:
     units = tests * (1 + size * method.needs_ratio)  # the owner's model, and the clients' if it is another
     if method.trains:
         units += trained_records(config) * STEP_PASSES * size
-    if method.trains and method.settings_proxy and cell.remove_ratio is not None:
-        units += plug_back_units(config, remove_ratio=cell.remove_ratio)
+    if cell.remove_ratio is not None:
+        units += plug_backs(config, method) * plug_back_units(config, remove_ratio=cell.remove_ratio)
     return max(1, round(units))
+
+
+def plug_backs(config: Config, method: Method) -> int:
+    """Return how many times a method plugs back as the section `plug_back` says."""
+    if not method.trains or not method.settings_proxy:
+        return 0
+    return len(config.data.clients) if method.alone else 1
 
 
 def healing_units(config: Config, *, remove_ratio: float) -> int:
@@ -59,7 +67,7 @@ def plug_back_units(config: Config, *, remove_ratio: float) -> int:
     if own.scale == "public_text":
         searched = FACTORS * min(MOST_WINDOWS, config.compress.calibration_sequences)
     windows = own.align_windows or 0
-    if config.compress.kind == "rotated":  # its hidden states are not the LLM's: it is not aligned
+    if compression_of(config.compress).own_states:  # the fused LLM is not aligned
         windows = 0
     aligned = windows * (2 + (2 + 2 + 1) * (1 - remove_ratio))
     return round(WINDOW * (searched * (2 - remove_ratio) + aligned))
@@ -71,8 +79,8 @@ def step_units(*, remove_ratio: float) -> float:
 
 
 def trained_records(config: Config) -> int:
-    """Return how many records clients train on in all rounds, repeats included."""
-    return config.federate.rounds * config.cohort * config.local.steps * config.local.batch_size
+    """Return how many records every method trains on, repeats included."""
+    return trained_steps(config) * config.local.batch_size
 
 
 @dataclass(kw_only=True)

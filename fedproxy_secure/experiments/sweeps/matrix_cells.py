@@ -64,7 +64,7 @@ class MatrixCell:
 
 
 def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell], list[str]]:
-    """Cells that can run, the longest first; and for configurations that cannot, one line why.
+    """Cells that can run, private ones first, which train longest; and why other configurations cannot.
 
     `out`: the matrix's folder; a cell that is done there needs no library any more. None: none is done.
 

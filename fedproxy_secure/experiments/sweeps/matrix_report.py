@@ -6,7 +6,7 @@ cells/NAME/                 a run folder for each cell (`matrix_cells`)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from fedproxy_secure.report.measured import (
     SeedRun,
     configuration_of,
     cost_against,
-    read_result,
     read_seed,
     without_losses,
 )
@@ -45,13 +44,13 @@ from fedproxy_secure.report.spending import (
 )
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.artifacts import environment
-from fedproxy_secure.runtime.files.names import BASELINES, seed_folder
+from fedproxy_secure.runtime.files.names import BASELINES
 
 UNPROTECTED = SweptProtection(scheme="unsafe_plaintext")
 
 
 @dataclass(kw_only=True)
-class _Group:
+class Group:
     """The cells of one configuration, and how they ended."""
 
     cells: list[MatrixCell] = field(default_factory=list)
@@ -66,9 +65,13 @@ def ceilings_of(config: Config) -> list[Cell]:
 
 
 def todo_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[MatrixCell | Cell]:
-    """Return the cells and ceilings that are not done."""
-    todo: list[MatrixCell | Cell] = [c for c in cells if not is_done(out, c)]
-    return todo + [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
+    """Return the ceilings and cells that are not done, in the order in which to begin them.
+
+    Ceilings come first: they train the whole LLM on one core, while the attacks of a cell that is left at
+    the end can use all of them.
+    """
+    ceilings = [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
+    return [*ceilings, *(c for c in cells if not is_done(out, c))]
 
 
 def matrix_report(
@@ -91,7 +94,8 @@ def matrix_report(
     from fedproxy_secure.models.llm import pick_device
 
     missing = no_ceiling(config, out)
-    configurations, differences = side_by_side(configurations_of(config, out, cells))
+    groups = groups_of(config, out, cells)
+    configurations, differences = side_by_side(configurations_of(config, groups))
     together = total(configurations, same_records=True)
     return Report(
         name=config.name,
@@ -107,7 +111,7 @@ def matrix_report(
             config.api.says,
             *cut_notes(truncated, config),
             *choice_notes(config),
-            *plug_back_notes(config, scales_of(config, out, cells)),
+            *plug_back_notes(config, scales_of(config, groups)),
         ),
         not_measured=(
             *refused,
@@ -119,13 +123,12 @@ def matrix_report(
     )
 
 
-def configurations_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[Configuration]:
+def configurations_of(config: Config, groups: Mapping[str, Group]) -> list[Configuration]:
     """Return each configuration's measures over its finished seeds, in the order of the settings.
 
     Costs are told beside those of the unprotected configuration that is alike in all else. What a cell
     spent that did not finish is counted with its configuration's.
     """
-    groups = _groups(config, out, cells)
     configurations = []
     for key, group in groups.items():
         first = group.cells[0]
@@ -158,13 +161,13 @@ def _recipe(protection: SweptProtection) -> str:
     return " ".join([*options, *(protection.recipe or "").split("_")]).strip()
 
 
-def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, _Group]:
+def groups_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, Group]:
     """Return, by key, the cells of each configuration and what they left on disk."""
     order = {p.name: i for i, p in enumerate(config.matrix.protections)}
     ceilings = {c.seed: ceiling_of(out, c) for c in ceilings_of(config)}
-    groups: dict[str, _Group] = {}
+    groups: dict[str, Group] = {}
     for cell in sorted(cells, key=lambda c: (c.remove_ratio, order[c.protection.name], c.key, c.seed)):
-        group, place = groups.setdefault(cell.key, _Group()), out / cell.folder
+        group, place = groups.setdefault(cell.key, Group()), out / cell.folder
         group.cells.append(cell)
         if is_done(out, cell):
             top = ceilings[cell.seed]
@@ -176,18 +179,13 @@ def _groups(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str,
     return groups
 
 
-def scales_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, dict[int, float]]:
+def scales_of(config: Config, groups: Mapping[str, Group]) -> dict[str, dict[int, float]]:
     """Return the factors that searches on public text found, by configuration and seed."""
-    found: dict[str, dict[int, float]] = {}
-    for cell in cells:
-        if is_done(out, cell):
-            result = read_result(out / cell.folder / seed_folder(cell.seed))
-            found.setdefault(title_of(cell, config), {}).update(found_scales({cell.seed: result}))
-    return found
+    return {title_of(g.cells[0], config): found_scales(g.seeds) for g in groups.values() if g.seeds}
 
 
 def not_measured(config: Config, configurations: Sequence[Configuration], *, cells: int) -> list[str]:
-    """Return what no finding says anything about, and why; `cells`: how many there are in all."""
+    """Return what no finding says anything about, and why; `cells`: how many there are."""
     if config.attacks.suite == "none":
         return [ATTACKED]
     counts: dict[str, int] = {}

@@ -82,24 +82,24 @@ class Origin:
     truncated: int
 
     @classmethod
-    def here(cls, config: Config) -> Origin:
+    def here(cls, config: Config, tasks: Sequence[Task]) -> Origin:
         """Return what a cell that has a proxy and is run now would be made with.
 
-        Raises `DataError` or `ModelError` for records, public text or a model that cannot be read.
+        `tasks`: all clients', before any record is set aside for an evaluation.
+
+        Raises `DataError` or `ModelError` for public text or a model that cannot be read.
         """
         from fedproxy_secure.data.sources import public_text_sha256
-        from fedproxy_secure.data.tasks import load_task, truncated_prompts
+        from fedproxy_secure.data.tasks import truncated_prompts
         from fedproxy_secure.models.llm import llm_sha256, pick_device
 
-        truncated = truncated_prompts(config)
-        tasks = [load_task(c, root=config.data.root) for c in config.data.clients]
         return cls(
             settings=config.cell_sha256(),
             records=records_sha256(tasks),
             llm=llm_sha256(config.model.path),
             public_text=public_text_sha256(config.data.public_text, root=config.data.root),
             device=str(pick_device(config.model.device)),
-            truncated=truncated,
+            truncated=truncated_prompts(config, tasks),
         )
 
 

@@ -37,11 +37,18 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
         *(() if privacy.unit == "none" else _limits_of_privacy(config, methods)),
         *(method.note for method in methods if method.note),
         f"Budget: {config.federate.rounds} rounds x {config.local.steps} steps x "
-        f"{config.local.batch_size} records per client; a centralised method sees as many in total.",
+        f"{config.local.batch_size} records for each of {_asked(config)}; a method that does not federate "
+        "sees as many in total.",
         *cut_notes(truncated, config),
         *choice_notes(config),
         *_norm_notes(config),
     )
+
+
+def _asked(config: Config) -> str:
+    """Return how many clients a round asks, in words."""
+    clients = len(config.data.clients)
+    return f"{clients} clients" if config.cohort == clients else f"{config.cohort} of {clients} clients"
 
 
 def proxy_notes(

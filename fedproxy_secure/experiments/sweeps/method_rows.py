@@ -14,7 +14,7 @@ from fedproxy_secure.evidence.answers import (
     over_seeds_or_records,
     share_right,
 )
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.losses import (
     has_loss_gap,
     loss_of,
@@ -22,11 +22,12 @@ from fedproxy_secure.evidence.losses import (
     losses_by_task,
     measured,
 )
+from fedproxy_secure.evidence.measures.cost import UPLOAD_BYTES
 from fedproxy_secure.experiments.method import method_of
 from fedproxy_secure.experiments.methods.references import ZERO_SHOT_PROXY
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.prepared_proxies import BEFORE
-from fedproxy_secure.report.measured.proxies import likeness_of
+from fedproxy_secure.report.measured.proxies import fidelity_of
 from fedproxy_secure.report.report import MethodRow, ProxyRow
 
 BySeed = Mapping[int, CellResult]
@@ -57,10 +58,10 @@ def ends_of(results: Iterable[CellResult]) -> Ends:
     return Ends(floor=ends.get("floor", {}), ceiling=ends.get("ceiling", {}))
 
 
-def rows_of(results: Sequence[CellResult], *, learned: Collection[str] = ()) -> list[MethodRow]:
+def rows_of(results: Sequence[CellResult], *, counting: Collection[str] = ()) -> list[MethodRow]:
     """Join seeds: one row for each method and remove ratio, gaps closed paired by seed.
 
-    `learned`: the tasks that `gap_closed_learned` is over; without any it is left out.
+    `counting`: the tasks that `gap_closed_counting` is over; without any it is left out.
     """
     ends = ends_of(results)
     ceiling = {s: r.fused for s, r in ends.ceiling.items() if r.fused}
@@ -70,7 +71,7 @@ def rows_of(results: Sequence[CellResult], *, learned: Collection[str] = ()) -> 
             pooled.setdefault(r.cell.remove_ratio, {})[r.cell.seed] = r.tuned
     rows = []
     for (_, ratio), group in by_row(results).items():
-        row = _with_effects(_row(group, ends, learned), group, ceiling, pooled.get(ratio, {}))
+        row = _with_effects(_row(group, ends, counting), group, ceiling, pooled.get(ratio, {}))
         rows.append(_with_losses(row, group, ends))
     return rows
 
@@ -100,8 +101,8 @@ def proxy_rows(
             rows.append(
                 ProxyRow(
                     remove_ratio=ratio,
-                    likeness=likeness_of(known, name) if known else None,
-                    before_healing=likeness_of(before, f"{name} before healing") if before else None,
+                    fidelity=fidelity_of(known, name) if known else None,
+                    before_healing=fidelity_of(before, f"{name} before healing") if before else None,
                     above_llm=over_seeds_or_records(pairs, operator.sub, above) if pairs else None,
                 )
             )
@@ -130,23 +131,23 @@ def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
     costs: dict[str, list[CellResult]] = {}
     for r in results:
         if r.outcome.upload_bytes:
-            costs.setdefault(f"upload a client and round, {r.cell.row}", []).append(r)
+            costs.setdefault(f"{UPLOAD_BYTES.estimate_name}, {r.cell.row}", []).append(r)
     return tuple(
-        Estimate(
-            metric=name,
-            value=float(rs[0].outcome.upload_bytes),
-            low=None,
-            high=None,
-            n=len(rs),
-            unit="bytes",
-            seeds=tuple(r.cell.seed for r in rs),
-            how="counted, payload only",
+        replace(
+            counted(
+                float(rs[0].outcome.upload_bytes),
+                metric=name,
+                unit=UPLOAD_BYTES.unit,
+                seeds=[r.cell.seed for r in rs],
+                n=len(rs),
+            ),
+            how="counted, exact: payload only",
         )
         for name, rs in costs.items()
     )
 
 
-def _row(by_seed: BySeed, ends: Ends, learned: Collection[str]) -> MethodRow:
+def _row(by_seed: BySeed, ends: Ends, counting: Collection[str]) -> MethodRow:
     """Return the row of one method at one ratio, without losses."""
     cell = next(iter(by_seed.values())).cell
     bare = MethodRow(method=cell.method, remove_ratio=cell.remove_ratio)
@@ -177,11 +178,11 @@ def _row(by_seed: BySeed, ends: Ends, learned: Collection[str]) -> MethodRow:
         ),
         tuned_proxy_norm=share_right(tuned_norm, f"tuned proxy acc_norm, {cell.row}") if tuned else None,
         owners_edge_norm=edge(norm, tuned_norm, "owner's edge by acc_norm"),
-        gap_closed_learned=gap_over(
+        gap_closed_counting=gap_over(
             by_seed,
             ends,
-            lambda r: {task: bits for task, bits in r.fused.items() if task in learned},
-            f"gap closed on learned tasks, {cell.row}",
+            lambda r: {task: bits for task, bits in r.fused.items() if task in counting},
+            f"gap closed on tasks that count, {cell.row}",
         ),
     )
 
@@ -215,8 +216,8 @@ def _with_effects(
 ) -> MethodRow:
     """Add how far the tuned proxy is from the ceiling because of its size, and because of federation.
 
-    Both are of the seeds that all have, and so is the way back beside them, which makes them add up to the
-    whole. Without any, or for a method whose proxy is another than the control's (exact copies, an
+    Both are of the seeds that all have, and so is the owner's edge beside them, which makes them add up to
+    the whole. Without any, or for a method whose proxy is another than the control's (exact copies, an
     emulator), the row stays as it is.
     """
     tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned and s in ceiling and s in pooled}
@@ -233,8 +234,10 @@ def _with_effects(
             operator.sub,
             f"federation, {row.method}",
         ),
-        way_back_effect=over_seeds_or_records(
-            {s: (by_seed[s].fused, t) for s, t in tuned.items()}, operator.sub, f"way back, {row.method}"
+        owners_edge_effect=over_seeds_or_records(
+            {s: (by_seed[s].fused, t) for s, t in tuned.items()},
+            operator.sub,
+            f"owner's edge, {row.method}",
         ),
     )
 

@@ -2,7 +2,7 @@
 
 constant_answers.json   which test records a constant answer gets right, as strings of 0 and 1
 
-A mean over tasks hides that on some of them no model learns anything. A task counts as learned where the
+A mean over tasks hides that on some of them no model learns anything. A task counts where the
 ceiling lies above the LLM before tuning and above the constant answer, beyond both intervals. The constant
 answer is the one that training records have most often, given to every test record. It needs the records,
 which a report does not, so whoever runs cells writes it down. Under differential privacy nobody does: it
@@ -35,18 +35,15 @@ from fedproxy_secure.runtime.files.names import CONSTANT_ANSWERS
 from fedproxy_secure.runtime.untrusted import read_json
 
 
-def write_constant(config: Config, out: Path) -> None:
+def write_constant(config: Config, out: Path, tasks: Sequence[Task]) -> None:
     """Write what a constant answer gets right, unless the settings ask for differential privacy.
 
     Tasks of free text are left out; where there is no other nothing is written.
 
-    Raises `DataError` for records that cannot be read, `RunFolderError` if the file cannot be written.
+    Raises `RunFolderError` if the file cannot be written.
     """
-    from fedproxy_secure.data.tasks import load_task
-
     if config.privacy.unit != "none":
         return
-    tasks = [load_task(client, root=config.data.root) for client in config.data.clients]
     texts = text_clients(config)
     constant = constant_answers(task for task in tasks if task.name not in texts)
     if constant:
@@ -105,9 +102,9 @@ def scale_notes(config: Config, results: Sequence[CellResult], constant: Bits | 
     return [f"{said} The folder has no {CONSTANT_ANSWERS} of these records; `compare --resume` writes it."]
 
 
-def learned(scales: Iterable[TaskScale]) -> list[str]:
-    """Return the names of the tasks that are learned."""
-    return [scale.task for scale in scales if scale.learned]
+def tasks_that_count(scales: Iterable[TaskScale]) -> list[str]:
+    """Return the names of the tasks that count."""
+    return [scale.task for scale in scales if scale.counts]
 
 
 def _scale(task: str, constant: Sequence[bool], ends: Ends, seeds: Sequence[int]) -> TaskScale:
@@ -127,5 +124,5 @@ def _scale(task: str, constant: Sequence[bool], ends: Ends, seeds: Sequence[int]
         ceiling=share_right(ceiling, f"accuracy of the ceiling on {task}"),
         above_constant=above_constant,
         above_zero_shot=above_zero_shot,
-        learned=all(e.low is not None and e.low > 0 for e in (above_constant, above_zero_shot)),
+        counts=all(e.low is not None and e.low > 0 for e in (above_constant, above_zero_shot)),
     )

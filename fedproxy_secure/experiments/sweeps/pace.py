@@ -24,6 +24,7 @@ from fedproxy_secure.experiments.stages import Materials
 from fedproxy_secure.experiments.sweeps.cell_progress import (
     healing_units,
     plug_back_units,
+    plug_backs,
     step_units,
     trained_records,
 )
@@ -86,15 +87,18 @@ class Pace:
         seconds = self.setup + self.tests * (self.llm + self.proxy * size * method.needs_ratio)
         if method.trains:
             seconds += trained_records(config) / self.batch * self.step * size
-        if method.trains and method.settings_proxy and cell.remove_ratio is not None:
-            seconds += self.plug_back_seconds(config, cell.remove_ratio)
+        if cell.remove_ratio is not None:
+            seconds += plug_backs(config, method) * self.plug_back_seconds(config, cell.remove_ratio)
         return seconds
 
     def text(self, seconds: float, *, processes: int = 1) -> str:
         """Return a time, and on what it rests."""
-        parts = [f"{self.step:.2g} s a step of {self.batch} records", f"{_small(self.llm)} a test record"]
+        parts = [
+            f"{self.step:.2g} s per step of {self.batch} records",
+            f"{_small(self.llm)} per test record",
+        ]
         if self.window:
-            parts.append(f"{self.window:.2g} s a window of public text")
+            parts.append(f"{self.window:.2g} s per window of public text")
         return (
             f"about {duration(seconds)} ({', '.join(parts)}, {processes} process{'es' * (processes > 1)}; "
             "just measured on this machine)"

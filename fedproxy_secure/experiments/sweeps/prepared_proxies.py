@@ -24,7 +24,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import DataError, FedProxyError, RunFolderError
 from fedproxy_secure.experiments.sweeps.cell_progress import healing_units
 from fedproxy_secure.experiments.sweeps.method_cells import Origin, one_thread
-from fedproxy_secure.report.measured.proxies import likeness_of
+from fedproxy_secure.report.measured.proxies import fidelity_of
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import HEALING, PROXIES, PROXY_RECORD
 from fedproxy_secure.runtime.files.whole import replacing, unfinished
@@ -72,7 +72,7 @@ class PreparedProxy:
         Returns how it came about, as plain values, and if `measured` how like the LLM it is before and
         after healing. Raises what `exact_proxy` and `heal_proxy` raise.
         """
-        from fedproxy_secure.compress.fidelity import likeness
+        from fedproxy_secure.compress.fidelity import fidelity_record
         from fedproxy_secure.experiments.stages import exact_proxy, heal_proxy, prepare
 
         shown = progress or NoProgress()
@@ -83,7 +83,7 @@ class PreparedProxy:
             materials = prepare(self.config, seed=self.seed)
             proxy = exact_proxy(self.config, materials, seed=self.seed, remove_ratio=self.remove_ratio)
             if measured:
-                found = {BEFORE: likeness(materials.llm, proxy, materials.fidelity_windows)}
+                found = {BEFORE: fidelity_record(materials.llm, proxy, materials.fidelity_windows)}
             proxy = heal_proxy(
                 self.config,
                 materials,
@@ -93,7 +93,7 @@ class PreparedProxy:
                 progress=Weighed(shown=shown, units=units),
             )
             if measured:
-                found |= likeness(materials.llm, proxy, materials.fidelity_windows)
+                found |= fidelity_record(materials.llm, proxy, materials.fidelity_windows)
         return {**proxy.details, **found}
 
     def measure(self, out: Path, origin: Origin, materials: Materials, proxy: Proxy) -> None:
@@ -101,7 +101,7 @@ class PreparedProxy:
 
         A cell is not lost by this: what cannot be measured or written gives a warning.
         """
-        from fedproxy_secure.compress.fidelity import likeness
+        from fedproxy_secure.compress.fidelity import fidelity_record
 
         try:
             record = self.read_record(out)
@@ -110,9 +110,9 @@ class PreparedProxy:
         if record is not None and made_with(record, origin):
             return
         try:
-            found = likeness(materials.llm, proxy, materials.fidelity_windows)
+            found = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
             self.write_record(out, {**proxy.details, **found}, origin)
-        except (FedProxyError, ValueError) as error:  # a broken proxy may have no finite perplexity
+        except FedProxyError as error:  # a broken proxy has no finite perplexity
             log.warning("proxy %s: how like the LLM it is was not measured: %s", self.name, error)
 
     def write_record(self, out: Path, details: Mapping[str, Any], origin: Origin) -> None:
@@ -133,7 +133,7 @@ class PreparedProxy:
             if (record["remove_ratio"], record["seed"]) != (self.remove_ratio, self.seed):
                 raise ValueError("is the record of another proxy")
             for part in (p for p in (record, record.get(BEFORE)) if p):
-                likeness_of({self.seed: part}, self.name)  # that it can be read
+                fidelity_of({self.seed: part}, self.name)  # that it can be read
             for key in HEALING_NUMBERS if "healing" in record else ():
                 float(record["healing"][key])
             return dict(record)

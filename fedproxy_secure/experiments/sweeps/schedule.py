@@ -61,15 +61,11 @@ def _in_order(
 
     Yields None while all cells that are left wait for a proxy.
     """
-    waiting = list(cells)
-    for proxy in dict.fromkeys(p for p in map(needs, waiting) if p is not None):
+    waiting = [(cell, needs(cell)) for cell in cells]
+    for proxy in dict.fromkeys(p for _, p in waiting if p is not None):
         if stop():
             return
         yield proxy
     while waiting and not stop():
-        ready = next((c for c in waiting if (p := needs(c)) is None or p in made), None)
-        if ready is None:
-            yield None
-        else:
-            waiting.remove(ready)
-            yield ready
+        ready = next((i for i, (_, p) in enumerate(waiting) if p is None or p in made), None)
+        yield None if ready is None else waiting.pop(ready)[0]

@@ -1,4 +1,4 @@
-"""A SuperLink that also checks who sends each message, and functions to administer it.
+"""A SuperLink that also checks who sends each message, holds requests, and hands messages out once more.
 
 Flower 1.41 knows which node signed a request, but takes a pushed message as it is: it may name another
 sender, and one that answers nothing is handed to the server app beside the answer that the app asks for.
@@ -19,92 +19,62 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from fedproxy_secure.errors import RoundAborted
-from fedproxy_secure.runtime.quoting import one_line
+from fedproxy_secure.flower.internals.log_lines import log_printable_lines_alone
+from fedproxy_secure.flower.internals.pushed import of_bounded_size, only_answers
 
 log = logging.getLogger(__name__)
-DEEPEST = 8  # message, records, arrays, pieces of arrays
-MOST_OBJECTS = 10_000  # pieces are of 5 MiB
 HELD_S, LOOK_S = 1.0, 0.02  # how long a node's request for a message is held; pause between looks
 MOST_HELD = 24  # nodes whose requests are held at once; each takes one of the 40 threads that answer
 
 
-def start_superlink(middleware: Any) -> None:
-    """Run `flower-superlink` with this process' arguments, an ASGI middleware in front, and the checks."""
+def start_superlink(middleware: Any | None, most_answer_bytes: Callable[[], int]) -> None:
+    """Run `flower-superlink` with this process' arguments and the checks.
+
+    Args:
+        middleware: an ASGI middleware to put in front of all that it serves; None: none.
+        most_answer_bytes: returns how much of its answers may be stored for one node.
+    """
     from flwr.superlink import extensions
     from flwr.superlink.servicer.fleet import fleet_handlers
     from flwr.superlink.servicer.runtime import runtime_handlers
     from starlette.middleware import Middleware
 
-    vars(extensions)["get_middleware"] = lambda: (Middleware(middleware),)
+    log_printable_lines_alone()
+    if middleware is not None:
+        vars(extensions)["get_middleware"] = lambda: (Middleware(middleware),)
     vars(fleet_handlers)["push_messages"] = only_answers(fleet_handlers.push_messages)
+    vars(fleet_handlers)["push_object"] = of_bounded_size(fleet_handlers.push_object, most_answer_bytes)
     vars(fleet_handlers)["pull_messages"] = held(fleet_handlers.pull_messages)
     vars(fleet_handlers)["activate_node"] = begins_anew(fleet_handlers.activate_node)
     vars(runtime_handlers)["pull_messages"] = only_whole_answers(runtime_handlers.pull_messages)
     program = import_module("flwr.superlink.cli.flower_superlink")
-    vars(program)["get_uvicorn_log_config"] = without_access_log(program.get_uvicorn_log_config)
+    vars(program)["get_uvicorn_log_config"] = without_strangers_lines(program.get_uvicorn_log_config)
+    # requests to open a WebSocket are logged with their path, however they are answered; Flower has none
+    vars(program)["uvicorn"] = SimpleNamespace(run=partial(program.uvicorn.run, ws="none"))
     program.flower_superlink()
 
 
-def without_access_log(configured: Any) -> Any:
-    """Return Flower's log settings without the access log, with which any client could fill the disk."""
+def without_strangers_lines(configured: Any) -> Any:
+    """Return Flower's log settings without the lines with which any client could fill the disk.
+
+    These are the access log, and what uvicorn says below an error: of requests that are malformed.
+    """
 
     def quiet(*arguments: Any) -> Any:
         config = configured(*arguments)
-        config.setdefault("loggers", {})["uvicorn.access"] = {"handlers": [], "propagate": False}
+        loggers = config.setdefault("loggers", {})
+        loggers["uvicorn.access"] = {"handlers": [], "propagate": False}
+        loggers["uvicorn.error"] = {**loggers.get("uvicorn.error", {}), "level": "ERROR"}
         return config
 
     return quiet
-
-
-def only_answers(push: Any) -> Any:
-    """Return Flower's handler of pushed messages that takes a node's own answers alone."""
-    from fastapi import HTTPException
-
-    def checked(request: Any, state: Any) -> Any:
-        node = request.node.node_id
-        sound = len(request.messages_list) == len(request.message_object_trees) == 1
-        for tree in request.message_object_trees:
-            sound &= is_plain_tree(tree, state.object_store)
-        for message in request.messages_list:
-            data = message.metadata
-            sound &= data.src_node_id == node and data.dst_node_id == 1 and bool(data.reply_to_message_id)
-        if not sound:
-            log.error("node %d pushed what is not an answer of its own; it is refused", node)
-            raise HTTPException(status_code=403, detail="a node may push answers of its own alone")
-        return push(request, state)
-
-    return checked
-
-
-def is_plain_tree(tree: Any, store: Any) -> bool:
-    """Return whether a store can take an answer's tree of objects and expand it to what was pushed.
-
-    A tree in which an object has different children in two places, or other children than the store has for
-    it, may expand without end, or hang itself below another node's message.
-    """
-    children_of: dict[str, tuple[str, ...]] = {}
-    stack, count = [(tree, 1)], 0
-    while stack:
-        node, depth = stack.pop()
-        count += 1
-        children = tuple(child.object_id for child in node.children)
-        known = store.store.get(node.object_id)
-        if depth > DEEPEST or count > MOST_OBJECTS:
-            return False
-        if children_of.setdefault(node.object_id, children) != children:
-            return False
-        if known is not None and tuple(known.child_object_ids) != children:
-            return False
-        stack += [(child, depth + 1) for child in node.children]
-    return True
 
 
 def held(pull: Any, *, held_s: float = HELD_S, most: int = MOST_HELD) -> Any:
@@ -243,50 +213,3 @@ def is_signed(public_key: bytes, timestamp: str, signature: bytes) -> bool:
         return bool(verify_signature(bytes_to_public_key(public_key), timestamp.encode("ascii"), signature))
     except (ValueError, TypeError, UnicodeError):
         return False
-
-
-def register_nodes(address: str, root: Path, keys: Mapping[str, bytes]) -> dict[str, int]:
-    """Register nodes at a SuperLink of this machine; return node id by name.
-
-    Args:
-        address: host and port.
-        root: the PEM file of the authority that signed the SuperLink's certificate.
-        keys: by name, a node's public key on a NIST curve, as OpenSSH writes it.
-
-    Raises `RoundAborted`, naming the node, if the SuperLink refuses one or does not answer.
-    """
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-    from flwr.proto.control_pb2 import RegisterNodeRequest
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-
-    node_ids = {}
-    with _control(address, root) as control:
-        for name, key in keys.items():
-            public = load_ssh_public_key(key)
-            assert isinstance(public, EllipticCurvePublicKey)
-            request = RegisterNodeRequest(public_key=public_key_to_bytes(public), name=name)
-            try:
-                node_ids[name] = int(control.RegisterNode(request).node_id)
-            except Exception as error:  # of httpx, of Flower's own or of its command line
-                why = one_line(str(error) or type(error).__name__, 200)
-                raise RoundAborted(
-                    f"SuperLink: does not register the node of {name}: {why}; see superlink.log"
-                ) from error
-    return node_ids
-
-
-@contextmanager
-def _control(address: str, root: Path) -> Iterator[Any]:
-    """Open the interface by which a SuperLink is administered."""
-    from flwr.cli.typing import SuperLinkConnection
-    from flwr.cli.utils import init_http_client_from_connection
-
-    connection = SuperLinkConnection(
-        name="fedproxy", address=address, root_certificates=str(root.resolve()), insecure=False
-    )
-    client = init_http_client_from_connection(connection)
-    try:
-        yield client
-    finally:
-        client.close()

@@ -10,6 +10,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from fedproxy_secure.flower.internals.log_lines import log_printable_lines_alone
+from fedproxy_secure.flower.internals.transport import hold_clients_to_plain_answers
 from fedproxy_secure.flower.patience import pause_s
 
 IDLE_S = 3.0  # how long Flower's worker sleeps when there is no message
@@ -33,16 +35,23 @@ class OfferedApp:
     content: bytes | None
 
 
-def start_supernode(check: Callable[[OfferedApp], None]) -> None:
+def start_supernode(check: Callable[[OfferedApp], None], guard: Callable[[Any], Any]) -> None:
     """Run `flower-supernode` with this process' arguments and a check of every app that it is offered.
 
-    `check` is called with what the SuperLink says of a run, and again with the app's bytes. If it raises
-    `AppRefused`, Flower drops the message that needed the app and goes on.
+    Args:
+        check: called with what the SuperLink says of a run, and again with the app's bytes. If it raises
+            `AppRefused`, Flower drops the message that needed the app and goes on.
+        guard: takes and returns the ASGI app that serves the node's own processes on loopback.
     """
+    from flwr.supernode import main as served
     from flwr.supernode import start_client_internal as worker
     from flwr.supernode.cli.flower_supernode import flower_supernode
     from flwr.supernode.fleet_http_connection import http_request_response
 
+    log_printable_lines_alone()
+    hold_clients_to_plain_answers()
+    create_app = served.create_app
+    vars(served)["create_app"] = lambda *given, **named: guard(create_app(*given, **named))
     vars(worker)["http_request_response"] = checked_connection(http_request_response, check)
     # Flower looks for messages every three seconds, for answers twice a second; masking has five steps
     vars(worker)["time"] = SimpleNamespace(sleep=Impatient(time.sleep).sleep)

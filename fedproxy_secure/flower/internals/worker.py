@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure.flower.internals.supernode import sooner
+from fedproxy_secure.flower.internals.transport import Ends, ask_own_user_alone
 from fedproxy_secure.flower.patience import Patience
 from fedproxy_secure.runtime.quoting import quoted
 
@@ -23,7 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def answer_tasks(
-    address: str, secret: bytes, app: ClientApp, node_config: Mapping[str, str | bool]
+    address: str,
+    secret: bytes,
+    app: ClientApp,
+    node_config: Mapping[str, str | bool],
+    *,
+    is_own_users: Callable[[Ends, Ends], bool],
 ) -> None:
     """Answer, in this process and one after another, the messages that a SuperNode has for a client app.
 
@@ -37,6 +44,8 @@ def answer_tasks(
         app: answers the messages.
         node_config: the node's settings, whatever the SuperNode says they are: who answers at `address` is
             not known, and must not choose the policy by which records are read.
+        is_own_users: says of both ends of a connection, the other first, whether the other is this user's;
+            nothing is sent over any other connection.
     """
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.constant import TaskType
@@ -49,7 +58,8 @@ def answer_tasks(
         master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
     )
     version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
-    with _runtime(address, [version, signs], tries=1) as supernode:
+    runtime = partial(_runtime, address, is_own_users=is_own_users)
+    with runtime([version, signs], tries=1) as supernode:
         asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         patience = Patience(least_s=SOON_S, most_s=LOOK_S)
         while True:
@@ -60,7 +70,7 @@ def answer_tasks(
                 continue
             if task.HasField("task") and task.token:
                 try:
-                    _answer_task(address, task.token, app, node_config)
+                    _answer_task(runtime, task.token, app, node_config)
                 except Exception:  # the SuperNode has started again and does not know the task
                     log.exception("a message was lost: the SuperNode does not take the answer")
                 patience.come()
@@ -68,7 +78,9 @@ def answer_tasks(
                 time.sleep(patience.pause_s())
 
 
-def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[str, str | bool]) -> None:
+def _answer_task(
+    runtime: Callable[..., Any], token: str, app: ClientApp, node_config: Mapping[str, str | bool]
+) -> None:
     """Take one message from the SuperNode and give it the app's answer, or that the app failed."""
     from flwr.app import Error
     from flwr.common.constant import ErrorCode, SubStatus
@@ -77,7 +89,7 @@ def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
     version = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
-    with _runtime(address, [version, RuntimeTokenHttpInterceptor(token)], tries=3) as supernode:
+    with runtime([version, RuntimeTokenHttpInterceptor(token)], tries=3) as supernode:
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(supernode))
         heartbeat.start()
         try:
@@ -99,7 +111,9 @@ def _answer_task(address: str, token: str, app: ClientApp, node_config: Mapping[
 
 
 @contextmanager
-def _runtime(address: str, interceptors: list[Any], *, tries: int) -> Iterator[Any]:
+def _runtime(
+    address: str, interceptors: list[Any], *, tries: int, is_own_users: Callable[[Ends, Ends], bool]
+) -> Iterator[Any]:
     """Open the interface that a SuperNode has for its own processes; each call is tried so often."""
     from flwr.supercore.retry import make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
@@ -113,6 +127,8 @@ def _runtime(address: str, interceptors: list[Any], *, tries: int) -> Iterator[A
         interceptors=interceptors,
         retry_invoker=retries,
     )
+    private: Any = vars(client)
+    private["_client"] = ask_own_user_alone(private["_client"], is_own_users)
     try:
         yield client
     finally:

@@ -18,7 +18,6 @@ SERVER = "fedproxy_secure.flower.server_app"
 FAB_ID = "fedproxy-secure/fedproxy-app"
 FAB_VERSION = "1.0.0"
 PACKAGE = Path(__file__).parents[2]
-CONTROL = "control"  # the app's one setting: the folder that the server app works in
 _APP = """from fedproxy_secure.flower.client_app import app as client
 from {server} import app as server
 
@@ -37,9 +36,6 @@ publisher = "fedproxy-secure"
 [tool.flwr.app.components]
 serverapp = "fedproxy_app:server"
 clientapp = "fedproxy_app:client"
-
-[tool.flwr.app.config]
-control = ""
 """
 
 

@@ -15,7 +15,6 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +23,7 @@ from fedproxy_secure.errors import FedProxyError, RoundAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower import waiting
-from fedproxy_secure.flower.launch.processes import POLL_S, keep_bounded
+from fedproxy_secure.flower.launch.processes import POLL_S
 from fedproxy_secure.flower.nodes import Registered
 from fedproxy_secure.flower.server_app import ALIVE, FINAL, INITIAL, NODES, PROXY, OnRound
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -58,6 +57,11 @@ def write_control(
     initial.save(control / INITIAL)
 
 
+def name_control(file: Path, control: Path) -> None:
+    """Write into the file that the SuperLink's environment names which folder its next run works in."""
+    write_bytes(file, str(control.resolve()).encode())
+
+
 def watch(
     run: subprocess.Popen[bytes],
     control: Path,
@@ -66,8 +70,6 @@ def watch(
     tell: Callable[[str], None] | None = None,
 ) -> ServerState:
     """Pass on metrics as rounds end, until the server app is done, and return its last state.
-
-    Logs below `logs` that have grown large are moved aside meanwhile.
 
     `tell` is called with a line when something has been waited for longer than `LONG_S`, and then again
     every `AGAIN_S` for as long as it lasts.
@@ -99,9 +101,6 @@ def watch(
             raise RoundAborted(f"flwr run: ended with code {run.returncode}; see {logs}/run.log")
         if signs.silent_s() > SILENT_S:
             raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
-        with suppress(OSError):  # a folder that cannot be listed for a moment ends no run of days
-            for log in logs.glob("*.log"):
-                keep_bounded(log)
         if tell is not None:
             tell_at = _told(tell, waited_for(control, began), time.time(), tell_at)
         time.sleep(POLL_S)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.flower.internals import superlink as administration
-from fedproxy_secure.flower.launch.app import CONTROL, write_app
-from fedproxy_secure.flower.launch.control import watch, write_control
+from fedproxy_secure.flower.internals.registration import register_nodes
+from fedproxy_secure.flower.launch.app import write_app
+from fedproxy_secure.flower.launch.control import name_control, watch, write_control
 from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
     alone_in,
+    bounded_logs,
     check_free,
     keep_bounded,
     module,
@@ -28,11 +29,15 @@ from fedproxy_secure.flower.launch.processes import (
     without_proxy_to_loopback,
 )
 from fedproxy_secure.flower.launch.same_user import check_users_are_known
+from fedproxy_secure.flower.launch.superlink import ANSWERS_VARIABLE, SLACK_BYTES
 from fedproxy_secure.flower.nodes import Registered
-from fedproxy_secure.flower.server_app import OnRound
+from fedproxy_secure.flower.server_app import CONTROL_VARIABLE, OnRound
+from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.runtime.artifacts import write_bytes
 
 PYTHON_MODULE = "fedproxy_secure.flower.launch.superlink"
 _NAME = "fedproxy"
+CONTROL, ANSWERS = "control.path", "most-answer-bytes"  # files of a SuperLink's folder
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - other machines must reach it; see `launch.superlink`
 
 
@@ -47,7 +52,7 @@ class SuperLink:
 
     def register(self, keys: Mapping[str, bytes]) -> dict[str, int]:
         """Let nodes in that hold these keys (OpenSSH form, by name); return node id by name."""
-        return administration.register_nodes(self.address, self.root, keys)
+        return register_nodes(self.address, self.root, keys)
 
 
 @contextmanager
@@ -79,12 +84,15 @@ def superlink(
         arguments += ["--ssl-ca-certfile", str(authority), "--disable-runtime-dependency-installation"]
         environment = quiet_environment(folder / "flwr")
         environment["FEDPROXY_EVENTS"] = str(events.resolve())
+        environment[CONTROL_VARIABLE] = str((folder / CONTROL).resolve())
+        environment[ANSWERS_VARIABLE] = str((folder / ANSWERS).resolve())
+        (folder / ANSWERS).unlink(missing_ok=True)
         # a header of a request must not say that it comes from this machine; see `launch.superlink`
         environment["FORWARDED_ALLOW_IPS"] = "127.0.0.1"
         environment.pop("FLWR_DATABASE", None)  # messages stay in memory
         log = folder / "superlink.log"
         keep_bounded(log)
-        with process(sys.executable, arguments, environment, log, lock) as started:
+        with bounded_logs(folder), process(sys.executable, arguments, environment, log, lock) as started:
             wait_until_listening(port, started, log)
             home = folder / "flwr"
             home.mkdir(exist_ok=True)
@@ -115,8 +123,15 @@ def federate_over(
     """
     write_control(run_folder, job, proxy_folder, initial, registered=registered)
     write_app(link.folder / "app")
+    name_control(link.folder / CONTROL, run_folder)
+    write_bytes(link.folder / ANSWERS, str(_most_answer_bytes(job, initial)).encode())
     submit = ["run", str(link.folder / "app"), _NAME, "--stream"]
-    submit += ["--run-config", f"{CONTROL}={json.dumps(str(run_folder.resolve()))}"]
     environment = quiet_environment(link.folder / "flwr")
     with process("flwr", submit, environment, link.folder / "run.log", link.lock) as run:
         return watch(run, run_folder, link.folder, on_round, tell)
+
+
+def _most_answer_bytes(job: FederationJob, initial: ServerState) -> int:
+    """Return how much of its answers the SuperLink may store for one node: twice a round's, and slack."""
+    sizes = [len(initial.adapter)] if initial.sizes is None else initial.sizes.tolist()
+    return 2 * protection_of(job.protect).upload_bytes(job, sizes) + SLACK_BYTES

@@ -183,6 +183,26 @@ def keep_bounded(log: Path, *, most: int = MOST_LOG_BYTES) -> None:
             part.unlink(missing_ok=True)
 
 
+@contextmanager
+def bounded_logs(folder: Path) -> Iterator[None]:
+    """Keep the logs (`*.log`) of a folder bounded in a `with` block, whatever else this process does."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(POLL_S):
+            with suppress(OSError):  # a folder that cannot be listed for a moment ends no run of days
+                for log in folder.glob("*.log"):
+                    keep_bounded(log)
+
+    thread = threading.Thread(target=look, name="logs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _signal_group(started: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(started.pid, number)

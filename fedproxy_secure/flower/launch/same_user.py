@@ -1,4 +1,4 @@
-"""Whether the other end of a connection on this machine belongs to this process' own user.
+"""Whether the other end of a connection on this machine belongs to this process' own user, and a guard.
 
 A port of loopback is open to every user of a machine, and TCP does not say who is at the other end. Linux
 does: it is asked for exactly one connection, by both of its ends (netlink, `inet_diag`). The list in
@@ -6,7 +6,8 @@ does: it is asked for exactly one connection, by both of its ends (netlink, `ine
 some not at all.
 
 Guarantees: `is_of_this_user` is true only of an IPv4 connection over loopback with exactly these two ends
-that is open, is held by a process, and was made by this user. What is closed, unknown or of another form is
+that is open, is held by a process, and was made by this user. `OnlyThisUser` answers nobody else, and reads
+no body of anybody else. What is closed, unknown or of another form is
 not this user's. Not guaranteed: anything against the administrator, a program of this user that hands on
 what others say (a proxy), or users of a container with its own numbers who share this network.
 """
@@ -18,6 +19,11 @@ import os
 import socket
 import struct
 import sys
+import time
+from typing import Any
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedproxy_secure.errors import ConfigError
 
@@ -33,6 +39,8 @@ _ENDS = struct.Struct("!HH16s16s")
 _REST = struct.Struct("=III")  # interface and cookie, any
 _STATE, _USER = struct.Struct("=BBBB"), struct.Struct("=IIIII")
 _WAIT_S = 5.0
+_ACCEPTED_S, _LOOK_S = 2.0, 0.01  # how long a server may take to accept a connection; pause between looks
+SAYS_WHERE_FROM = {b"x-forwarded-for", b"x-real-ip", b"forwarded", b"via"}
 
 
 def check_users_are_known(protocol: int = SOCK_DIAG) -> None:
@@ -71,6 +79,55 @@ def is_of_this_user(client: Address, server: Address, *, protocol: int = SOCK_DI
         return is_open_and_of(_ask(ends, protocol), ends, user=os.geteuid())
     except (OSError, ValueError, struct.error, AttributeError):  # no netlink outside Linux
         return False
+
+
+def is_served_by_this_user(other: Address, own: Address) -> bool:
+    """Return whether the end `other`, at which a server listens, is held by this process' user.
+
+    A connection that the server has not accepted yet is nobody's; it has two seconds for that.
+
+    Args:
+        other: address and port of the server's end.
+        own: address and port of this process' end.
+    """
+    until = time.monotonic() + _ACCEPTED_S
+    while not is_of_this_user(other, own):
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
+class OnlyThisUser:
+    """ASGI middleware that answers processes of this user on this machine, and others with 404.
+
+    A request that says where it comes from (`X-Forwarded-For` and the like) is not of this machine.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it without reading its body."""
+        if scope["type"] == "lifespan" or is_asked_by_this_user(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await PlainTextResponse("not found", status_code=404)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+
+def guarded_where_possible(app: Any) -> Any:
+    """Return an ASGI app behind `OnlyThisUser`, or as it is where the system does not tell users apart."""
+    return OnlyThisUser(app) if are_users_known() else app
+
+
+def is_asked_by_this_user(scope: Scope) -> bool:
+    """Return whether a request comes from a process of this user, on this machine."""
+    client, server = scope.get("client"), scope.get("server")
+    if client is None or server is None or any(name in SAYS_WHERE_FROM for name, _ in scope["headers"]):
+        return False
+    return is_of_this_user((client[0], client[1]), (server[0], server[1]))
 
 
 def is_open_and_of(answer: bytes, ends: bytes, *, user: int) -> bool:

@@ -10,7 +10,7 @@ Here a request gets an answer below `/v1/fleet/` if a node has signed it. Everyw
 comes from this machine and from the user who runs the SuperLink (`same_user`), and otherwise `404`.
 
 A body is read only if the request's headers are signed with the key of a registered node. What such a node
-may push, and what is handed on of it, is checked further in (`flower.internals.superlink`).
+may push, how much of it is stored, and what is handed on, is checked further in (`flower.internals`).
 
 Guarantees: no request from another machine, or of another user of this one, reaches another interface than
 the nodes'; there, no body without a registered node's signature is read, and none with more than
@@ -22,19 +22,22 @@ user that hides where requests come from.
 from __future__ import annotations
 
 import binascii
+import os
 from base64 import b64decode
+from pathlib import Path
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedproxy_secure.flower.internals.superlink import is_registered, is_signed, start_superlink
 from fedproxy_secure.flower.launch.parent import end_with_parent
-from fedproxy_secure.flower.launch.same_user import is_of_this_user
+from fedproxy_secure.flower.launch.same_user import is_asked_by_this_user
 
 FOR_NODES = "/v1/fleet/"
 HEALTH = "/health"
 MOST_BODY_BYTES = 2**26  # Flower sends arrays in pieces of 5 MiB
-SAYS_WHERE_FROM = {b"x-forwarded-for", b"x-real-ip", b"forwarded", b"via"}
+SLACK_BYTES = 2**26  # of answers, beside what the protection says that a client sends
+ANSWERS_VARIABLE = "FEDPROXY_MOST_ANSWER_BYTES"  # names the file that says how much a node may answer
 
 
 class OnlyNodes:
@@ -48,7 +51,7 @@ class OnlyNodes:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] != "http" or not is_for_nodes(scope["path"]):
-            if is_the_owners(scope):
+            if is_asked_by_this_user(scope):
                 await self._app(scope, receive, send)
             else:
                 await PlainTextResponse("not found", status_code=404)(scope, receive, send)
@@ -65,14 +68,6 @@ class OnlyNodes:
 def is_for_nodes(path: str) -> bool:
     """Return whether a path is one that other machines may ask for."""
     return path == HEALTH or (path.startswith(FOR_NODES) and ".." not in path.split("/"))
-
-
-def is_the_owners(scope: Scope) -> bool:
-    """Return whether a request comes from a process of this user, on this machine."""
-    client, server = scope.get("client"), scope.get("server")
-    if client is None or server is None or any(name in SAYS_WHERE_FROM for name, _ in scope["headers"]):
-        return False
-    return is_of_this_user((client[0], client[1]), (server[0], server[1]))
 
 
 def is_from_a_node(scope: Scope) -> bool:
@@ -115,10 +110,21 @@ def _bounded(receive: Receive) -> Receive:
     return bounded
 
 
+def most_answer_bytes() -> int:
+    """Return how much of its answers may be stored for one node: what the owner's process has written.
+
+    Until it has submitted a run there is nothing that a node could answer at length.
+    """
+    try:
+        return int(Path(os.environ[ANSWERS_VARIABLE]).read_text(encoding="ascii"))
+    except (KeyError, OSError, ValueError):
+        return SLACK_BYTES
+
+
 def main() -> None:
     """Start Flower's SuperLink with `OnlyNodes` in front of all that it serves."""
     end_with_parent()
-    start_superlink(OnlyNodes)
+    start_superlink(OnlyNodes, most_answer_bytes)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import logging
 from fedproxy_secure.flower.internals.supernode import AppRefused, OfferedApp, start_supernode
 from fedproxy_secure.flower.launch.app import FAB_ID, FAB_VERSION, app_sha256
 from fedproxy_secure.flower.launch.parent import end_with_parent
+from fedproxy_secure.flower.launch.same_user import guarded_where_possible
 from fedproxy_secure.runtime.quoting import quoted
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def check_app(app: OfferedApp) -> None:
 def main() -> None:
     """Start Flower's SuperNode with the check in its connection."""
     end_with_parent()
-    start_supernode(check_app)
+    start_supernode(check_app, guarded_where_possible)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ once and stay, so that a step of a round takes milliseconds, not the seconds in 
 
 Guarantees: no code that the SuperLink sent is unpacked or run. The policy is the one that the command
 names, whatever a SuperNode, or what answers in its place, says of it. Messages are answered one by one.
+On Linux nothing is sent to a process of another user that has taken the SuperNode's place; elsewhere the
+system does not tell.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from fedproxy_secure.flower.client_app import app
 from fedproxy_secure.flower.internals.worker import answer_tasks
 from fedproxy_secure.flower.launch.parent import end_with_parent
+from fedproxy_secure.flower.launch.same_user import are_users_known, is_served_by_this_user
 
 
 def main() -> None:
@@ -25,7 +28,13 @@ def main() -> None:
     address, secret_file, policy = sys.argv[1:]
     end_with_parent()
     with suppress(KeyboardInterrupt):  # how it is told to stop
-        answer_tasks(address, Path(secret_file).read_bytes(), app, {"policy": policy})
+        answer_tasks(
+            address,
+            Path(secret_file).read_bytes(),
+            app,
+            {"policy": policy},
+            is_own_users=is_served_by_this_user if are_users_known() else lambda other, own: True,
+        )
 
 
 if __name__ == "__main__":

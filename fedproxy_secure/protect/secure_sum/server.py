@@ -293,8 +293,7 @@ def run_ckks(work: Work) -> tuple[Terms, Aggregate]:
 
 
 def _note(ledger: Ledger, message: Message) -> None:
-    size = 0
-    for value in message.to_fields().values():
-        for part in value if isinstance(value, list) else [value]:
-            size += len(part if isinstance(part, bytes) else str(part).encode())
-    ledger.note(type(message).__name__, to=message.to, reveals=message.reveals, payload_bytes=size)
+    parts = [p for v in message.to_fields().values() for p in (v if isinstance(v, list) else [v])]
+    size = sum(len(part if isinstance(part, bytes) else str(part).encode()) for part in parts)
+    kind = type(message).__name__
+    ledger.note(kind, to=message.to, reveals=message.reveals, payload_bytes=size, vector=message.vector)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from fedproxy_secure.evidence.measure import Better
-from fedproxy_secure.evidence.number import Number
+from fedproxy_secure.evidence.number import Number, unit_text
 from fedproxy_secure.report.html.drawing import (
     RAMP,
     SCHEMA,
@@ -39,8 +39,7 @@ class Side:
     def of(cls, measure: Measure) -> Side:
         """Return the axis of a measure, with its unit."""
         kind = measure.kind
-        unit = {"share": "%", "epsilon": "", "AUC": ""}.get(measure.estimate.unit, measure.estimate.unit)
-        unit = "points" if kind.points else unit
+        unit = unit_text(measure.estimate.unit, signed=kind.signed)
         unit = "" if unit.isalpha() and unit in kind.title else unit
         return cls(title=kind.title + (f" ({unit})" if unit else ""), better=measure.better)
 

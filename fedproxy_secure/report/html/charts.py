@@ -17,6 +17,7 @@ from fedproxy_secure.report.html.drawing import Spec, side_by_side, to_png
 from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
+    TRILEMMA,
     Labelled,
     headline,
     keys_of,
@@ -28,8 +29,6 @@ from fedproxy_secure.report.sweep import (
 )
 from fedproxy_secure.report.trilemma import Measure
 from fedproxy_secure.runtime.artifacts import write_bytes
-
-THREE: tuple[Axis, ...] = ("performance", "privacy", "ip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ def _glance(report: Report) -> list[Chart]:
     items = labelled(report.configurations)
     kinds = kinds_of(items)
     charts = []
-    for axis in THREE:
+    for axis in TRILEMMA:
         key = headline(report.configurations, axis)
         if key is None or len(items) < 2:
             continue

@@ -24,9 +24,6 @@ from typing import Any
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report import owner, page_words
-from fedproxy_secure.report.comparison import DIFFERENCES
-from fedproxy_secure.report.html import loss_tables, scale_tables
-from fedproxy_secure.report.html import tables as page_tables
 from fedproxy_secure.report.html.charts import Figure, figures
 from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
 from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
@@ -35,6 +32,8 @@ from fedproxy_secure.report.page_words import Said
 from fedproxy_secure.report.protections import rows, verdicts
 from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
+from fedproxy_secure.report.tables import measures
+from fedproxy_secure.report.tables.comparison import METHODS_TITLE, comparison_tables
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.files.names import REPORT_PAGE
@@ -120,8 +119,7 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
     kinds = kinds_of(items)
     by_kind = sorted(items, key=lambda i: kinds.index(i.kind))
     groups = attack_groups(report)
-    tables = page_tables.full_tables(report)
-    rows = page_tables.method_rows(report)
+    tables = measures.full_tables(report)
     outcomes = {o for g in groups for o, _ in g.counts}
     curve_figures = [f for f in drawn if f.id.startswith("curves")]
     methods = next((c.kinds for f in drawn if f.id == "methods" for c in f.charts), ())
@@ -133,13 +131,13 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         "slots": dict(zip(kinds or methods, kind_slots(kinds or methods), strict=True)),
         "common": common_settings(report.configurations) if len(items) > 1 else [],
         "scope": page_words.scope(report),
-        "stamps": page_tables.stamps(report),
-        "failed": page_tables.failures(report),
+        "stamps": measures.stamps(report),
+        "failed": measures.failures(report),
         "cards": page_words.cards(report),
         "compared": page_words.compared(report),
         "contrasts": page_words.contrasts(report),
         "missing": page_words.missing(report),
-        "first_tables": page_tables.first_tables(report),
+        "first_tables": measures.first_tables(report),
         "full_tables": tables,
         "cost_table": next((t for t in tables if t.axis == "cost"), None),
         "breaks": [i for i, (a, b) in enumerate(pairwise(items), 1) if a.rest != b.rest],
@@ -148,21 +146,7 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         },
         "curve_figures": curve_figures,
         "labels": any(i.rest for i in items),
-        "method_rows": rows,
-        "method_columns": page_tables.method_columns(report),
-        "more_method_tables": [
-            table
-            for table in (
-                page_tables.norm_table(report),
-                loss_tables.loss_table(report),
-                *(page_tables.difference_table(report, of) for of in DIFFERENCES),
-                scale_tables.scale_table(report),
-                scale_tables.learned_table(report),
-                page_tables.effect_table(report),
-                scale_tables.proxy_table(report),
-            )
-            if table is not None
-        ],
+        "comparison_tables": comparison_tables(report),
         "attack_groups": groups,
         **_beside_no_protection(report),
         "owner": {"rows": owner.owners_rows(report), "title": owner.TITLE, "about": owner.ABOUT},
@@ -176,7 +160,7 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         "by_kind": by_kind,
         "spans": [(kind, sum(i.kind == kind for i in items)) for kind in kinds],
         "ledger_tables": ledger_tables(report),
-        "guarantees": page_tables.guarantee_groups(report),
+        "guarantees": measures.guarantee_groups(report),
         "environment": _facts(report.environment),
         "commands": [(c.name, c.commands) for c in report.configurations if c.commands],
         "total": None
@@ -206,7 +190,7 @@ def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trilemma", "Trilemma", content["items"]),
         ("fronts", "Pareto fronts", content["figures"]["pareto"]),
         ("curves", "Round by round", content["curve_figures"]),
-        ("methods", "Methods", content["method_rows"]),
+        ("methods", METHODS_TITLE, report.rows),
         ("findings", "Findings", content["attack_groups"]),
         ("ledger", "Who saw what", content["ledger_tables"]),
         ("guarantees", "Guarantees", content["guarantees"]),

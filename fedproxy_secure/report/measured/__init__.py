@@ -11,7 +11,7 @@ out, never guessed; the report's `not_measured` says which and why.
 
 from fedproxy_secure.report.measured.configuration import configuration_of
 from fedproxy_secure.report.measured.cost import cost_against
-from fedproxy_secure.report.measured.seed import ATTACKED, SeedRun, attacked, read_result, read_seed
+from fedproxy_secure.report.measured.seed import ATTACKED, SeedRun, attacked, read_seed, read_seeds
 from fedproxy_secure.report.measured.unmeasured import rows_without_losses, without_losses
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "attacked",
     "configuration_of",
     "cost_against",
-    "read_result",
     "read_seed",
+    "read_seeds",
     "rows_without_losses",
     "without_losses",
 ]

@@ -12,7 +12,6 @@ from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import LedgerRow, Measure
 from fedproxy_secure.runtime.files.names import FEDERATION, LEAKAGE
 
-VECTORS = ("Update", "MaskedInput", "Encrypted", "Broadcast", "Proxy")  # all other messages are protocol
 Row = Mapping[str, Any]  # one line of a leakage ledger
 
 
@@ -22,7 +21,7 @@ def cost(seeds: Sequence[SeedRun]) -> list[Measure]:
     parts: tuple[tuple[MeasureKind, Callable[[Row], bool]], ...] = (
         (kinds.UPLOAD_BYTES, _is_upload),
         (kinds.DOWNLOAD_BYTES, lambda row: row["to"] == "clients" and row["message"] != "Proxy"),
-        (kinds.PROTOCOL_BYTES, lambda row: row["message"] not in VECTORS and not _is_sum(row)),
+        (kinds.PROTOCOL_BYTES, lambda row: not row.get("vector") and not _is_sum(row)),
     )
     for kind, wanted in parts:
         by_seed = {}

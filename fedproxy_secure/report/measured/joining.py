@@ -63,8 +63,8 @@ def values(
 
 
 def exact_or_mean(by_seed: Mapping[int, float], kind: MeasureKind) -> Estimate:
-    """Return the mean over seeds; bytes and shares that are the same for every seed are exact."""
-    if kind.unit in ("bytes", "share") and len(set(by_seed.values())) == 1:
+    """Return the mean over seeds; what is counted and the same for every seed is exact."""
+    if kind.counted and len(set(by_seed.values())) == 1:
         value = next(iter(by_seed.values()))
         return counted(value, metric=kind.estimate_name, unit=kind.unit, seeds=by_seed, n=len(by_seed))
     return mean_interval(by_seed, metric=kind.estimate_name, unit=kind.unit)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval
-from fedproxy_secure.report.report import Likeness
+from fedproxy_secure.report.report import Fidelity
 
-Record = Mapping[str, Any]  # what `compress.fidelity.likeness` returned
+Record = Mapping[str, Any]  # what `compress.fidelity.fidelity_record` returned
 FIDELITY = {  # key in its `fidelity` -> what it is called, unit
     "kl_nats": ("KL of LLM to proxy on public text", "nats"),
     "agreement": ("same next token, LLM and proxy", "share"),
@@ -18,7 +18,7 @@ FIDELITY = {  # key in its `fidelity` -> what it is called, unit
 }
 
 
-def likeness_of(records: Mapping[int, Record], name: str) -> Likeness:
+def fidelity_of(records: Mapping[int, Record], name: str) -> Fidelity:
     """Return the means over seeds; raises `KeyError` or `TypeError` for records of another form.
 
     Args:
@@ -36,7 +36,7 @@ def likeness_of(records: Mapping[int, Record], name: str) -> Likeness:
         return mean(what, unit, lambda r: r["fidelity"][key])
 
     blocks = all(r["fidelity"]["cka"] for r in records.values())
-    return Likeness(
+    return Fidelity(
         kl=fidelity("kl_nats"),
         agreement=fidelity("agreement"),
         llm_perplexity=fidelity("llm_perplexity"),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.errors import DataError, RunFolderError
-from fedproxy_secure.evidence.answers import Bits, bits_from_text
+from fedproxy_secure.evidence.answers import Bits, answers_in
 from fedproxy_secure.evidence.finding import Finding, read_findings
 from fedproxy_secure.evidence.losses import Losses, losses_in
 from fedproxy_secure.report.composition import Training
+from fedproxy_secure.report.measured.form import (
+    HEALING_HAS,
+    LEDGER_HAS,
+    RESULT_HAS,
+    ROUND_HAS,
+    Form,
+    lacking,
+)
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import (
     FEDERATION,
@@ -66,9 +74,11 @@ class SeedRun:
             assert self.ceiling is not None
             return self.ceiling
         try:
-            return {task: bits_from_text(text) for task, text in self.result[model].items()}
+            return answers_in(self.result, model)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise RunFolderError(f"{self._result_file}: {model}: is damaged: {error}") from error
+            raise RunFolderError(
+                f"{self._result_file}: {model}: is damaged: {error}; delete it and resume"
+            ) from error
 
     def losses(self, model: str) -> Losses:
         """Return what a model loses on free text, by task; {} where there is none.
@@ -113,13 +123,40 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     try:
         result = read_json(path)
-        if not isinstance(result, dict):
-            raise ValueError("holds no result")
-        return result
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise RunFolderError(f"{path}: is damaged; delete it and resume") from error
+    lacks = lacking(RESULT_HAS, result)
+    if lacks is None and "healing" in result:
+        lacks = lacking(HEALING_HAS, result["healing"], "healing")
+    if lacks is not None:
+        raise RunFolderError(f"{path}: is damaged: {lacks}; delete it and resume")
+    checked: dict[str, Any] = result
+    return checked
+
+
+def read_seeds(run: Path, seeds: Iterable[int], *, root: Path) -> list[SeedRun]:
+    """Read seeds of the run in `run`; sources are relative to `root`, the report's folder.
+
+    Raises `RunFolderError` if one did not finish, or is damaged.
+    """
+    findings = read_findings(run) if attacked(run) else []
+    read = []
+    for seed in seeds:
+        folder = run / seed_folder(seed)
+        files = RunFolder(path=folder / FEDERATION)
+        read.append(
+            SeedRun(
+                seed=seed,
+                place=_relative(run, root),
+                result=read_result(folder),
+                rounds=_lines(files, ROUNDS, ROUND_HAS),
+                ledger=_lines(files, LEAKAGE, LEDGER_HAS),
+                findings=tuple(f for f in findings if f.seed_folder == folder.name),
+            )
+        )
+    return read
 
 
 def read_seed(
@@ -130,24 +167,21 @@ def read_seed(
     ceiling: Bits | None = None,
     ceiling_losses: Losses | None = None,
 ) -> SeedRun:
-    """Read one seed of the run in `run`; sources are relative to `root`, the report's folder.
+    """Read one seed of the run in `run`, as `read_seeds` does, and say what its ceiling reached."""
+    (read,) = read_seeds(run, [seed], root=root)
+    return replace(read, ceiling=ceiling, ceiling_losses=ceiling_losses or {})
 
-    Raises `RunFolderError` if the seed did not finish.
-    """
-    folder = run / seed_folder(seed)
-    result = read_result(folder)
-    files = RunFolder(path=folder / FEDERATION)
-    findings = [f for f in read_findings(run) if f.seed_folder == folder.name] if attacked(run) else []
-    return SeedRun(
-        seed=seed,
-        place=_relative(run, root),
-        result=result,
-        rounds=tuple(files.read_jsonl(ROUNDS)),
-        ledger=tuple(files.read_jsonl(LEAKAGE)),
-        findings=tuple(findings),
-        ceiling=ceiling,
-        ceiling_losses=ceiling_losses or {},
-    )
+
+def _lines(folder: RunFolder, name: str, has: Form) -> tuple[Mapping[str, Any], ...]:
+    """Read the lines of rounds or of the ledger; raise `RunFolderError` if there are none, or others."""
+    lines = folder.read_jsonl(name)
+    lacks = next(filter(None, (lacking(has, line) for line in lines)), None)
+    if not lines or lacks is not None:
+        raise RunFolderError(
+            f"{folder.path / name}: is damaged: {lacks or 'has no lines'}; put it back, or delete "
+            f"{folder.path.parent.name} and resume"
+        )
+    return tuple(lines)
 
 
 def attacked(run: Path) -> bool:

@@ -102,7 +102,7 @@ def value_of(d: AttackDifference, index: int) -> Number | None:
 def difference_of(d: AttackDifference, index: int) -> Number | None:
     """Return the difference for display, with its sign."""
     return (
-        None if d.difference is None else Number(d.difference, f"{_place(index)}/difference", points=True)
+        None if d.difference is None else Number(d.difference, f"{_place(index)}/difference", signed=True)
     )
 
 

@@ -20,6 +20,7 @@ from fedproxy_secure.evidence.targets import difference
 from fedproxy_secure.report.measured.attacks import WITHOUT_NUMBERS
 from fedproxy_secure.report.sweep import Labelled, labelled
 from fedproxy_secure.report.trilemma import AttackDifference, Configuration
+from fedproxy_secure.runtime.files.names import seed_of
 
 Key = tuple[str, str, str]  # id, attack, view
 WITHIN_ONE = ("AUC", "share")  # units of numbers from 0 to 1
@@ -195,5 +196,5 @@ def _measure(finding: Finding) -> str:
 
 def _seed(finding: Finding) -> int:
     """Return the seed of a finding's run, by the name of its folder."""
-    _, _, number = finding.seed_folder.rpartition("-")
-    return int(number) if number.isdigit() else finding.seed
+    seed = seed_of(finding.seed_folder)
+    return finding.seed if seed is None else seed

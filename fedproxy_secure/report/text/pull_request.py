@@ -7,11 +7,12 @@ from pathlib import Path
 
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.number import Number
-from fedproxy_secure.report.html.tables import first_tables, method_columns, method_rows, stamps
 from fedproxy_secure.report.page_words import attacks_in_order
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import labelled
-from fedproxy_secure.report.text.table import markdown_table
+from fedproxy_secure.report.tables.comparison import methods_table
+from fedproxy_secure.report.tables.measures import first_tables, stamps
+from fedproxy_secure.report.text.table import cell, markdown_table, table_rows
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import Markdown, code, escaped, escaped_line
 from fedproxy_secure.runtime.files.names import REPORT_PAGE
@@ -44,8 +45,8 @@ def pull_request_summary(report: Report) -> str:
         parts.append(_trilemma(report))
     if report.composition:
         parts.append("\n".join(f"- {escaped_line(line)}" for line in report.composition))
-    if report.rows:
-        parts.append(_methods(report))
+    if methods := methods_table(report):
+        parts.append(markdown_table(*table_rows(methods)))
     parts += _findings(report)
     missing = len(report.not_measured)
     if missing:
@@ -64,18 +65,9 @@ def _trilemma(report: Report) -> str:
     for item in labelled(report.configurations):
         stamp = " **(unsafe)**" if item.configuration.unsafe else ""
         name = Markdown(escaped(item.name) + stamp)
-        rows.append([name, *(_cell(item.number(c.key), bool(c.unit)) for c in columns)])
+        rows.append([name, *(cell(item.number(c.key), unit=not c.unit) for c in columns)])
     legend = "± is half a 95 % interval; ↑ higher is better, ↓ lower."
     return f"{markdown_table(headings, rows)}\n\n{legend}"
-
-
-def _methods(report: Report) -> str:
-    columns = method_columns(report)
-    lines = [
-        [method, removed or "-", *(_cell(numbers.get(c), True) for c, _ in columns)]
-        for method, removed, numbers in method_rows(report)
-    ]
-    return markdown_table(["method", "removed", *(label for _, label in columns)], lines)
 
 
 def _findings(report: Report) -> list[str]:
@@ -107,10 +99,3 @@ def _red_rows(every: Sequence[tuple[str, Finding]]) -> list[list[str]]:
             names = "; ".join(dict.fromkeys(n for n, _ in mine))
             rows.append([f"{id} {attack}", view, str(mine[0][1].outcome), names, measured])
     return rows
-
-
-def _cell(number: Number | None, unit_above: bool) -> str:
-    if number is None:
-        return "-"
-    parts = (number.text, number.spread, "" if unit_above else number.unit)
-    return " ".join(part for part in parts if part)

@@ -62,3 +62,13 @@ def seed_folder(seed: int) -> str:
     'seed-0'
     """
     return f"{SEED_PREFIX}{seed}"
+
+
+def seed_of(folder: str) -> int | None:
+    """Return the seed whose folder has this name; None for any other folder.
+
+    >>> seed_of("seed-0")
+    0
+    """
+    number = folder.removeprefix(SEED_PREFIX)
+    return int(number) if number != folder and number.isdecimal() else None

@@ -48,6 +48,7 @@ class EncryptedSketch(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "a ciphertext; to whoever has the secret key, 4096 numbers of the update"
+    vector: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Size]] = {"encrypted": CIPHERTEXT, "tag": TAG}
     client: str
     encrypted: bytes
@@ -60,6 +61,7 @@ class GramProducts(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "the cosine of every two clients' updates, to every client"
+    vector: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Size]] = {
         "products": Size(least=0, most=CIPHERTEXT.most, rows=MAX_CLIENTS * (MAX_CLIENTS - 1) // 2)
     }

@@ -110,6 +110,7 @@ class Encrypted(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "ciphertexts; to whoever has the secret key, the whole update"
+    vector: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Size]] = {"encrypted": VECTOR, "tag": TAG}
     client: str
     encrypted: bytes
@@ -122,6 +123,7 @@ class Total(Message):
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "the sum, to every client"
+    vector: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Size]] = {"encrypted": VECTOR}
     clients: list[str]
     encrypted: bytes
@@ -134,6 +136,7 @@ class Opened(Message):
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "the sum over the clients, rounded to a grid"
+    vector: ClassVar[bool] = True
     sizes: ClassVar[Mapping[str, Size]] = {"values": VECTOR, "values_sha256": HASH, "signature": SIGNATURE}
     client: str
     values: bytes

@@ -17,6 +17,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
 )
 from fedproxy_secure.experiments.sweeps.matrix_report import (
     configurations_of,
+    groups_of,
 )
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.report.sweep import labelled
@@ -43,7 +44,10 @@ def test_a_protection_may_have_settings_of_its_own_which_its_title_says(settings
     changed = cell_config(config, small)
     assert (changed.adapter.kind, changed.local.learning_rate) == ("core", 0.05)
     assert cell_config(config, plain).adapter.kind == "lora"
-    recipes = {c.name: (c.scheme, c.recipe) for c in configurations_of(config, tmp_path, [plain, small])}
+    recipes = {
+        c.name: (c.scheme, c.recipe)
+        for c in configurations_of(config, groups_of(config, tmp_path, [plain, small]))
+    }
     assert recipes == {
         title_of(plain, config): ("masking", ""),
         title_of(small, config): ("masking", "small"),
@@ -144,7 +148,9 @@ def test_a_protections_options_are_swept_and_are_no_other_schemes(settings, tmp_
             "masking": {},
         }
         assert "coarse bits=2, 50% removed" in {title_of(c, config) for c in cells}
-        kinds = [item.kind for item in labelled(configurations_of(config, tmp_path, cells))]
+        kinds = [
+            item.kind for item in labelled(configurations_of(config, groups_of(config, tmp_path, cells)))
+        ]
         assert kinds == ["coarse (bits=2)", "coarse (bits=4)", "coarse", "masking"]
         raw["protect"] = {"scheme": "coarse", "options": {"bitz": 8}}
         with pytest.raises(

@@ -24,6 +24,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
 from fedproxy_secure.experiments.sweeps.matrix_report import (
     ceilings_of,
     no_ceiling,
+    todo_of,
 )
 from fedproxy_secure.experiments.sweeps.method_cells import cell_file
 from fedproxy_secure.report.report import Report
@@ -49,21 +50,22 @@ def test_attacks_of_the_last_cell_use_the_cores_that_nothing_else_needs(settings
     cells, _ = cells_of(config)
     ceilings = ceilings_of(config)
     assert (len(cells), len(ceilings)) == (4, 2)
-    jobs = [attack_jobs(config, tmp_path, 4)]
+    assert todo_of(config, tmp_path, cells) == [*ceilings, *cells], "the longest come first"
+    jobs = [attack_jobs(config, tmp_path, cells, 4)]
     for cell in cells[:3]:
         if cell is cells[0]:
             note_failure(tmp_path / cell.folder, "cannot run")
         else:
             (tmp_path / cell.folder).mkdir(parents=True)
             (tmp_path / cell.folder / CELL_DONE).write_text("{}")
-        jobs.append(attack_jobs(config, tmp_path, 4))
+        jobs.append(attack_jobs(config, tmp_path, cells, 4))
     for ceiling in ceilings:
         file = cell_file(tmp_path / BASELINES, ceiling)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
-        jobs.append(attack_jobs(config, tmp_path, 4))
+        jobs.append(attack_jobs(config, tmp_path, cells, 4))
     assert jobs == [1, 1, 1, 1, 2, 4]
-    assert attack_jobs(config, tmp_path, 1) == 1
+    assert attack_jobs(config, tmp_path, cells, 1) == 1
 
 
 @pytest.mark.slow

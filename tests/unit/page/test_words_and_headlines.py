@@ -19,11 +19,11 @@ from tests.support.page_walk import parse
 from tests.support.sample_report import sample_comparison, sample_report
 
 
-def number(value: float, low: float | None, high: float | None, unit: str, points: bool = False) -> Number:
+def number(value: float, low: float | None, high: float | None, unit: str, signed: bool = False) -> Number:
     e = Estimate(
         metric="m", value=value, low=low, high=high, n=3, unit=unit, seeds=(0, 1, 2), how="for a test"
     )
-    return Number(e, "result.json#m", points=points)
+    return Number(e, "result.json#m", signed=signed)
 
 
 def test_the_pull_request_summary_has_stamps_numbers_and_red_findings(report: Report):
@@ -56,8 +56,9 @@ def test_pipes_and_markup_in_names_do_not_break_the_summary(report: Report):
         (number(0.972, 0.950, 0.980, "share"), "97.2 [95.0, 98.0] %"),
         (number(0.972, None, None, "share"), "97.2 %"),
         (number(0.5, 0.5, 0.5, "share"), "50 %"),
-        (number(-0.0121, -0.02, -0.0042, "share", points=True), "−1.2 ± 0.8 points"),
-        (number(0.0, -0.01, 0.01, "share", points=True), "+0.0 ± 1.0 points"),
+        (number(-0.0121, -0.02, -0.0042, "share", signed=True), "−1.2 ± 0.8 points"),
+        (number(0.0, -0.01, 0.01, "share", signed=True), "+0.0 ± 1.0 points"),
+        (number(0.5, 0.25, 1.5, "nats", signed=True), "+0.500 [+0.250, +1.500] nats"),
         (number(0.935, 0.92, 0.95, "AUC"), "0.94 ± 0.01"),
         (number(4_100_000, 4_100_000, 4_100_000, "bytes"), "4.1 MB"),
         (number(812.4e6, 800e6, 824.8e6, "bytes"), "812 ± 12 MB"),
@@ -114,7 +115,7 @@ def test_two_remove_ratios_that_differ_never_read_alike():
         replace(r, remove_ratio=c) for r, c in zip(sample_comparison().rows[2:4], CLOSE, strict=True)
     )
     compared = replace(sample_comparison(), rows=rows, differences=())
-    assert "12.5%" in markdown_report(compared)
+    assert "| 12.5 % |" in markdown_report(compared)
     assert "12.5 % removed" in parse(page(compared)).text
 
 

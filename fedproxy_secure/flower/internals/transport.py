@@ -1,0 +1,116 @@
+"""Flower's HTTP clients, held to plain answers of bounded size from the address that they were given.
+
+Flower 1.41 lets its clients follow redirects, decode compressed answers, and read answers of any length. A
+SuperLink could then have a site's node send requests to any address in the site's network, in clear text
+too, and fill its memory with a few kilobytes. No answer of Flower's own is a redirect or compressed.
+
+Guarantees of a client made after `hold_clients_to_plain_answers`: no request goes to another address than
+its own; of an answer with a content encoding no byte is decoded, and of one that is too long no more than
+`MOST_ANSWER_BYTES` are read. Such an answer counts as a failed connection, and Flower tries again.
+`ask_own_user_alone`: no byte is sent unless the process at the other end is this user's, where the system
+tells (`flower.launch.same_user`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, cast
+
+import httpcore
+import httpx
+
+from fedproxy_secure.runtime.quoting import quoted
+
+MOST_ANSWER_BYTES = 2**26  # Flower sends arrays in pieces of 5 MiB
+Ends = tuple[str, int]
+
+
+def hold_clients_to_plain_answers() -> None:
+    """Hold every client of Flower's that this process makes from now on to plain, bounded answers."""
+    from flwr.supercore.protobuf.client import ProtobufClient
+
+    if not hasattr(ProtobufClient.__init__, "__wrapped__"):
+        vars_of: Any = ProtobufClient
+        vars_of.__init__ = _plain(ProtobufClient.__init__)
+
+
+def _plain(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def plain(self: Any, *arguments: Any, **named: Any) -> None:
+        init(self, *arguments, **named)
+        make_plain(self._client)
+
+    return plain
+
+
+def make_plain(client: httpx.Client, *, most_bytes: int = MOST_ANSWER_BYTES) -> None:
+    """Make a client refuse redirects, content encodings, and answers of more than `most_bytes`."""
+
+    def check(response: httpx.Response) -> None:
+        """Raise `httpx.RemoteProtocolError` before any of the answer's body is read."""
+        if response.has_redirect_location:
+            raise httpx.RemoteProtocolError("the answer is a redirect; none is followed")
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise httpx.RemoteProtocolError(f"the answer is encoded: {quoted(encoding)}; none is decoded")
+        response.stream = _Bounded(cast("httpx.SyncByteStream", response.stream), most_bytes)
+
+    client.follow_redirects = False
+    client.headers["accept-encoding"] = "identity"
+    client.event_hooks = {"response": [check]}
+
+
+class _Bounded(httpx.SyncByteStream):
+    """The body of an answer, which raises `httpx.RemoteProtocolError` once it is too long."""
+
+    def __init__(self, stream: httpx.SyncByteStream, most_bytes: int) -> None:
+        self._stream, self._most_bytes = stream, most_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        taken = 0
+        for part in self._stream:
+            taken += len(part)
+            if taken > self._most_bytes:
+                raise httpx.RemoteProtocolError(f"the answer has more than {self._most_bytes} bytes")
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def ask_own_user_alone(client: httpx.Client, is_own_users: Callable[[Ends, Ends], bool]) -> httpx.Client:
+    """Return a client like `client` whose connections are closed unless this user's process answers.
+
+    Args:
+        client: one of Flower's, to a port of loopback; it is closed.
+        is_own_users: says of both ends of a connection, the other first, whether the other is this user's.
+    """
+    checked = httpx.Client(
+        transport=_OwnUsersTransport(is_own_users), timeout=client.timeout, trust_env=False
+    )
+    client.close()
+    make_plain(checked)
+    return checked
+
+
+class _OwnUsersTransport(httpx.HTTPTransport):
+    def __init__(self, is_own_users: Callable[[Ends, Ends], bool]) -> None:
+        super().__init__(trust_env=False)
+        self._pool = httpcore.ConnectionPool(network_backend=_CheckedBackend(is_own_users))
+
+
+class _CheckedBackend(httpcore.SyncBackend):
+    """Connects as httpcore does, and hands out no connection whose other end is another user's."""
+
+    def __init__(self, is_own_users: Callable[[Ends, Ends], bool]) -> None:
+        super().__init__()
+        self._is_own_users = is_own_users
+
+    def connect_tcp(self, *arguments: Any, **named: Any) -> httpcore.NetworkStream:
+        stream = super().connect_tcp(*arguments, **named)
+        other, own = stream.get_extra_info("server_addr"), stream.get_extra_info("client_addr")
+        if not self._is_own_users(other, own):
+            stream.close()
+            raise httpcore.ConnectError(f"{other[0]}:{other[1]}: is not served by a process of this user")
+        return stream

@@ -1,0 +1,55 @@
+"""What reports need of the files of a seed: names, and of what kind their values are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedproxy_secure.runtime.quoting import quoted
+
+NUMBER = (int, float)
+# by name the types of a value, or the form of an object; None: an object of numbers
+Form = Mapping[str, Any]
+
+RESULT_HAS: Form = {  # answers, losses and what was spent are checked where they are decoded
+    "fidelity": {
+        **dict.fromkeys(("kl_nats", "agreement", "llm_perplexity", "proxy_perplexity"), NUMBER),
+        "cka": list,
+    },
+    "verbatim_share": NUMBER,
+    "perplexity": {"fused": (*NUMBER, type(None))},
+    "plug_back": {"scale": NUMBER, "tried": list},
+    "truncated": int,
+    "privacy_notes": list,
+    "seconds": None,
+    "peak_memory_bytes": NUMBER,
+}
+HEALING_HAS: Form = {
+    "tokens": NUMBER,
+    "seconds": NUMBER,
+    "before_healing": {"fidelity": {"kl_nats": NUMBER}, "verbatim_share": NUMBER},
+}
+ROUND_HAS: Form = {"round": int, "participants": list, "seconds": NUMBER}
+LEDGER_HAS: Form = {"message": str, "to": str, "reveals": str, "count": int, "bytes": int}
+
+
+def lacking(form: Form, raw: object, where: str = "") -> str | None:
+    """Return in a few words what `raw` lacks of a form, or has of another kind; None if nothing.
+
+    `where`: the name of `raw` in its file.
+    """
+    if not isinstance(raw, Mapping):
+        return f"{where or 'the whole'} is no object"
+    for name, wanted in form.items():
+        own = f"{where}.{name}" if where else name
+        if name not in raw:
+            return f"{own} is missing"
+        value = raw[name]
+        if wanted is None:
+            wanted = dict.fromkeys(value, NUMBER) if isinstance(value, Mapping) else {}
+        if isinstance(wanted, Mapping):
+            if (found := lacking(wanted, value, own)) is not None:
+                return found
+        elif not isinstance(value, wanted):
+            return f"{own} is {quoted(value)}"
+    return None
