@@ -7,9 +7,10 @@ node that is told that one machine plays every party: by the in-process and simu
 says.
 
 When something fails, the log of the client's own machine gets the whole error. A server on another machine
-gets less. What the protocol, the settings or the client's keys and files forbid is said, with paths taken
-out. Of everything else, which may rest on records, it gets the kind alone, as one of three constant lines:
-privacy is spent, records or messages cannot be used, or anything else.
+gets less. What the protocol, the settings or the client's keys and files forbid is said, with the client's
+own paths taken out, or not at all if the line may name another path. Of everything else, which may rest on
+records, it gets the kind alone, as one of three constant lines: privacy is spent, records or messages
+cannot be used, or anything else.
 
 torch is imported only where a model is needed, so that a client is there, and has answered what needs no
 model, seconds before it trains.
@@ -29,7 +30,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure import wire
-from fedproxy_secure.bundle.redaction import MARK, paths_in
+from fedproxy_secure.bundle.redaction import line_for_others, places_of_a_client
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import (
     ConfigError,
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 # message types of later steps, `query.share` and so on
 STEPS = ("gram_share", "gram_sketch", "gram_weigh", "share", "mask", "confirm", "unmask")
 OTHER_STEP = "step"
+HIDDEN = "this client refuses, in a line that may name its files; its own log has the reason"
 _KEPT_CLIENTS = 64
 Play: TypeAlias = "Callable[[LocalClient], LocalClient]"
 _clients: OrderedDict[tuple[str, str, int], LocalClient] = OrderedDict()
@@ -96,23 +98,21 @@ def _answers_in_one_line(
                 kind, line = type(error).__name__, str(error)
             else:
                 log.exception("%s: failed", message.metadata.message_type)
-                kind, line = _reply_to_another_machine(error)
+                kind, line = _reply_to_another_machine(error, context)
             content = wire.encode_failure(kind, line)
         return Message(content, reply_to=message)
 
     return answer
 
 
-def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
+def _reply_to_another_machine(error: Exception, context: Context) -> tuple[str, str]:
     """Return an error's class and line for a server elsewhere.
 
     The line is the error's own only if it rests on no record, and without paths of this machine.
     """
     if isinstance(error, ProtocolAborted | ConfigError | NotSetUp):
-        line = str(error)
-        for path in paths_in([line]):
-            line = line.replace(path, MARK)
-        return type(error).__name__, line
+        places = places_of_a_client(str(context.node_config.get("policy", "")))
+        return type(error).__name__, line_for_others(str(error), places) or HIDDEN
     if isinstance(error, PrivacyError):  # the exact epsilon follows from the number of records
         return "PrivacyError", "the round would spend more than this client allows (privacy.max_epsilon)"
     if isinstance(error, DataError):
