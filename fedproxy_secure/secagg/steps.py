@@ -112,7 +112,7 @@ class SteppedSession(ABC):
         return session
 
     def _once(self, step: str, action: Callable[[], T]) -> T:
-        """Run a step if it is its turn; whatever goes wrong ends the session."""
+        """Run a step once, in its order; any error ends the session."""
         if self._step != step:
             raise ProtocolAborted(f"{step}: asked when {self._step} is next; each step runs once, in order")
         try:
