@@ -44,7 +44,7 @@ from fedproxy_secure.errors import (
 from fedproxy_secure.federate.client_policy import load_policy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.monitor.noting import note, noted
-from fedproxy_secure.protect.base import Asked, protection_of
+from fedproxy_secure.protect.base import ClientRequest, protection_of
 from fedproxy_secure.protect.secure_sum import attempt, failures
 from fedproxy_secure.proxy_intake import arriving
 from fedproxy_secure.proxy_intake import store as proxy_store
@@ -203,8 +203,8 @@ def _answers_step(step: str) -> Callable[[Message, Context], RecordDict]:
 
 def _asked(
     step: str, own: OwnJob, message: Message, context: Context, local_client: Callable[[], LocalClient]
-) -> Asked:
-    return Asked(
+) -> ClientRequest:
+    return ClientRequest(
         step=step,
         job=own.job,
         name=own.name,

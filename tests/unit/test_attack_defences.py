@@ -29,7 +29,7 @@ from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.protect.secure_sum.noise import planned_threshold
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.secagg.selftest.rehearsal import identities, ring, terms_for
-from fedproxy_secure.secagg.terms import Policy
+from fedproxy_secure.secagg.terms import TermsPolicy
 from tests.support.tampering import federate_tampered
 from tests.support.tiny import tiny_llama, tiny_settings
 from threat_models import get
@@ -217,7 +217,7 @@ def accepts(asked, least):
     plan, (_, roster) = ring(5, 8), identities(5)
     terms = replace(terms_for(plan, roster), threshold=asked)
     settings = terms.settings_sha256
-    own = Policy(roster=roster, settings_sha256=settings, colluders=0, rounds=1, min_cohort=least)
+    own = TermsPolicy(roster=roster, settings_sha256=settings, colluders=0, rounds=1, min_cohort=least)
     own.check(terms, name="c00", broadcast_sha256=terms.broadcast_sha256, plan=plan)
 
 

@@ -61,7 +61,7 @@ M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class RoundInputs:
     """The inputs of the server's steps in one round; `invitation` is the training request with terms."""
 
     carrier: Carrier
@@ -75,7 +75,7 @@ class Work:
 
 def sum_round(
     round: ServerRound,
-    steps: Callable[[Work], tuple[Terms, Aggregate]],
+    steps: Callable[[RoundInputs], tuple[Terms, Aggregate]],
     *,
     payload_bytes: Callable[[RingPlan], int],
     error: float = 0.0,
@@ -145,7 +145,7 @@ def _clip(round: ServerRound) -> float:
     return job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
 
 
-def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> Work:
+def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> RoundInputs:
     """Return the inputs of the round's steps, with a fresh key of the server and new terms."""
     job, state = round.job, round.state
     broadcast = broadcast_of(job, state)
@@ -167,7 +167,7 @@ def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> Work:
         plan=ring_plan(job, sizes, clip=clip, clients=len(clients)),
     )
     invitation = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(terms, clip)})
-    return Work(
+    return RoundInputs(
         carrier=Carrier(round=round),
         terms=terms,
         roster=roster,
@@ -243,7 +243,7 @@ class Carrier:
         return {client: encoded[id(m)] for client, m in messages.items()}
 
 
-def run_masking(work: Work) -> tuple[Terms, Aggregate]:
+def run_masking(work: RoundInputs) -> tuple[Terms, Aggregate]:
     """Run the steps of masking, after those of encrypted cosines if the job asks for them."""
     carrier, terms = work.carrier, work.terms
     advertised: Mapping[str, Advertise] | None = None
@@ -273,7 +273,7 @@ def run_masking(work: Work) -> tuple[Terms, Aggregate]:
     return terms, aggregate
 
 
-def run_ckks(work: Work) -> tuple[Terms, Aggregate]:
+def run_ckks(work: RoundInputs) -> tuple[Terms, Aggregate]:
     """Run the four steps of CKKS."""
     carrier = work.carrier
     session = CkksServer(terms=work.terms, roster=work.roster, private=work.private, expected=work.expected)

@@ -70,7 +70,7 @@ class GramProducts(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighed:
+class GramWeight:
     """A client's weight and retention, and the hash that binds all clients to the same cosines."""
 
     standing: Standing
@@ -101,11 +101,11 @@ class GramClient(CkksClient):
         )
         return EncryptedSketch(client=self.name, encrypted=encrypted, tag=crypto.tag(tag_key, encrypted))
 
-    def weigh(self, message: GramProducts, *, r0: float, delta: float) -> Weighed:
+    def weigh(self, message: GramProducts, *, r0: float, delta: float) -> GramWeight:
         """Open the products, once, and return this client's weight and retention (step 4)."""
         return self._once("unmask", lambda: self._weigh(message, r0, delta))
 
-    def _weigh(self, message: GramProducts, r0: float, delta: float) -> Weighed:
+    def _weigh(self, message: GramProducts, r0: float, delta: float) -> GramWeight:
         self._check_names(message.clients, "products")
         if message.clients != sorted(message.clients):
             raise ProtocolAborted("products: clients must be sorted")
@@ -117,7 +117,7 @@ class GramClient(CkksClient):
         cosines = gram_of(len(message.clients), opened)
         salt = crypto.derive(self._key, info=b"gram salt|" + self._context).reveal()
         steps = np.round(cosines / GRID).astype("<i4").tobytes()
-        weighed = Weighed(
+        weighed = GramWeight(
             standing=standing(cosines, message.clients.index(self.name), r0=r0, delta=delta),
             gram_sha256=crypto.digest(salt, *(c.encode() for c in message.clients), steps),
         )
