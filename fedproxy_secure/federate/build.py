@@ -25,12 +25,11 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
 
     Clients of one process share one copy of the model (`LentModel`). The proxy, its tokenizer included, is
     loaded and checked before any record is read. With differential privacy no exception that encoding a
-    record raises is passed on. Errors of reading the client's own files are passed on, and so is how many
-    records there are. Not excluded by proof: native code of the tokenizer that ends the process on some
-    text.
+    record raises is passed on. Errors of reading the client's own files are passed on, and so is the number
+    of records. Not proved: that no text makes native code of the tokenizer end the process.
 
-    Raises `ProtocolAborted` for a proxy that loads as another than the job names, what `load_proxy` raises,
-    and `DataError` for records that cannot be used.
+    Raises `ProtocolAborted` if the proxy loads as another model than the job names, what `load_proxy`
+    raises, and `DataError` for records that cannot be used.
     """
     proxy = shared_proxy(job, model_folder)
     if proxy.loaded_sha256 != job.proxy_loaded_sha256:
@@ -56,11 +55,11 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
     encoded = encode(task.train, tokenizer, max_tokens=job.max_tokens)
     items = encoded.items
     if job.privacy.unit == "client":
-        # only the client's own log tells of what is left out; with too few left, training sends zeros
+        # only the client's own log says how many are left out; with too few usable, training sends zeros
         usable = tuple(item for item in items if item.ids)
         if len(usable) < len(items):
-            what = "%s: %d of %d records cannot be encoded and are left out"
-            log.warning(what, client.name, len(items) - len(usable), len(items))
+            message = "%s: %d of %d records cannot be encoded and are left out"
+            log.warning(message, client.name, len(items) - len(usable), len(items))
         items = usable if len(usable) >= LEAST_RECORDS else items
     return LocalClient(
         name=client.name,
@@ -86,7 +85,7 @@ def _privacy(job: FederationJob, name: str, items: Sequence[Encoded]) -> Privacy
     ledger = PrivacyLedger(
         folder=Path(settings.ledger),
         client=name,
-        # where another model or other arithmetic would be trained, the same noise must not serve again
+        # the same noise must not be used again for another model or with other arithmetic
         run=f"{job.agreed_sha256().hex()}/{records}/{job.device}/{job.dtype}",
         unit="record",
         delta=settings.target_delta,

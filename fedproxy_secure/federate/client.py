@@ -1,4 +1,4 @@
-"""One client: its records, the proxy it was given, and its round of local training."""
+"""One client: its records, its proxy, and its round of local training."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class Privacy:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalClient:
-    """A client between rounds; it borrows the `model` for the time of a round's training alone.
+    """A client between rounds; it borrows the `model` only while it trains.
 
-    `on_trained` is called with the round, the update and which records were drawn, for evaluation;
-    `on_failed` with the round and why training failed, where a failure is hidden from the server.
+    `on_trained` is called with the round, the update and the indices of the records drawn, for evaluation;
+    `on_failed` with the round and the reason, if training fails and the failure is hidden from the server.
 
     Guarantees: with `privacy`, a round's update is (epsilon, delta)-DP in the client's records as its
-    ledger says, under what `private_training` says that it rests on; its `loss` and `truncated` are 0. What
-    the server makes of updates (trimming, weights, conflict, plug-back) is post-processing. Not covered:
-    how many records there are, how long training takes, a process that native code ends.
+    ledger says, under the assumptions that `private_training` names; its `loss` and `truncated` are 0. What
+    the server computes from updates (trimming, weights, conflict, plug-back) is post-processing. Not
+    covered: the number of records, how long training takes, a process that native code ends.
     """
 
     name: str
@@ -99,18 +99,20 @@ class LocalClient:
         would spend more than allowed.
         """
         began, drawn = time.perf_counter(), _Drawn(self.items)
-        asked = _Asked(round=round, start=start, conflict=conflict, pcr_lambda=pcr_lambda, prox_mu=prox_mu)
+        request = _RoundRequest(
+            round=round, start=start, conflict=conflict, pcr_lambda=pcr_lambda, prox_mu=prox_mu
+        )
         loss = 0.0
         if self.privacy is None:
-            loss, moved = self._train(asked, drawn)
+            loss, difference = self._train(request, drawn)
         else:
-            moved = self._train_privately(asked, drawn, self.privacy)
+            difference = self._train_privately(request, drawn, self.privacy)
         update = ClientUpdate(
             client=self.name,
-            update=moved,
+            update=difference,
             loss=loss,
             steps=self.local.steps,
-            # each private record takes a pass of its own: the time would tell how many there are
+            # each private record takes a pass of its own, so the time would reveal how many there are
             seconds=time.perf_counter() - began if self.privacy is None else 0.0,
             truncated=self.truncated if self.privacy is None else 0,
         )
@@ -118,33 +120,33 @@ class LocalClient:
             self.on_trained(round, update, drawn.indices)
         return update
 
-    def _train(self, asked: _Asked, items: Sequence[Encoded]) -> tuple[float, np.ndarray]:
+    def _train(self, request: _RoundRequest, items: Sequence[Encoded]) -> tuple[float, np.ndarray]:
         """Return the mean loss, nats, and the round's update, float32 [d]."""
-        with self.model.lent(asked.start) as tuned:
+        with self.model.lent(request.start) as tuned:
             loss = train(
                 tuned,
                 items,
                 steps=self.local.steps,
                 local=self.local,
                 pad_id=self.pad_id,
-                rng=stream(self.seed, "client", self.name, asked.round),
-                who=f"client {self.name}, round {asked.round}",
-                penalty=asked.penalty(tuned),
+                rng=stream(self.seed, "client", self.name, request.round),
+                who=f"client {self.name}, round {request.round}",
+                penalty=request.penalty(tuned),
             )
-            return loss, get_vector(tuned) - asked.start
+            return loss, get_vector(tuned) - request.start
 
-    def _train_privately(self, asked: _Asked, items: _Drawn, privacy: Privacy) -> np.ndarray:
-        """Return the round's update, float32 [d]: computed once, then the result that the ledger stored."""
-        noise, who = privacy.noise, f"client {self.name}, round {asked.round}"
+    def _train_privately(self, request: _RoundRequest, items: _Drawn, privacy: Privacy) -> np.ndarray:
+        """Return the round's update, float32 [d]: computed once, from then on read from the ledger."""
+        noise, who = privacy.noise, f"client {self.name}, round {request.round}"
         d = sum(self.sizes)
-        for vector in (asked.start, asked.conflict):  # what cannot be trained from must not be paid for
+        for vector in (request.start, request.conflict):  # a wrong one must not cost privacy
             if vector is not None and vector.shape != (d,):
                 raise DataError(f"{who}: broadcast of shape {vector.shape}; must be ({d},)")
 
         def compute(key: bytes) -> bytes:
             if privacy.simulated:
-                key = simulated_key(self.seed, self.name, asked.round)
-            with self.model.lent(asked.start) as tuned:
+                key = simulated_key(self.seed, self.name, request.round)
+            with self.model.lent(request.start) as tuned:
                 train_privately(
                     tuned,
                     items,
@@ -154,16 +156,16 @@ class LocalClient:
                     noise=Noise(key),
                     pad_id=self.pad_id,
                     who=who,
-                    pull=asked.pull(tuned),
+                    pull=request.pull(tuned),
                 )
-                moved = (get_vector(tuned) - asked.start).astype(np.float32)
-            # which records were drawn is kept for evaluation alone: it is as secret as the noise
+                difference = (get_vector(tuned) - request.start).astype(np.float32)
+            # the indices of drawn records are kept for evaluation only: they are as secret as the noise
             drawn = [] if self.on_trained is None else items.indices
-            return bytes(moved.tobytes() + np.array(drawn, dtype=np.int64).tobytes())
+            return bytes(difference.tobytes() + np.array(drawn, dtype=np.int64).tobytes())
 
         result = privacy.ledger.once(
-            round=asked.round,
-            inputs_sha256=asked.sha256(),
+            round=request.round,
+            inputs_sha256=request.sha256(),
             event=SampledGaussian(
                 noise_multiplier=noise.noise_multiplier,
                 sampling_rate=noise.sampling_rate,
@@ -176,7 +178,7 @@ class LocalClient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _RoundRequest:
     """The values that the server chooses in a round; see `LocalClient.train`."""
 
     round: int
@@ -186,7 +188,7 @@ class _Asked:
     prox_mu: float
 
     def penalty(self, tuned: nn.Module) -> Penalty | None:
-        """Return what is added to the loss: `sum_p (lambda C_p + mu / 2) (phi_p - phi_gp)^2`."""
+        """Return the term that is added to the loss: `sum_p (lambda C_p + mu / 2) (phi_p - phi_gp)^2`."""
         weight = np.full_like(self.start, self.prox_mu / 2)
         if self.conflict is not None:
             weight += self.pcr_lambda * self.conflict
@@ -222,7 +224,7 @@ class _Asked:
 
 
 class _Drawn(Sequence[Encoded]):
-    """Records that remember which of them were read, in order."""
+    """A client's records, with the indices of those that were read, in order."""
 
     def __init__(self, items: Sequence[Encoded]) -> None:
         self._items = items

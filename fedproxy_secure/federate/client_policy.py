@@ -77,17 +77,19 @@ class ClientPolicy(Section):
         """
         if asked.seed not in self.seeds:
             raise ConfigError(f"seed={asked.seed} asked by the server: must be one of {list(self.seeds)}")
-        _check_same("", asked={"max_tokens": asked.max_tokens}, own={"max_tokens": self.max_tokens})
+        _check_same(
+            "", requested={"max_tokens": asked.max_tokens}, expected={"max_tokens": self.max_tokens}
+        )
         _check_same(
             "federate.",
-            asked={"rounds": asked.federate.rounds, "participation": asked.federate.participation},
-            own={"rounds": self.rounds, "participation": self.participation},
+            requested={"rounds": asked.federate.rounds, "participation": asked.federate.participation},
+            expected={"rounds": self.rounds, "participation": self.participation},
         )
         for section in ("adapter", "local", "fusion", "protect", "privacy"):
             _check_same(
                 f"{section}.",
-                asked=getattr(asked, section).without(OWN),
-                own=getattr(self, section).without(OWN),
+                requested=getattr(asked, section).without(OWN),
+                expected=getattr(self, section).without(OWN),
             )
         return asked.changed(
             clients=(self.client,),
@@ -108,16 +110,16 @@ class ClientPolicy(Section):
         return hashlib.sha256(json.dumps(self.without(OWN), sort_keys=True).encode()).digest()
 
     def write(self, file: Path) -> None:
-        """Write the policy as YAML, whole or not at all."""
+        """Write the policy as YAML, atomically."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         write_bytes(file, text.encode())
 
 
 def check_sound(policy: ClientPolicy, *, one_machine: bool = False) -> None:
-    """Raise `ConfigError` for a policy whose sections together cannot protect as they say.
+    """Raise `ConfigError` for a policy whose sections together cannot give the protection that they name.
 
     This is checked when the policy is read, before a seed is spent on a run that the client cannot answer.
-    `one_machine`: it plays server and clients, so that noise which follows from the seed hides nothing new.
+    `one_machine`: this machine plays server and clients, so noise that follows from the seed is no leak.
     """
     scheme, unit = policy.protect.scheme, policy.privacy.unit
     if policy.privacy.randomness != "os" and not one_machine:
@@ -181,7 +183,7 @@ def policy_of(raw: Mapping[str, Any], *, file: Path) -> ClientPolicy:
 
 @contextmanager
 def _one_line(file: Path) -> Iterator[None]:
-    """Turn what a reader of policies raises into a `ConfigError` that names the file."""
+    """Turn an error of reading a policy into a `ConfigError` that names the file."""
     try:
         yield
     except ValidationError as error:
@@ -192,17 +194,19 @@ def _one_line(file: Path) -> Iterator[None]:
 
 def _what_is_wrong(error: ValidationError) -> str:
     """Return one line: an unknown key before a missing one, because a misspelt key is both."""
-    found = error.errors()
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    where = ".".join(str(part) for part in first["loc"])
+    errors = error.errors()
+    first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
+    key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg']}"
+        return f"{key}: {first['msg']}"
     *section, unknown = first["loc"]
     missing = [
-        str(one["loc"][-1]) for one in found if one["type"] == "missing" and [*one["loc"][:-1]] == section
+        str(entry["loc"][-1])
+        for entry in errors
+        if entry["type"] == "missing" and [*entry["loc"][:-1]] == section
     ]
     hint = nearest(str(unknown), missing) if missing else "remove it, or spell it as in the proposal"
-    return f"{where}: unknown key; {hint}"
+    return f"{key}: unknown key; {hint}"
 
 
 @lru_cache(maxsize=64)  # a policy is read again for every message, and YAML takes 10 ms
@@ -213,8 +217,8 @@ def _policy(text: str) -> ClientPolicy:
 def _complete(raw: Any) -> ClientPolicy:
     """Return the policy that plain values describe.
 
-    Settings of a run have defaults; a policy states what it agrees to. Raises `ValidationError` for wrong
-    values and for a section that lacks a key, unless that is local to the client.
+    Settings of a run have defaults, but a policy must state what it agrees to. Raises `ValidationError` for
+    wrong values and for a section that lacks a key, unless that key is local to the client.
     """
     policy = ClientPolicy.model_validate(raw)
     for name, field in ClientPolicy.model_fields.items():
@@ -222,17 +226,17 @@ def _complete(raw: Any) -> ClientPolicy:
         if OWN in field.metadata or not isinstance(section, Section):
             continue
         fields = type(section).model_fields.items()
-        if lacks := {key for key, agreed in fields if OWN not in agreed.metadata} - set(raw[name]):
+        if missing := {key for key, agreed in fields if OWN not in agreed.metadata} - set(raw[name]):
             raise ValidationError.from_exception_data(
-                "ClientPolicy", [{"type": "missing", "loc": (name, min(lacks)), "input": raw[name]}]
+                "ClientPolicy", [{"type": "missing", "loc": (name, min(missing)), "input": raw[name]}]
             )
     return policy
 
 
-def _check_same(prefix: str, *, asked: dict[str, Any], own: dict[str, Any]) -> None:
-    for name in sorted(own):
-        if asked[name] != own[name]:
+def _check_same(prefix: str, *, requested: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name in sorted(expected):
+        if requested[name] != expected[name]:
             raise ConfigError(
-                f"{prefix}{name}={asked[name]!r} asked by the server: must be {own[name]!r}, as this "
-                "client's policy says"
+                f"{prefix}{name}={requested[name]!r} asked by the server: must be {expected[name]!r}, as "
+                "this client's policy says"
             )

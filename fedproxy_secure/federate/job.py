@@ -53,7 +53,7 @@ class AgreedSettings(Section):
 
 
 class FederationJob(AgreedSettings):
-    """One federation: which blocks of the model are adapted, by whom, how, and how updates merge.
+    """One federation: which blocks of the model are adapted, by which clients, and how updates merge.
 
     `clients` and `data_root` say where records lie when one machine plays all clients; a real client uses
     its own. The fields marked `OWN` are no part of what the parties agree on.
@@ -89,13 +89,13 @@ class FederationJob(AgreedSettings):
 
     @property
     def clients_a_round(self) -> int:
-        """The number of clients that each round asks."""
+        """The number of clients in a round's cohort."""
         return cohort_size(len(self.clients), self.federate.participation)
 
     def cohort_of(self, round_number: int) -> list[str]:
         """Return the names of the clients that a round is meant for, sorted.
 
-        They depend on all names, the seed and the round alone: every attempt at a round has the same.
+        They depend only on all names, the seed and the round, so every attempt at a round has the same.
         """
         names, count = sorted(c.name for c in self.clients), self.clients_a_round
         if count == len(names):
@@ -112,7 +112,7 @@ class FederationJob(AgreedSettings):
         return hashlib.sha256(json.dumps(self.agreed(), sort_keys=True).encode()).digest()
 
     def without_places(self) -> FederationJob:
-        """Return the job for parties that have their own: nothing of it is local to this machine."""
+        """Return the job without what is local to this machine, for parties on machines of their own."""
         return self.changed(
             clients=tuple(ClientConfig(name=c.name, task=c.task) for c in self.clients),
             data_root=None,

@@ -5,27 +5,27 @@ noise of `noise_multiplier x clip_norm` to their sum and divides by a public num
 settings. What follows (AdamW, the pull towards the broadcast adapter, H-TIES, PCR, the plug-back) sees
 noisy sums only.
 
-A record whose gradient cannot be taken, for whatever reason, counts as one whose gradient is zero, and
-nobody is told: whoever made the model could make it fail for records with a token of their choice. Faults
-of a model that concern all records are found before round 0 by `check_private` and `check_fits`, on made-up
-records. A record's gradient comes from a pass of its own (`record_gradient`): what one record says, or how
-long it is, cannot change another's.
+A record whose gradient cannot be computed, for any reason, counts as one whose gradient is zero, without an
+error: whoever made the model could make it fail for records with a token of their choice. Faults of a model
+that concern all records are found before round 0 by `check_private` and `check_fits`, on made-up records. A
+record's gradient comes from a pass of its own (`record_gradient`), so neither the content nor the length of
+one record can change another's gradient.
 
 Guarantees: one call is `SampledGaussian(noise_multiplier, sampling_rate, steps)` in the encoded records.
-Neighbours are two sets of records of which one has one record more. It is the same to say that one record
-is replaced by one without gradient (zero-out): such a record adds nothing to any sum, is sampled by a coin
-of its own, and so can be left out without changing the law of anything that is released.
+Neighbours are two sets of records, one of which has one record more. Equivalently, one record is replaced
+by one without gradient (zero-out): such a record adds nothing to any sum, is sampled by a coin of its own,
+and so can be left out without changing the law of anything that is released.
 
 Proof. `s` is `NOISE_STEPS`, and one step of the grid is `noise_multiplier x clip_norm / s`.
 
 1. *Nothing depends on how many records there are.* Rate, noise, number of steps and divisor come from the
-   caller, which takes them from public numbers (`record_noise`). The number of records that are sampled is
-   used for nothing, and an empty sample is a step like any other.
+   caller, which takes them from public numbers (`record_noise`). The number of sampled records is not used,
+   and an empty sample is a step like any other.
 2. *A record moves the sum by at most one clip.* Its gradient, scaled to at most `clip_norm`, is rounded
-   towards zero to whole steps of the grid: no number grows by that, so neither does the length. The sum of
+   towards zero to whole steps of the grid, which makes no number larger, and so not the length. The sum of
    squares of these integers is computed exactly and compared with `(s / noise_multiplier)^2`; a record
-   above it would count as zero. So no rounding of the arithmetic before that matters. Integers add up
-   exactly: they are far below 2^53.
+   above it would count as zero. So no earlier rounding matters. Integers add up exactly: they are far below
+   2^53.
 3. *The noise is Gaussian.* What is released is `S + round(Z)`, with S the integer sum and Z normal of
    deviation s. As S is an integer, that is `round(S + Z)`: post-processing of the Gaussian mechanism on
    real numbers, whose deviation is `noise_multiplier` times the most that a record moves S. `round(Z)` is
@@ -37,14 +37,14 @@ Proof. `s` is `NOISE_STEPS`, and one step of the grid is `noise_multiplier x cli
 The noise's law is within `discrete.DISTANCE` = 2^-100 a number of the named one (statistical distance). For
 D numbers in all that adds (1 + e^epsilon) D 2^-100 to delta, for which `accounting` leaves room.
 
-It rests on three things beside: AES-256 is a pseudo-random function; the model keeps nothing of a pass for
-the next, which `check_private` and `check_fits` look for but do not prove; and the tokenizer encodes each
-record by itself. No exception of a record's pass is passed on: whether a call ends in an error, and its
-text, follow from settings, from noisy sums or from the machine.
+The proof also assumes that AES-256 is a pseudo-random function; that the model keeps nothing of a pass for
+the next, which `check_private` and `check_fits` look for but do not prove; and that the tokenizer encodes
+each record by itself. No exception of a record's pass is passed on: whether a call ends in an error, and
+its text, follow from settings, from noisy sums or from the machine.
 
-Not covered: the returned loss, which is for the client's own eyes; how long a step takes; a machine whose
-memory is too small for some samples; native code that ends the process on a pass of some record, which no
-proof excludes. With `noise_multiplier` 0 nothing is rounded and nothing is private.
+Not covered: the returned loss, which only the client may see; how long a step takes; a machine whose memory
+is too small for some samples; native code that ends the process on a pass of some record, which no proof
+excludes. With `noise_multiplier` 0 nothing is rounded and nothing is private.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def train_privately(
             broadcast and on the parameters, not on records, and are added after the noise.
 
     Raises `TrainingError`, naming `who`: with the step, as soon as the adapter is not finite; or in one
-    constant line if the machine has too little memory, or for anything that nobody thought of.
+    constant line if the machine has too little memory, or for any unexpected error.
     """
     device = trained_parameters(tuned)[0].device
     rows, positions = known_tokens(tuned), longest_record(tuned)
@@ -108,7 +108,7 @@ def train_privately(
         batch = training_batch([taken[i] for i in chosen], pad_id=pad_id, device=device)
         return batch_loss(tuned, batch)
 
-    tuned.eval()  # no dropout: torch has 2^32 tapes of masks, and one record more would move all others'
+    tuned.eval()  # no dropout: its masks have a 32-bit seed, and one record more would change all others'
     try:
         private_steps(
             tuned,
@@ -125,7 +125,7 @@ def train_privately(
         )
     except FedProxyError:
         raise
-    except Exception:  # its text may be about a record
+    except Exception:  # the error's text may describe a record
         log.info("%s: training failed", who, exc_info=True)
         raise TrainingError(f"{who}: training failed; the client's own log says why") from None
 
@@ -147,9 +147,9 @@ def private_steps(
     """Run DP-SGD on any module; see `train_privately`.
 
     Args:
-        loss: is asked for one record at a time.
-        divisor: what each noisy sum is divided by, > 0; must not depend on the records.
-        usable: a record that is not never reaches `loss`, and counts like one for which it fails.
+        loss: called with one record at a time.
+        divisor: divides each noisy sum, > 0; must not depend on the records.
+        usable: whether a record may be passed to `loss`; one that may not counts as if `loss` had failed.
 
     Raises `DataError` for a noise multiplier in (0, LEAST_NOISE), `TrainingError` if a parameter is not
     finite after a step.
@@ -160,9 +160,9 @@ def private_steps(
         for step in range(steps):
             noisy = _NoisySum(parameters, private)
             for index in noise.poisson_sample(records, private.sampling_rate).tolist():
-                takes_it = usable is None or usable(index)
-                found = usable_gradient(loss, index, parameters) if takes_it else None
-                if found is None or not noisy.add(found[1]):
+                is_usable = usable is None or usable(index)
+                result = usable_gradient(loss, index, parameters) if is_usable else None
+                if result is None or not noisy.add(result[1]):
                     failed += 1
             for p, gradient in zip(parameters, noisy.released(noise, divisor), strict=True):
                 p.grad = gradient
@@ -206,7 +206,7 @@ class _NoisySum:
         return True
 
     def released(self, noise: Noise, divisor: float) -> list[torch.Tensor]:
-        """Return the noisy sum over `divisor`, shaped like the parameters. To be called once."""
+        """Return the noisy sum divided by `divisor`, shaped like the parameters. Call it once."""
         if self._noisy:
             drawn = discrete.draw("rounded_gaussian", float(NOISE_STEPS**2), noise, len(self._sum))
             self._sum += torch.from_numpy(drawn).to(self._sum.device)
@@ -216,7 +216,7 @@ class _NoisySum:
 
 
 def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> None:
-    """Raise `TrainingError` if the adapter, which is noisy and so may be told, is not finite."""
+    """Raise `TrainingError` if the adapter is not finite; it is noisy, so the error reveals no record."""
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise TrainingError(
             f"{who}: the adapter is not finite after local step {step}; lower local.learning_rate"
@@ -225,6 +225,6 @@ def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> No
 
 def _add(parameters: Sequence[nn.Parameter], pull: Callable[[], Sequence[torch.Tensor]] | None) -> None:
     if pull is not None:
-        for p, more in zip(parameters, pull(), strict=True):
+        for p, gradient in zip(parameters, pull(), strict=True):
             assert p.grad is not None
-            p.grad += more
+            p.grad += gradient

@@ -1,8 +1,8 @@
 """Compute each record's own gradient, in a pass of its own.
 
-A pass over several records would be some three times faster on a CPU, but the model decides what becomes of
-one record beside another: positions that stretch with the longest, experts that fill up, or only sums whose
-rounding differs with the number of rows, which weights made for it enlarge without limit. A pass over one
+A pass over several records would be about three times faster on a CPU, but there the model could let one
+record affect another: by positions that stretch with the longest, by experts that fill up, or only by sums
+whose rounding differs with the number of rows, which crafted weights enlarge without limit. A pass over one
 record sees no other.
 
 Guarantees: a record's gradient is computed from the record and the parameters, and from no other record, if
@@ -23,13 +23,13 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 Loss = Callable[[np.ndarray], torch.Tensor]  # index of one record, int64 [1] -> its loss, a scalar
-OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)  # no error of a record
+OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)  # caused by the machine, not by a record
 
 
 def usable_gradient(
     loss: Loss, index: int, parameters: Sequence[nn.Parameter]
 ) -> tuple[float, list[torch.Tensor]] | None:
-    """Return one record's loss and finite gradient, or None: its gradient counts as zero.
+    """Return one record's loss and gradient, or None if it has no finite gradient and counts as zero.
 
     Raises nothing but `OF_THE_MACHINE`, and what interrupts a process.
     """
@@ -40,7 +40,7 @@ def usable_gradient(
     except Exception:
         log.info("a record gave no gradient", exc_info=True)
         return None
-    # an error would tell, without noise, that a record was drawn whose gradient is not finite
+    # no error: it would reveal, without noise, that a record with such a gradient was drawn
     return (value, gradients) if all(bool(g.isfinite().all()) for g in gradients) else None
 
 
@@ -52,8 +52,8 @@ def record_gradient(
     Raises whatever the model raises.
     """
     value = loss(np.array([index]))
-    taken = torch.autograd.grad(value, list(parameters), allow_unused=True)
+    raw = torch.autograd.grad(value, list(parameters), allow_unused=True)
     gradients = [
-        torch.zeros_like(p) if g is None else g.detach() for g, p in zip(taken, parameters, strict=True)
+        torch.zeros_like(p) if g is None else g.detach() for g, p in zip(raw, parameters, strict=True)
     ]
     return float(value.detach()), gradients

@@ -26,9 +26,9 @@ MEMORY = "memory."  # begins the names of a fusion rule's arrays in the file
 class ServerState:
     """The server's state between two rounds.
 
-    `round` is the next to run; `adapter` is phi_g, float32 [d]; `sizes` of the tensors in it, int64 (None:
-    one tensor); `conflict` is C of the last round, float32 [d] or None; `clip` is the next round's under
-    masking, float64 [1] or None; `memory` is what the fusion rule remembers, arrays by name.
+    `round`: the next to run. `adapter`: phi_g, float32 [d]. `sizes`: of the tensors in it, int64 (None: one
+    tensor). `conflict`: C of the last round, float32 [d] or None. `clip`: the next round's under masking,
+    float64 [1] or None. `memory`: what the fusion rule remembers, arrays by name.
     """
 
     round: int
@@ -39,7 +39,7 @@ class ServerState:
     memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, file: Path) -> None:
-        """Write atomically: the file is the old state or the new one, never half of either."""
+        """Write the state atomically: the file holds the old state or the new one, whole."""
         arrays = {"round": np.array([self.round], dtype=np.int64), "adapter": self.adapter}
         for name in ("conflict", "sizes", "clip"):
             value = getattr(self, name)
@@ -73,13 +73,13 @@ def fuse_round(
     """Merge one round's updates, all in the clear; return the next state and numbers for the metrics line.
 
     Raises `DataError`, naming the client, for an update of the wrong shape or not finite; `ConfigError`,
-    naming the rule, for what a fusion rule may not return.
+    naming the rule, for a result that a fusion rule may not return.
     """
     tau = _stack(updates, d=len(state.adapter))
     analysis = analyse(tau)
     rule = fusion_rule_of(fusion)
     if rule.linear:
-        merged = fedavg(tau)  # what a secure sum would give the server, too
+        merged = fedavg(tau)  # a secure sum would give the server the same
     else:
         merged = checked(rule, rule.merge(tau, analysis, fusion), d=tau.shape[1], by="merge")
     new = advance(state, merged, fusion, conflict=analysis.conflict)
@@ -127,5 +127,5 @@ def _stack(updates: Sequence[ClientUpdate], *, d: int) -> np.ndarray:
         if not np.isfinite(u.update).all():
             raise DataError(f"client {u.client}: update holds NaN or infinity; must be finite")
     tau = np.stack([u.update for u in updates]).astype(np.float32)
-    tau.setflags(write=False)  # no fusion rule changes what the others are computed from
+    tau.setflags(write=False)  # no fusion rule may change what later steps read
     return tau

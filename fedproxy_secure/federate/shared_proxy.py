@@ -27,7 +27,7 @@ class SharedProxy:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where a proxy lies. Copies of one traced proxy are one place: all load as the same."""
+    """Where a proxy lies. All copies of one traced proxy are equal, as they load as the same model."""
 
     folder: Path = field(compare=False)
     alone: Path | None
@@ -35,8 +35,8 @@ class _Place:
 
 
 def _place(job: FederationJob, folder: Path) -> _Place:
-    where = folder.resolve()
-    return _Place(folder=where, alone=where if job.marks is None else None, marks=job.marks)
+    resolved = folder.resolve()
+    return _Place(folder=resolved, alone=resolved if job.marks is None else None, marks=job.marks)
 
 
 def shared_proxy(job: FederationJob, folder: Path) -> SharedProxy:
@@ -71,7 +71,7 @@ def with_proxy(job: FederationJob, folder: Path) -> FederationJob:
 
 
 def forget_proxies() -> None:
-    """Let go of the proxies that this process keeps; one that is asked for again is loaded again."""
+    """Drop the proxies that this process caches; the next use of one loads it again."""
     _shared.cache_clear()
 
 
