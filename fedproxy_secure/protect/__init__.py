@@ -9,7 +9,6 @@ one_message  the base class of protections with one message per client
 broadcast    what starts a round under every protection: sent, checked, trained from
 secure_sum/  both sides of a round whose server learns sums only
 
-A federation asks a `Protection` object and never for a scheme's name. What compares protections knows two
-by name: `unsafe_plaintext`, which the others are measured against, and `masking`, which methods of a
-comparison use.
+A federation calls a `Protection` object and never asks for a scheme's name. Code that compares protections
+knows two names: `unsafe_plaintext`, the baseline, and `masking`, which methods of a comparison use.
 """

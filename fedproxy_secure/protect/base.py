@@ -1,12 +1,12 @@
-"""What a protection is: how updates travel from clients to the server, and who sees what of them.
+"""The base class of protections: how updates travel from clients to the server, and who sees what of them.
 
 `protect.scheme` names one. Subclass `Protection`, or `fedproxy_secure.protect.one_message.OneMessage` where
 a client's answer to the training request is all that it sends, and register an instance under the entry
-point group `fedproxy_secure.protections`. `examples/own_protection.py` is a whole one.
+point group `fedproxy_secure.protections`. `examples/own_protection.py` is a complete example.
 
 Contents of messages are Flower's `RecordDict`s. What a client receives comes from the server, which may be
-hostile: read it as strictly as `fedproxy_secure.wire` does. What must happen once, such as opening a sum,
-must be consumed in the client's journal before it is answered (`fedproxy_secure.journal`).
+hostile: read it as strictly as `fedproxy_secure.wire` does. A step that may happen only once, such as
+opening a sum, must be consumed in the client's journal before it is answered (`fedproxy_secure.journal`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientRequest:
-    """One message of the server to this client, and what the client has to answer it with.
+    """One message of the server to this client, and what the client needs to answer it.
 
     `job`: the server's job with this client's own records, folders and checks in it. `policy`: hash of the
     client's own policy, 32 bytes; None where one machine plays all parties. `local_client`: builds the
@@ -55,15 +55,15 @@ Ask = Callable[[str, "Mapping[str, RecordDict]", str], "Iterator[tuple[str, Reco
 
 @dataclass(frozen=True, kw_only=True)
 class ServerRound:
-    """What the server has for one round.
+    """The inputs of one round on the server's side.
 
-    `cohort`: names of all clients that the round is meant for, sorted; those that are not connected do not
-    answer. `ledger`: note there what is sent to whom and what it reveals; it stands on the report.
-    `on_client` is told the name of a client that has trained. `enough` raises `RoundAborted` for fewer
-    clients than `federate.min_clients`. `note_left_out` is told the name of a client whose answer cannot be
-    used, and why; the owner reads it if the round is aborted. `note_unmasked` keeps for whom the round is
-    about to be unmasked: call it before clients are asked to. Clients unmask a round for no others, so an
-    attempt after a crash must be of the same.
+    `cohort`: names of all clients that the round is meant for, sorted; clients that are not connected do
+    not answer. `ledger`: note there what is sent to whom and what it reveals; the report shows it. Call
+    `on_client` with the name of each client that has trained. `enough` raises `RoundAborted` for fewer
+    clients than `federate.min_clients`. Call `note_left_out` with the name of a client whose answer cannot
+    be used, and the reason, which the owner reads if the round is aborted. Call `note_unmasked`, with the
+    clients for whom the round will be unmasked, before clients are asked to unmask it. They unmask a round
+    for one set of clients only, so an attempt after a crash must have the same set.
     """
 
     ask: Ask
@@ -79,7 +79,7 @@ class ServerRound:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """What a round came to.
+    """The result of a round.
 
     `state`: the next state. `metrics`: numbers for the round's line. `clients`: whose updates are in it.
     `sums`: the sums that the server learnt, by name. `updates`: what the server can work out of single
@@ -119,12 +119,12 @@ class Protection(ABC):
         *,
         cohort: int | None,
     ) -> None:
-        """Raise `ConfigError` for settings under which this protection cannot hold what it says.
+        """Raise `ConfigError` for settings under which this protection cannot give what it promises.
 
         Called when settings, and when a client's policy, are read. Override it to check values of options.
 
         Args:
-            cohort: clients a round asks; None where it is not known, in a client's own policy.
+            cohort: number of clients in a round; None if unknown, as in a client's own policy.
         """
         fusion_rule_of(fusion).check_settings(fusion)
         for option in protect.options:
@@ -145,31 +145,31 @@ class Protection(ABC):
             )
 
     def check_installed(self) -> None:  # noqa: B027 - most need nothing besides the package
-        """Raise `ConfigError`, which names the extra, where a library that this needs is missing."""
+        """Raise `ConfigError`, naming the extra, if a library that this protection needs is missing."""
 
     @abstractmethod
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
-        """Return one sentence on what the server sees; it stands on every report."""
+        """Return one sentence on what the server sees; every report shows it."""
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
-        """Return sentences that every report must say first; () if there are none."""
+        """Return the warnings with which every report must begin; () if there are none."""
         return ()
 
     def least_clients(self, job: FederationJob) -> int:
-        """Return how many clients a round needs at least, `federate.min_clients` aside."""
+        """Return the least number of clients of a round, apart from `federate.min_clients`."""
         return 1
 
     @abstractmethod
     def upload_bytes(self, job: FederationJob, sizes: Sequence[int]) -> int:
-        """Return the payload that one client sends in one round, for trained tensors of `sizes`."""
+        """Return the bytes of payload that one client sends in a round, for trained tensors of `sizes`."""
 
     def rounding_error(self, job: FederationJob, sizes: Sequence[int]) -> float | None:
-        """Return how far rounding may move a coordinate of the mean in round 0, or None."""
+        """Return how far rounding may move a coordinate of round 0's mean, or None without rounding."""
         return None
 
     @abstractmethod
     def train(self, asked: ClientRequest) -> RecordDict:
-        """Answer the training request of a round; `broadcast.agreed_broadcast` reads it."""
+        """Answer the training request of a round; read its content with `broadcast.agreed_broadcast`."""
 
     def answer(self, asked: ClientRequest) -> RecordDict:
         """Answer a later step of a round, `asked.step`. Raises `ProtocolAborted` for an unknown one."""

@@ -15,7 +15,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.wire import Broadcast, decode_broadcast
 
-if TYPE_CHECKING:  # they bring torch
+if TYPE_CHECKING:  # these modules import torch
     from fedproxy_secure.federate.client import LocalClient
     from fedproxy_secure.federate.server import ServerState
     from fedproxy_secure.federate.update import ClientUpdate
@@ -35,7 +35,7 @@ def broadcast_of(job: FederationJob, state: ServerState) -> Broadcast:
 
 
 def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[int]) -> Broadcast:
-    """Return the broadcast of a round, if it is what the job says.
+    """Return the broadcast of a round, checked against the job.
 
     Raises `DataError` for content that is no broadcast, `ProtocolAborted` for penalties other than the
     job's, a conflict map outside [0, 1], a round after the last, or, where the server is to learn sums
@@ -45,9 +45,9 @@ def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[in
     if not 0 <= broadcast.round < job.federate.rounds:
         raise ProtocolAborted(f"round {broadcast.round}: must be 0 to {job.federate.rounds - 1}")
     for name in ("pcr_lambda", "prox_mu"):
-        asked, own = getattr(broadcast, name), getattr(job.fusion, name)
-        if asked != own:
-            raise ProtocolAborted(f"{name}={asked:g}: must be {own:g}, fusion.{name} of the job")
+        requested, agreed = getattr(broadcast, name), getattr(job.fusion, name)
+        if requested != agreed:
+            raise ProtocolAborted(f"{name}={requested:g}: must be {agreed:g}, fusion.{name} of the job")
     conflict = broadcast.conflict
     if conflict is not None and not (conflict.min(initial=0) >= 0 and conflict.max(initial=0) <= 1):
         raise ProtocolAborted("conflict map: must be between 0 and 1")

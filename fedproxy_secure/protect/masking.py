@@ -70,10 +70,12 @@ class Masking(SecureSum):
     def train(self, asked: ClientRequest) -> RecordDict:
         from fedproxy_secure.protect.secure_sum import client, gram
 
-        begin = client.train_and_advertise
+        first_step = client.train_and_advertise
         if asked.job.protect.weights == "encrypted_gram":
-            begin = gram.train_and_say_hello
-        return begin(asked.local_client(), asked.job, asked.content, asked.context, policy=asked.policy)
+            first_step = gram.train_and_say_hello
+        return first_step(
+            asked.local_client(), asked.job, asked.content, asked.context, policy=asked.policy
+        )
 
     def later_steps(self) -> Mapping[str, Callable[[ClientRequest], RecordDict]]:
         from fedproxy_secure.protect.secure_sum import client, gram

@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 class OneMessage(Protection):
     """A protection in which the answer to the training request is all that a client sends.
 
-    Write `sees`, `upload_bytes`, `encode` and `decode`. The server can tell whose each update is.
-    `reveals`: what one message reveals, for the ledger.
+    A subclass defines `sees`, `upload_bytes`, `encode` and `decode`. The server knows which client sent
+    each update. `reveals`: what one message reveals, for the ledger.
     """
 
     reveals: ClassVar[str] = "the client's whole update"
 
     @abstractmethod
     def encode(self, update: ClientUpdate, job: FederationJob) -> RecordDict:
-        """Return the update as it travels."""
+        """Return the message that carries the update."""
 
     @abstractmethod
     def decode(self, content: RecordDict, job: FederationJob, *, d: int) -> ClientUpdate:
-        """Return what the server reads of it, `d` numbers. Raises `DataError` for anything malformed."""
+        """Return the update of `d` numbers in a message. Raises `DataError` for anything malformed."""
 
     def train(self, asked: ClientRequest) -> RecordDict:
         """Train and send the update, encoded."""
@@ -55,8 +55,8 @@ def train(asked: ClientRequest) -> ClientUpdate:
 def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
     """Ask the cohort, read the updates, fuse them by the job's rule.
 
-    Updates are ordered by client name, so that sums do not depend on who was fastest. A client whose answer
-    is malformed, or names another client, is left out.
+    Updates are ordered by client name, so that sums do not depend on which came first. A client whose
+    answer is malformed, or names another client, is left out.
     """
     from fedproxy_secure import wire
     from fedproxy_secure.federate.server import fuse_round

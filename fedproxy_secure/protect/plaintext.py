@@ -45,7 +45,7 @@ class Plaintext(OneMessage):
         return wire.decode_update(content, d=d)
 
     def run_round(self, round: ServerRound) -> RoundResult:
-        return replace(super().run_round(round), updates={})  # the messages hold them
+        return replace(super().run_round(round), updates={})  # the messages hold the updates
 
 
 PLAINTEXT = Plaintext()

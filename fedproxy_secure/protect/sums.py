@@ -73,15 +73,15 @@ class SecureSum(Protection):
             )
 
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
-        more, none = "", "no single update"
+        extra, hidden = "", "no single update"
         if not fusion.linear:
-            more = {"block": ", one variance per block", "coordinate": ", absolute sums and sign counts"}[
+            extra = {"block": ", one variance per block", "coordinate": ", absolute sums and sign counts"}[
                 protect.granularity
             ]
             if protect.granularity == "coordinate":
-                none += ", except a value whose sign only one client has, and signs that all share"
-        sums = f"sums over at least t clients{more} and sums of the control words"
-        return f"{self.name}: the server{self.trust_assumption} sees {sums}; {none}."
+                hidden += ", except a value whose sign only one client has, and signs that all share"
+        sums = f"sums over at least t clients{extra} and sums of the control words"
+        return f"{self.name}: the server{self.trust_assumption} sees {sums}; {hidden}."
 
     def least_clients(self, job: FederationJob) -> int:
         from fedproxy_secure.protect.secure_sum.noise import planned_threshold
@@ -96,7 +96,7 @@ class SecureSum(Protection):
 
     @abstractmethod
     def payload_bytes(self, plan: RingPlan) -> int:
-        """Return the bytes that one client uploads of a round's values."""
+        """Return the bytes that one client uploads in a round."""
 
     @abstractmethod
     def rounding_of(self, plan: RingPlan) -> float:
@@ -110,7 +110,7 @@ class SecureSum(Protection):
 
     @abstractmethod
     def later_steps(self) -> Mapping[str, Callable[[ClientRequest], RecordDict]]:
-        """Return what answers each later step, by its name."""
+        """Return the function that answers each later step, by the step's name."""
 
     def run_round(self, round: ServerRound) -> RoundResult:
         from fedproxy_secure.protect.secure_sum.failures import check_failed
@@ -125,7 +125,7 @@ class SecureSum(Protection):
         """Run the server's steps of a round; return the final terms and the sums."""
 
     def sum_error(self) -> float:
-        """Return the absolute error of a sum's coordinates beyond the ring's rounding."""
+        """Return the absolute error of a coordinate of a sum, without the ring's rounding."""
         return 0.0
 
 

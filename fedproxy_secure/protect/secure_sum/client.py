@@ -52,7 +52,7 @@ from fedproxy_secure.secagg.ring import quantise
 from fedproxy_secure.secagg.sketch import Standing
 from fedproxy_secure.secagg.terms import Terms, TermsPolicy
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # it imports torch
     from fedproxy_secure.federate.client import LocalClient
 
 
@@ -91,7 +91,7 @@ def train(
     plan = ring_plan(job, client.sizes, clip=proposed.clip, clients=len(proposed.cohort))
     terms = proposed.with_plan(plan)
     floor = least_sum(job, clients=len(roster.members))
-    own = TermsPolicy(
+    terms_policy = TermsPolicy(
         roster=roster,
         settings_sha256=job.agreed_sha256(),
         colluders=job.protect.colluders,
@@ -99,7 +99,9 @@ def train(
         min_cohort=floor,
         min_threshold=max(floor, job.protect.threshold or 0),
     )
-    own.check(terms, name=client.name, broadcast_sha256=wire.broadcast_sha256(broadcast), plan=plan)
+    terms_policy.check(
+        terms, name=client.name, broadcast_sha256=wire.broadcast_sha256(broadcast), plan=plan
+    )
     _check_clip(job, terms, proposed.clip)
     if job.privacy.unit == "client":
         client_privacy.check_threshold(job, terms)
@@ -126,16 +128,16 @@ def train(
     sent = RoundMemoryStore(
         journal=journal, identity=identity, terms=terms, run=f"{run}/{roster.sha256().hex()}"
     )
-    kept = sent.read(terms.round)
-    if kept is None or job.audit.record:  # an evaluation also wants to see which records were drawn
-        private = job.privacy.unit == "client"  # that training failed would be told without noise
+    memory = sent.read(terms.round)
+    if memory is None or job.audit.record:  # an evaluation also wants to see which records were drawn
+        private = job.privacy.unit == "client"  # no error: it would reveal a failure without noise
         update = (client_privacy.trained_or_zero if private else train_from)(client, broadcast)
-        kept = sent.keep(
+        memory = sent.keep(
             RoundMemory(update=update, previous=sent.last_step(broadcast.adapter), start=broadcast.adapter)
         )
     attempt.note_ledger(job, client.name, journal)
-    previous = kept.previous if job.protect.weights == "self" else None
-    return Trained(journal=journal, terms=terms, update=kept.update, previous=previous)
+    previous = memory.previous if job.protect.weights == "self" else None
+    return Trained(journal=journal, terms=terms, update=memory.update, previous=previous)
 
 
 def advertise(
@@ -175,12 +177,12 @@ def _check_clip(job: FederationJob, terms: Terms, clip: float) -> None:
     than the update's numbers, and a sum would tell how many clients were above zero.
     """
     if job.privacy.unit == "client":
-        own = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(terms.cohort))
+        agreed = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(terms.cohort))
         source = "privacy.clip_norm"
     elif job.protect.clip is not None:
-        own, source = job.protect.clip, "protect.clip"
+        agreed, source = job.protect.clip, "protect.clip"
     elif terms.round == 0:
-        own, source = first_clip(job.local), "the optimiser's reach"
+        agreed, source = first_clip(job.local), "the optimiser's reach"
     else:
         most = largest_clip(job.local)
         if not 0 < clip <= most:
@@ -188,8 +190,8 @@ def _check_clip(job: FederationJob, terms: Terms, clip: float) -> None:
                 f"clip {clip:g}: must be above 0 and at most {most:g}, the farthest reach"
             )
         return
-    if clip != own:
-        raise ProtocolAborted(f"clip {clip:g}: must be {own:g}, which follows from {source}")
+    if clip != agreed:
+        raise ProtocolAborted(f"clip {clip:g}: must be {agreed:g}, which follows from {source}")
 
 
 def share(job: FederationJob, name: str, content: RecordDict, context: Context) -> RecordDict:

@@ -1,11 +1,11 @@
 """Record which clients' training failed in a simulation, where one machine plays everybody.
 
 Under client-level privacy a failure is zeros with noise to everybody else (`noise.trained_or_zero`).
-Whoever runs all clients of a simulation has no such secret from themselves, and would otherwise take an
-untrained model for a result. The log tells them, no report does: what is published stays within epsilon,
-but for the end of a run whose training all failed. The files lie beside the privacy ledgers, which these
-clients share, until the seed is finished: its audit log must not name them. A client on a machine of its
-own writes none.
+Whoever runs all clients of a simulation already sees the failures, and without a record would take an
+untrained model for a result. Only the log names failures, no report does: what is published stays within
+epsilon, except that a run ends if training fails at all clients. The files lie beside the privacy ledgers,
+which these clients share, until the seed is finished: its audit log must not name them. A client on a
+machine of its own writes none.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SUFFIX = ".failed.jsonl"
 
 
 def failed_files(ledgers: Path) -> list[Path]:
-    """Return the files in a folder of privacy ledgers that say whose training failed."""
+    """Return the files in a folder of privacy ledgers that record failed training."""
     return sorted(ledgers.glob(f"*{SUFFIX}"))
 
 
 def forget_failed(job: FederationJob) -> None:
-    """Remove what an earlier call has left, whose clients had other keys: they train every round anew."""
+    """Remove the files of an earlier call; its clients had other keys, so all rounds are trained again."""
     if job.privacy.ledger is not None:
         for file in failed_files(Path(job.privacy.ledger)):
             file.unlink(missing_ok=True)
 
 
 def note_failed(job: FederationJob, client: str, round: int, why: str) -> None:
-    """Write down that a client's training failed in a round. Raises `RunFolderError` if that fails."""
+    """Record that training failed at a client. Raises `RunFolderError` if it cannot be written."""
     if job.privacy.ledger is None:
         return
     folder = RunFolder(path=private_folder(Path(job.privacy.ledger)), private=True)
@@ -44,9 +44,9 @@ def note_failed(job: FederationJob, client: str, round: int, why: str) -> None:
 
 
 def check_failed(job: FederationJob, round: int, clients: Sequence[str]) -> None:
-    """Say in a line of log at how many of a round's clients training failed, if it did.
+    """Log at how many of a round's clients training failed, if at any.
 
-    Raises `TrainingError` if it failed at all of them: the round then sums up noise alone.
+    Raises `TrainingError` if it failed at all of them: the round's sum is then only noise.
     """
     if job.privacy.ledger is None:
         return

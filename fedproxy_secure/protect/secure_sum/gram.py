@@ -27,7 +27,7 @@ from fedproxy_secure.secagg.ckks.messages import Hello, HelloBook, KeyGrant, Key
 from fedproxy_secure.secagg.messages import Advertise, Message
 from fedproxy_secure.secagg.terms import Terms
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # it imports torch
     from fedproxy_secure.federate.client import LocalClient
 
 SESSION, UPDATE = "gram session", "update"

@@ -40,7 +40,7 @@ from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.terms import Terms, least_threshold
 from fedproxy_secure.wire import Broadcast
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # it imports torch
     from fedproxy_secure.federate.client import LocalClient
 
 log = logging.getLogger(__name__)
@@ -125,10 +125,11 @@ def planned_threshold(job: FederationJob, clients: int | None = None) -> int:
 def check_threshold(job: FederationJob, terms: Terms) -> None:
     """Raise `ProtocolAborted` if an attempt's threshold is not the one that the settings imply.
 
-    A client's noise follows from the threshold, and what hides a client is the noise of all. A server that
-    may choose the threshold asks everybody but one client with another one, so that all others draw new
-    noise, then all with the first one again: that client sends its words and noise of before, for which its
-    ledger charges nothing, and the mean of many such sums has next to none of the others' noise.
+    A client's noise follows from the threshold, and a client is hidden by the noise of all clients. A
+    server that may choose the threshold would ask all clients but one with another threshold, so that those
+    draw new noise, and then ask all with the first threshold again. The one client repeats its words and
+    noise, for which its ledger charges nothing, and the mean of many such sums has almost none of the
+    others' noise.
     """
     planned = planned_threshold(job, len(terms.cohort))
     if terms.threshold != planned:
@@ -136,11 +137,11 @@ def check_threshold(job: FederationJob, terms: Terms) -> None:
 
 
 def trained_or_zero(client: LocalClient, broadcast: Broadcast) -> ClientUpdate:
-    """Train; where that fails, or the update is not finite, return zeros, and tell the client's side alone.
+    """Train; return zeros if that fails or the update is not finite, and report it to the client only.
 
-    Whoever makes the proxy or the broadcast could have training fail on records of their choice. A failure
-    that anybody else is told would then be a bit about this client without noise. The client's own log has
-    it at level ERROR, and `client.on_failed` is called.
+    Whoever makes the proxy or the broadcast could make training fail on records of their choice. A failure
+    that anybody else learns of would then be a bit about this client without noise. The client's own log
+    has it at level ERROR, and `client.on_failed` is called.
     """
     who = f"{client.name}, round {broadcast.round}"
     try:
@@ -149,13 +150,13 @@ def trained_or_zero(client: LocalClient, broadcast: Broadcast) -> ClientUpdate:
             return update
         why = "the update is not finite; lower local.learning_rate or check the records"
         log.error("%s: %s; zeros count", who, why)
-    except Exception as error:  # whatever it is, it may follow from a record
+    except Exception as error:  # any error may depend on a record
         why = str(error) if isinstance(error, FedProxyError) else type(error).__name__
         log.exception("%s: training failed; zeros count", who)
     if client.on_failed is not None:
         try:
             client.on_failed(broadcast.round, why)
-        except Exception:  # would tell the server what the zeros hide
+        except Exception:  # passed on, it would tell the server what the zeros hide
             log.exception("%s: that training failed could not be written down", who)
     zeros = ClientUpdate(
         client=client.name,
@@ -194,8 +195,8 @@ def add_noise(
     """
     segment = plan.segment("update")
     noisy = noise_of(job, d=segment.length, clients=len(terms.cohort), threshold=terms.threshold)
-    own = words[plan.place_of("update")]
-    _check_sensitivity(own, plan, noisy.l2)
+    update_words = words[plan.place_of("update")]
+    _check_sensitivity(update_words, plan, noisy.l2)
     privacy = job.privacy
     if privacy.ledger is None:
         raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")
@@ -210,17 +211,17 @@ def add_noise(
     ledger.open()
     names = "|".join([str(terms.threshold), *terms.cohort]).encode()
     # with the words: if training does not repeat to the bit, another attempt needs its own noise
-    inputs = digest(terms.broadcast_sha256, names, own.tobytes())
+    inputs = digest(terms.broadcast_sha256, names, update_words.tobytes())
 
     def computed(key: bytes) -> bytes:
         if privacy.randomness == "unsafe_simulated":
             key = simulated_key(job.seed, client, terms.round)
         share = noisy.variance / noisy.summands
         drawn = discrete.draw(noisy.mechanism, share, Noise(key), segment.length)
-        return bytes((own + drawn.astype(words.dtype)).tobytes())
+        return bytes((update_words + drawn.astype(words.dtype)).tobytes())
 
     result = ledger.once(round=terms.round, inputs_sha256=inputs, event=noisy, compute=computed)
-    own[:] = np.frombuffer(result, dtype=words.dtype)
+    update_words[:] = np.frombuffer(result, dtype=words.dtype)
 
 
 def _check_sensitivity(words: np.ndarray, plan: RingPlan, l2: float) -> None:

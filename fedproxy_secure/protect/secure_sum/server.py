@@ -86,8 +86,8 @@ def sum_round(
 
     Args:
         steps: the steps of the scheme: `run_masking` or `run_ckks`.
-        payload_bytes: how many bytes a client's vector takes as it travels.
-        error: absolute error of a sum's coordinates beyond the ring's rounding.
+        payload_bytes: how many bytes a client's vector takes in a message.
+        error: absolute error of a coordinate of a sum, without the ring's rounding.
     """
     if round.state.sizes is None:
         raise ConfigError("server state: has no tensor sizes; masking needs what `initial_state` makes")
@@ -116,8 +116,8 @@ def sum_round(
     most = _longest(round, terms, aggregate)
     step, cut = held(merged.step, most)
     if cut > 0:
-        told = "round %d: the fused step is longer than honest clients can make it; cut by %.1f %% to %g"
-        log.warning(told, round.state.round, 100 * cut, most)
+        message = "round %d: the fused step is longer than honest clients can make it; cut by %.1f %% to %g"
+        log.warning(message, round.state.round, 100 * cut, most)
     new = advance(
         round.state,
         step,
@@ -236,7 +236,7 @@ class Carrier:
         self.round.note_left_out(client, str(error))
 
     def send(self, messages: Mapping[str, Message]) -> dict[str, RecordDict]:
-        """Note messages in the ledger, and return them by client as they travel."""
+        """Note messages in the ledger, and return them encoded, by client."""
         for message in messages.values():
             _note(self.round.ledger, message)
         encoded = {id(m): wire.encode_message(m) for m in messages.values()}  # shared ones once
@@ -268,8 +268,10 @@ def run_masking(work: RoundInputs) -> tuple[Terms, Aggregate]:
     to_sure = carrier.send(dict.fromkeys(signatures.clients, signatures))
     carrier.step(wire.UNMASK, to_sure, Unmask, session.unmasked)
     aggregate = session.finish()
-    for client, what in session.misfits.items():
-        log.warning("round %d: %s gave a false share of the %s, or was dealt it", terms.round, client, what)
+    for client, share_name in session.misfits.items():
+        log.warning(
+            "round %d: %s gave a false share of the %s, or was dealt it", terms.round, client, share_name
+        )
     return terms, aggregate
 
 
