@@ -1,16 +1,16 @@
-"""The query ledger: how many texts and tokens each customer has asked, on disk before they are answered.
+"""The query ledger: it counts each customer's texts and tokens on disk before they are answered.
 
 One SQLite database, mode 0600, with two tables: a row for each customer, and the secret key of the noise
 (`noise`), which must live as long as the counts: a new key would draw new noise for questions that were
 answered before.
 
 Guarantees: a query is counted, on the disk, before `spend` returns, or it is refused and nothing of it is
-counted. It holds among any number of threads and processes of the machine, and if one is killed at any
-moment: what was answered is never more than what is counted. A ledger that is missing, damaged or
-readable by others answers nothing. Texts and tokens are counted both, so that a text of ten thousand
-tokens is not one query like any other. Not guaranteed: that a customer is who it says (the service in
-front of this must know that), that two names are two people, or that the file was not put back to an
-older copy of itself.
+counted. This holds among any number of threads and processes of the machine, and if one is killed at any
+moment: never more is answered than is counted. With a ledger that is missing, damaged or readable by
+others, nothing is answered. Both texts and tokens are counted, so that a text of ten thousand tokens costs
+more than a short one. Not guaranteed: that a customer is who it claims to be (the service in front of this
+must check that), that two names are two people, or that the file was not replaced by an older copy of
+itself.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _SCHEMA = (
 
 
 def own_ledger_file(run: Path) -> Path:
-    """Return the file of a run's own ledger: beside the folder, so that it is not passed on with it."""
+    """Return the file of a run's ledger: beside the run's folder, so that sharing the folder omits it."""
     place = run.resolve()
     return place.with_name(f"{place.name}{SUFFIX}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a customer has asked so far: `queries` texts, of `tokens` tokens together."""
+    """A customer's usage so far: `queries` texts, with `tokens` tokens in total."""
 
     queries: int = 0
     tokens: int = 0
@@ -67,15 +67,15 @@ class QueryLedger:
 
     @classmethod
     def create(cls, file: Path) -> QueryLedger:
-        """Make a ledger in which nobody has asked anything, with a fresh noise key.
+        """Create an empty ledger with a fresh noise key.
 
-        Raises `ConfigError` if the file is there already, or cannot be written.
+        Raises `ConfigError` if the file already exists, or cannot be written.
         """
         first = ("INSERT INTO api VALUES (?, ?)", (SCHEMA_VERSION, fresh_secret().reveal()))
         return cls(file=create_database(file, _SCHEMA, first, what="a query ledger"))
 
     def noise_key(self) -> Secret:
-        """Return the key of the noise. Raises what `spend` does for a ledger that cannot be used."""
+        """Return the key of the noise. For an unusable ledger, raises what `spend` raises."""
         with self._opened() as database:
             (key,) = database.execute("SELECT noise_key FROM api").fetchone()
         if len(key) != KEY_BYTES:
@@ -83,16 +83,16 @@ class QueryLedger:
         return Secret(key)
 
     def spend(self, customer: str, lengths: Sequence[int], policy: ApiConfig) -> Usage:
-        """Count a query of texts with so many tokens each; return what the customer has asked by now.
+        """Count a query whose texts have `lengths` tokens; return the customer's usage with it.
 
         Args:
-            customer: who asks: 1 to 64 letters, digits and `_.@-`.
-            lengths: number of tokens of each text, those that are written in answer included; all >= 1.
+            customer: the customer's name: 1 to 64 letters, digits and `_.@-`.
+            lengths: number of tokens of each text, including the tokens of the answer; all >= 1.
             policy: how much a customer may ask.
 
-        Raises `QueryRefused` if that would exceed a limit, with nothing counted; `ConfigError` for a name
-        that is none and for a ledger that is missing or that others may read; `RunFolderError` for one
-        that is damaged or cannot be written.
+        Raises `QueryRefused` if that would exceed a limit, with nothing counted; `ConfigError` for an
+        invalid name, and for a ledger that is missing or that others may read; `RunFolderError` for a
+        ledger that is damaged or cannot be written.
         """
         check_customer(customer)
         if not lengths or min(lengths) < 1:
@@ -102,7 +102,7 @@ class QueryLedger:
         with self._opened() as database:
             database.execute("BEGIN IMMEDIATE")
             try:
-                before = _asked(database, customer)
+                before = _usage(database, customer)
                 after = Usage(queries=before.queries + len(lengths), tokens=before.tokens + sum(lengths))
                 _check(customer, before, after, policy)
                 database.execute(
@@ -116,12 +116,12 @@ class QueryLedger:
         return after
 
     def asked(self, customer: str) -> Usage:
-        """Return what a customer has asked so far. Raises what `spend` does for an unusable ledger."""
+        """Return a customer's usage so far. For an unusable ledger, raises what `spend` raises."""
         with self._opened() as database:
-            return _asked(database, customer)
+            return _usage(database, customer)
 
     def customers(self) -> dict[str, Usage]:
-        """Return what each customer has asked, by name. Raises what `asked` does."""
+        """Return each customer's usage by name. Raises what `asked` raises."""
         with self._opened() as database:
             rows = database.execute("SELECT name, queries, tokens FROM customers ORDER BY name").fetchall()
         return {name: Usage(queries=queries, tokens=tokens) for name, queries, tokens in rows}
@@ -150,14 +150,14 @@ class QueryLedger:
 
 
 def check_customer(name: str) -> None:
-    """Raise `ConfigError` unless this can be a customer's name."""
+    """Raise `ConfigError` for an invalid customer name."""
     if not _CUSTOMER.fullmatch(name):
         raise ConfigError(
             f"customer={name[:64]!r}: must be 1 to 64 letters, digits and _.@-, a letter or digit first"
         )
 
 
-def _asked(database: sqlite3.Connection, customer: str) -> Usage:
+def _usage(database: sqlite3.Connection, customer: str) -> Usage:
     row = database.execute("SELECT queries, tokens FROM customers WHERE name = ?", (customer,)).fetchone()
     return Usage() if row is None else Usage(queries=row[0], tokens=row[1])
 
@@ -167,9 +167,9 @@ def _check(customer: str, before: Usage, after: Usage, policy: ApiConfig) -> Non
         ("queries", before.queries, after.queries, policy.queries),
         ("tokens", before.tokens, after.tokens, policy.token_limit),
     )
-    for name, asked, would, most in limits:
-        if most is not None and would > most:
+    for name, count, total, most in limits:
+        if most is not None and total > most:
             raise QueryRefused(
-                f"{customer}: has asked {asked:,} {name} and would have asked {would:,}; "
+                f"{customer}: has asked {count:,} {name} and would have asked {total:,}; "
                 f"must be <= {most:,} (api.{name})"
             )

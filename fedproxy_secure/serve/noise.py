@@ -4,13 +4,13 @@ The noise after token i of a text is drawn from a stream whose key follows, by H
 key, the noise's level, and the tokens up to i (incl.). AES-256 in counter mode makes the stream, and the
 inverse of the normal distribution turns its words into Gaussian numbers.
 
-It may depend on nothing else. A causal model's logits after token i are the same whatever follows. Noise
-that depended on the whole text would differ between two texts with a common beginning, and a customer
-would average it away by asking a text with many endings. Noise that depended on who asks would be
-averaged by two customers.
+The noise must depend on nothing else. A causal model's logits after token i do not depend on what follows.
+Noise that depended on the whole text would differ between two texts with a common beginning, and a customer
+could average it away by asking a text with many endings. Noise that depended on the customer could be
+averaged away by two customers.
 
-Guarantees: whoever does not know the key cannot tell the noise of a text from fresh Gaussian noise (as
-far as 32-bit words show it), and learns nothing more by asking the same beginning again. Not guaranteed:
+Guarantees: whoever does not know the key cannot tell the noise of a text from fresh Gaussian noise (within
+the resolution of 32-bit words), and learns nothing more by asking the same beginning again. Not guaranteed:
 protection against texts that mean the same in other words, whose noise is independent; a bound in the
 sense of differential privacy; noise between two models that answer under one key and level, as their
 difference has none; one model under two levels, whose noises are independent and average out.
@@ -38,7 +38,7 @@ def noise(key: Secret, ids: np.ndarray, *, level: float, size: int, start: int =
         ids: the text's tokens, int64 [n].
         level: standard deviation, nats.
         size: V, the number of logits after each token.
-        start: index of the first token after which noise is wanted.
+        start: index of the first token to return noise for.
 
     Returns:
         float32 [n - start, V].
@@ -54,7 +54,7 @@ def noise(key: Secret, ids: np.ndarray, *, level: float, size: int, start: int =
 
 
 def _gaussian(key: Secret, count: int) -> np.ndarray:
-    """Return standard normal numbers, float64 [count], from a key that is used for them alone."""
+    """Return standard normal numbers, float64 [count], from a key with no other use."""
     words = np.empty(count, dtype="<u4")
     zeros = bytes(count * WORD_BYTES)
     keystream(key).update_into(zeros, words.view(np.uint8).data)

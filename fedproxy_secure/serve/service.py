@@ -1,7 +1,7 @@
 """The owner's API over a model folder: each query is checked, counted on disk, then answered by the policy.
 
     api = OwnersApi(Path("runs/x/seed-0/fused"), policy=config.api, ledger=QueryLedger(file=...))
-    told = api.ask("acme", [ids])          # what the policy tells after each token
+    answers = api.ask("acme", [ids])       # what the policy tells after each token
     text = api.write("acme", ids, count=20)
 
 It is a Python object, not a server. The service in front of it must authenticate customers, and limit the
@@ -9,9 +9,8 @@ size, the rate and the concurrency of requests.
 
 Guarantees: nothing is computed for a query that the ledger has not counted, and nothing is returned that
 the policy does not disclose (`told`). A refused query is not counted. A counted query stays counted,
-whatever happens afterwards: an error, an interrupt, a killed process. Not guaranteed: that response times
-or other side effects on the machine reveal nothing; the model, its weights and its logits are in this
-process.
+even after an error, an interrupt or a killed process. Not guaranteed: that response times or other side
+effects on the machine reveal nothing; the model, its weights and its logits are in this process.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from fedproxy_secure.models.passes import vocabulary_size
 from fedproxy_secure.serve.ledger import QueryLedger, Usage
 from fedproxy_secure.serve.told import ApiAnswer, joined, tell
 
-MOST_TOKENS = 2**14  # of one call, whose answers are in memory together: 3 GiB of SmolLM2's logits
+MOST_TOKENS = 2**14  # in one call; its answers are in memory together: 3 GiB of SmolLM2's logits
 
 
 class OwnersApi:
@@ -38,8 +37,9 @@ class OwnersApi:
     Args:
         folder: the model's folder.
         policy: what customers are told, and how often.
-        ledger: what they have asked so far.
-        most_tokens: of one call, in all texts and answers together, whatever the policy grants.
+        ledger: counts what they have asked so far.
+        most_tokens: limit on the tokens of one call, texts and answers together, whatever the policy
+        grants.
 
     Raises `ModelError` for a model that cannot be loaded, `ConfigError` or `RunFolderError` for a ledger
     that cannot be used.
@@ -56,7 +56,7 @@ class OwnersApi:
         self._longest: int | None = getattr(self._model.config, "max_position_embeddings", None)
 
     def asked(self, customer: str) -> Usage:
-        """Return what a customer has asked so far."""
+        """Return a customer's usage so far."""
         return self.ledger.asked(customer)
 
     @torch.inference_mode()
@@ -64,11 +64,11 @@ class OwnersApi:
         """Return what the policy tells after each token of each text.
 
         Args:
-            customer: who asks.
+            customer: the customer's name.
             texts: token ids of each text; each counts as one query and as its number of tokens.
 
         Raises `QueryRefused` for a text that the model cannot read, for more than `most_tokens` in one
-        call, or for what a limit does not allow; then none of the texts is answered, and none is counted.
+        call, or if a limit would be exceeded; then no text is answered, and none is counted.
         """
         lengths = [len(text) for text in texts]
         self._check_call(max(lengths, default=0), "ask a shorter text")
@@ -85,9 +85,9 @@ class OwnersApi:
 
     @torch.inference_mode()
     def write(self, customer: str, text: Sequence[int], *, count: int) -> ApiAnswer:
-        """Return what the policy tells of `count` tokens that follow a text, the likeliest each time.
+        """Write `count` tokens after a text, the likeliest each time; return what the policy tells of each.
 
-        It is one query, of as many tokens as the text has and `count` more. Raises what `ask` does.
+        This is one query, with the text's tokens and `count` more. Raises what `ask` raises.
         """
         from transformers import DynamicCache
 
@@ -97,18 +97,18 @@ class OwnersApi:
         self._check(text, written=count)
         self.ledger.spend(customer, [len(text) + count], self.policy)
         ids, cache, answers = list(text), DynamicCache(), list[ApiAnswer]()
-        fed = ids
+        inputs = ids
         for _ in range(count):
-            out = self._model(
-                input_ids=torch.tensor([fed], device=self._model.device),
+            output = self._model(
+                input_ids=torch.tensor([inputs], device=self._model.device),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-            read = torch.tensor(ids, dtype=torch.int64)
-            answers.append(self._told(out.logits[0], read, start=len(ids) - 1).part(0))
-            fed = [int(answers[-1].likeliest)]
-            ids = ids + fed
+            context = torch.tensor(ids, dtype=torch.int64)
+            answers.append(self._told(output.logits[0], context, start=len(ids) - 1).part(0))
+            inputs = [int(answers[-1].likeliest)]
+            ids = ids + inputs
         return joined(answers)
 
     def _told(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> ApiAnswer:

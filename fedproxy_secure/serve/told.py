@@ -1,12 +1,12 @@
-"""What an API tells of a model's logits: all of them, the likeliest tokens, or the likeliest alone.
+"""What an API discloses of a model's logits: all of them, the likeliest tokens, or the likeliest one.
 
-This is the one place where a policy's `answers` and `noise` are applied. The service for customers and
-the API that attacks are given both go through it.
+This is the one place where a policy's `answers` and `noise` are applied. Both the service for customers and
+the API that attacks query use it.
 
-Guarantees: a `ApiAnswer` is computed from the perturbed logits (`noise`) and keeps only what the policy
+Guarantees: an `ApiAnswer` is computed from the perturbed logits (`noise`) and keeps only what the policy
 discloses: with `text` it holds token ids and no other number, with `top_k` no number about a token that it
-does not name. Its tensors own their memory, so they give no access to the rest of the logits. Not
-guaranteed: anything about a caller that holds the model.
+does not name. Its tensors own their memory, so they give no access to the other logits. Not guaranteed:
+anything about a caller that holds the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedproxy_secure.serve.noise import noise
 
 @dataclass(frozen=True, kw_only=True)
 class ApiAnswer:
-    """What an API told after each of some tokens; the leading shape is that of the tokens asked about.
+    """An API's answer after each of some tokens; its leading shape is that of the tokens in the query.
 
     Args:
         answers: the kind of answer.
@@ -42,7 +42,7 @@ class ApiAnswer:
 
     @property
     def likeliest(self) -> torch.Tensor:
-        """The likeliest next token, int64 [...], which every kind of answer tells."""
+        """The likeliest next token, int64 [...], which every kind of answer contains."""
         if self.tokens is not None:
             return self.tokens[..., 0]
         assert self.numbers is not None
@@ -60,13 +60,13 @@ class ApiAnswer:
 def tell(
     logits: torch.Tensor, ids: torch.Tensor, policy: ApiConfig, key: Secret | None = None, *, start: int = 0
 ) -> ApiAnswer:
-    """Return what a policy tells of the logits after the tokens of a text.
+    """Return the answer that a policy allows from the logits after the tokens of a text.
 
     Args:
         logits: float [n - start, V], after each token of the text from token `start` on.
         ids: the whole text's tokens, int64 [n].
-        policy: what is told.
-        key: the secret key of the noise; needed where the policy has noise.
+        policy: what the answer may contain.
+        key: the secret key of the noise; needed if the policy has noise.
         start: index of the first token that the logits follow.
 
     Raises `ValueError` if the policy has noise and there is no key.
@@ -86,7 +86,7 @@ def tell(
 
 
 def joined(parts: list[ApiAnswer]) -> ApiAnswer:
-    """Return answers of the same kind and shape in one, along a new first dimension."""
+    """Join answers of the same kind and shape along a new first dimension."""
     tokens = [part.tokens for part in parts if part.tokens is not None]
     numbers = [part.numbers for part in parts if part.numbers is not None]
     return ApiAnswer(

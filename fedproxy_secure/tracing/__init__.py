@@ -1,1 +1,1 @@
-"""Traitor tracing: each client's copy of the proxy carries a code, so that a leak names its client."""
+"""Traitor tracing: each client's copy of the proxy carries a code that identifies its client in a leak."""

@@ -35,7 +35,7 @@ from fedproxy_secure.tracing.unused import unused_rows
 
 AMPLITUDE = 0.3  # of a row's root mean square
 LEAST_POSITIONS, MOST_POSITIONS = 128, 2048
-# how input embeddings are called in the files of transformers' models, at the end of the name
+# how the names of input embeddings end in the files of transformers' models
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
@@ -60,8 +60,8 @@ def make_marks(proxy: Path) -> Marks:
     """
     matrix = _embedding(proxy)
     rows = unused_rows(proxy, matrix.rows)
-    fitting = min(MOST_ROWS, max(LEAST_ROWS, MOST_BYTES // matrix.row_bytes))
-    chosen = tuple(sorted(rows[:fitting]))
+    count = min(MOST_ROWS, max(LEAST_ROWS, MOST_BYTES // matrix.row_bytes))
+    chosen = tuple(sorted(rows[:count]))
     if len(chosen) < LEAST_ROWS or len(chosen) * matrix.width < LEAST_POSITIONS:
         raise ConfigError(
             f"compress.trace=true: the embedding has {len(chosen)} rows of unused tokens, {matrix.width} "
@@ -95,9 +95,9 @@ def code_of(key: Secret, marks: Marks) -> Code:
 def marked_numbers(marks: Marks, code: Code, word: np.ndarray) -> np.ndarray:
     """Return the marked rows that carry a codeword, bool [m]: float64 [rows, width], before rounding."""
     rows = marks.agreed_numbers
-    moved = np.zeros(rows.size)
-    moved[code.places] = np.where(word, 1.0, -1.0)
-    changed = rows + amplitudes(marks) * moved.reshape(rows.shape)
+    signs = np.zeros(rows.size)
+    signs[code.places] = np.where(word, 1.0, -1.0)
+    changed = rows + amplitudes(marks) * signs.reshape(rows.shape)
     norms = [np.linalg.norm(r, axis=1, keepdims=True) for r in (rows, changed)]
     return np.asarray(changed * (norms[0] / norms[1]))
 
@@ -111,7 +111,7 @@ def amplitudes(marks: Marks) -> np.ndarray:
 def own_bytes(proxy: Path, marks: Marks, key: Secret, client: str) -> tuple[str, dict[int, bytes]]:
     """Return the bytes of a client's copy that differ from the proxy in a folder.
 
-    They are in one file: its name comes first, then the bytes by the place in it at which they begin.
+    They are in one file. Returns the file's name, and the bytes by the offset at which they begin.
     """
     matrix = find_matrix(proxy, marks.tensor)
     rows = _own_rows(marks, key, client)
@@ -125,7 +125,7 @@ def copy_of(proxy: Path, marks: Marks, key: Secret, client: str) -> tuple[str, b
 
 
 def _own_rows(marks: Marks, key: Secret, client: str) -> dict[int, bytes]:
-    """Return a client's marked rows by their number."""
+    """Return the bytes of a client's marked rows, by row."""
     code = code_of(key, marks)
     (word,) = code.words([client])
     raw = as_bytes(marked_numbers(marks, code, word), marks.kind)
@@ -134,10 +134,10 @@ def _own_rows(marks: Marks, key: Secret, client: str) -> dict[int, bytes]:
 
 
 def _embedding(proxy: Path) -> Matrix:
-    found = [matrix for matrix in matrices(proxy) if matrix.name.endswith(_EMBEDDINGS)]
-    if len(found) != 1:
+    embeddings = [matrix for matrix in matrices(proxy) if matrix.name.endswith(_EMBEDDINGS)]
+    if len(embeddings) != 1:
         raise ConfigError(
-            f"compress.trace=true: {len(found)} matrices of this LLM are called "
+            f"compress.trace=true: {len(embeddings)} matrices of this LLM are called "
             f"{', '.join(_EMBEDDINGS)}; must be one; leave tracing off"
         )
-    return found[0]
+    return embeddings[0]

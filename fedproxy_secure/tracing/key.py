@@ -1,10 +1,10 @@
-"""The owner's key of a tracing: it draws every codeword, and its commitment stands in the audit log.
+"""The owner's tracing key: it draws every codeword, and its commitment is in the audit log.
 
-Guarantees: the key lies in a file that its owner alone can read; codewords are pseudo-random to everybody
-else (HKDF-SHA256, then AES-256 in counter mode); the commitment, SHA-256 of 256 random bits, tells nothing
-about the key and fits no other one, so codewords cannot be chosen after a leak. Not guaranteed: that the
-owner did not leak a client's copy herself: she can make every copy, so a trace convinces her, and a judge
-only as far as he trusts her.
+Guarantees: the key lies in a file that only its owner can read; codewords are pseudo-random to everybody
+else (HKDF-SHA256, then AES-256 in counter mode); the commitment, SHA-256 of 256 random bits, reveals
+nothing about the key and fits no other key, so codewords cannot be chosen after a leak. Not guaranteed:
+that the owner did not leak a client's copy herself. She can make every copy, so a trace convinces others
+only as far as they trust her.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _DOMAIN = b"fedproxy-secure trace 1"
 
 
 def key_file(proxy: Path) -> Path:
-    """Return where the key of the tracing of the proxy in a folder lies: beside that folder."""
+    """Return the file of the tracing key for the proxy in a folder; it lies beside that folder."""
     return proxy.resolve().with_name(NAME)
 
 
 def trace_key(proxy: Path, *, make: bool = False) -> Secret:
-    """Return the key of a proxy's tracing; with `make`, a fresh one if there is none.
+    """Return the tracing key of a proxy; with `make`, create it if it is missing.
 
-    Raises `ConfigError` if it is missing and not to be made, or cannot be read by its owner alone.
+    Raises `ConfigError` if the key is missing without `make`, or if others than its owner can read it.
     """
     file = key_file(proxy)
     if not file.exists():
@@ -46,7 +46,7 @@ def commitment(key: Secret) -> str:
 
 
 def uniforms(key: Secret, purpose: str, count: int) -> np.ndarray:
-    """Return pseudo-random numbers in [0, 1), float64 [count], that `purpose` has to itself."""
+    """Return pseudo-random numbers in [0, 1), float64 [count], from a stream of its own per `purpose`."""
     stream = keystream(derive(key, info=_DOMAIN + b"\0" + purpose.encode()))
     words = np.frombuffer(stream.update(bytes(8 * count)), dtype="<u8")
     return np.asarray((words >> np.uint64(11)).astype(np.float64) * 2.0**-53)

@@ -1,10 +1,9 @@
-"""Where clients' copies of a proxy may differ, and what all clients put there before they use it.
+"""The marks: where clients' copies of a proxy may differ, and the numbers that all clients use there.
 
 Guarantees: the marks name rows of the input embedding, and the numbers that all clients agree on for these
-rows. A client puts the agreed numbers back before it hashes or loads its copy, so what it trains is the
-same, bit for bit, as what every other client trains, whatever the owner put into the rows of its copy. Not
-guaranteed: that a copy can be traced when somebody has done the same to it and passed that on: the rows are
-known to every client.
+rows. A client puts the agreed numbers back before it hashes or loads its copy, so it trains the same model,
+bit for bit, as every other client, whatever the owner put into the rows of its copy. Not guaranteed: that a
+leaked copy can be traced after its rows were put back in the same way: every client knows the rows.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MOST_NORM_CHANGE = 0.01  # of a row's norm, by marking: rounding to 16 bits chan
 
 
 class Marks(Section):
-    """The rows of the input embedding in which copies differ, and what they are without a mark.
+    """The rows of the input embedding in which copies differ, and their numbers without a mark.
 
     `tensor`: the matrix's name in the safetensors files. `rows`: ascending. `kind`: the dtype in the files.
     `agreed`: the rows' bytes as they are in the files of the unmarked proxy, base64.
@@ -75,9 +74,9 @@ def check_fits(marks: Marks, matrix: Matrix) -> None:
         raise DataError(
             f"proxy: its marked rows are {matrix.width} {matrix.kind}; must be {marks.width} {marks.kind}"
         )
-    found = as_numbers(read_rows(matrix, marks.rows), marks.kind, marks.width)
+    numbers = as_numbers(read_rows(matrix, marks.rows), marks.kind, marks.width)
     with np.errstate(over="ignore", invalid="ignore"):
-        norms, agreed = (np.linalg.norm(rows, axis=1) for rows in (found, marks.agreed_numbers))
-        off = np.abs(norms - agreed) > MOST_NORM_CHANGE * agreed
-    if not np.all(np.isfinite(norms)) or np.any(off):
+        norms, agreed = (np.linalg.norm(rows, axis=1) for rows in (numbers, marks.agreed_numbers))
+        differs = np.abs(norms - agreed) > MOST_NORM_CHANGE * agreed
+    if not np.all(np.isfinite(norms)) or np.any(differs):
         raise DataError("proxy: a marked row has another norm than agreed; must be within 1 % of it")

@@ -1,14 +1,14 @@
-"""From a model that was found to the clients whose copy it was made from.
+"""Trace a leaked model to the clients whose copies it was made from.
 
-What is read: the marked rows of its input embedding, minus what all clients agreed on. Training that moves
-rows which no text reads moves all of them alike (a tied output head pushes them in one direction), so the
-mean over rows is taken off. What is left, over the amplitude of a bit and cut off at 1, is the answer at a
-position. Numbers that neither a bit nor training explains, as when somebody has put zeros there, say
-nothing: their answer is 0, and they do not count in the mean.
+The input is the marked rows of the model's input embedding, minus the numbers that all clients agreed on.
+Training that moves rows which no text reads moves all of them alike (a tied output head pushes them in one
+direction), so the mean over rows is subtracted. The remainder, divided by the amplitude of a bit and
+clipped at 1, is the answer at a position. Numbers that neither a bit nor training explains, such as zeros
+that somebody put there, are ignored: their answer is 0, and they do not count in the mean.
 
-Guarantees: those of `tardos.Innocence`, whatever model is given: with probability 1 - `error` no client is
-accused who had no part in it, if the code was drawn independently of the model. Not guaranteed: that
-anybody is accused. Who takes the marked rows out, or puts the agreed numbers back, is not traced.
+Guarantees: those of `tardos.Innocence`, for every model: with probability 1 - `error` no innocent client is
+accused, if the code was drawn independently of the model. Not guaranteed: that anybody is accused. A client
+that removes the marked rows, or puts the agreed numbers back, is not traced.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from fedproxy_secure.tracing.marks import Marks
 from fedproxy_secure.tracing.tardos import Innocence, scores
 from fedproxy_secure.tracing.tensor_file import Matrix, as_numbers, matrices, read_rows
 
-ERROR = 1e-6  # of accusing any innocent client, by default
-LEAST_KEPT = 1 / 3  # of a column's numbers, are where a bit and a hundred steps of training can put them
-_FAR = 3.0  # amplitudes: further from the other rows' numbers are neither a bit nor how training moves
+ERROR = 1e-6  # default probability of accusing any innocent client
+LEAST_KEPT = 1 / 3  # share of a column's numbers that a bit and a hundred steps of training can explain
+_FAR = 3.0  # amplitudes: neither a bit nor training moves a number further from those of the other rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Suspect:
 class Trace:
     """The tracing result for one model: all clients by score, and the threshold for accusing at `error`.
 
-    `strength`: the mean size of the answers, from 0 (nothing of any mark is left) to about 1.
+    `strength`: the mean size of the answers, from 0 (no mark remains) to about 1.
     """
 
     suspects: tuple[Suspect, ...]
@@ -66,7 +66,7 @@ class Trace:
 def trace_rows(
     found: np.ndarray, marks: Marks, key: Secret, clients: Sequence[str], *, error: float = ERROR
 ) -> Trace:
-    """Judge every client by the marked rows of a model that was found, float64 [rows, width]."""
+    """Judge every client by the marked rows of a leaked model, float64 [rows, width]."""
     code = code_of(key, marks)
     answers = answers_in(found, marks, code)
     return judge(answers, code, code.words(clients), clients, error=error)
@@ -77,10 +77,10 @@ def judge(
 ) -> Trace:
     """Judge clients with these codewords, bool [n, m], by answers, float64 [m] from -1 to 1."""
     innocence = Innocence.of(answers, code.p)
-    found = scores(words, answers, code.p)
+    by_client = scores(words, answers, code.p)
     suspects = [
         Suspect(client=client, score=float(score), chance=innocence.chance(float(score)))
-        for client, score in zip(clients, found, strict=True)
+        for client, score in zip(clients, by_client, strict=True)
     ]
     return Trace(
         suspects=tuple(sorted(suspects, key=lambda s: -s.score)),
@@ -92,12 +92,12 @@ def judge(
 
 
 def answers_in(found: np.ndarray, marks: Marks, code: Code) -> np.ndarray:
-    """Return what marked rows, float64 [rows, width], say at each position: [m], from -1 to 1."""
+    """Return the answer of marked rows, float64 [rows, width], at each position: [m], from -1 to 1."""
     with np.errstate(over="ignore", invalid="ignore"):
         moved = (found - marks.agreed_numbers) / amplitudes(marks)
         kept = np.isfinite(moved) & (np.abs(moved) <= _FAR)
         moved = np.where(np.isfinite(moved), moved, 0.0)
-        # long training may move a whole column further than that: there, its other numbers are the measure
+        # long training may move a whole column further: such a column is compared with its own median
         kept |= (kept.mean(axis=0) < LEAST_KEPT) & (np.abs(moved - np.median(moved, axis=0)) <= _FAR)
         common = np.sum(moved, axis=0, where=kept) / np.maximum(kept.sum(axis=0), 1)
         answers = np.where(kept, np.clip(moved - common, -1.0, 1.0), 0.0)
@@ -105,7 +105,7 @@ def answers_in(found: np.ndarray, marks: Marks, code: Code) -> np.ndarray:
 
 
 def rows_of(model: Path, marks: Marks) -> np.ndarray:
-    """Return the rows that marks name from the model in a folder, float64 [rows, width].
+    """Return the marked rows of the model in a folder, float64 [rows, width].
 
     The matrix may have another dtype, more rows, and a longer name that ends like the marks' own.
 
@@ -113,15 +113,15 @@ def rows_of(model: Path, marks: Marks) -> np.ndarray:
     """
     if not model.is_dir():
         raise DataError(f"{model}: must be the folder of a model saved as safetensors")
-    found = [m for m in matrices(model) if _alike(m, marks)]
-    if len(found) != 1:
+    matching = [m for m in matrices(model) if _matches(m, marks)]
+    if len(matching) != 1:
         raise DataError(
-            f"{model}: has {len(found)} matrices like {marks.tensor}, {marks.width} wide, with the marked "
-            "rows; must have one; a model with other embeddings cannot be traced"
+            f"{model}: has {len(matching)} matrices like {marks.tensor}, {marks.width} wide, with the "
+            "marked rows; must have one; a model with other embeddings cannot be traced"
         )
-    return as_numbers(read_rows(found[0], marks.rows), found[0].kind, found[0].width)
+    return as_numbers(read_rows(matching[0], marks.rows), matching[0].kind, matching[0].width)
 
 
-def _alike(matrix: Matrix, marks: Marks) -> bool:
+def _matches(matrix: Matrix, marks: Marks) -> bool:
     named = matrix.name == marks.tensor or matrix.name.endswith(f".{marks.tensor}")
     return named and matrix.width == marks.width and matrix.rows > max(marks.rows)

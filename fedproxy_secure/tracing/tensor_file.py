@@ -1,10 +1,10 @@
-"""Rows of a matrix in safetensors files: where they lie, and the files' bytes with other rows in place.
+"""Rows of matrices in safetensors files: find them, read them, and replace them.
 
 The form is that of safetensors: eight bytes with the length of the header, a JSON header with dtype, shape
 and place of each tensor, then the tensors' bytes, little-endian, row after row.
 
-Guarantees: only bytes of the named rows differ between a file and what `with_rows` yields of it; no header,
-however wrong, ends in anything but `DataError`.
+Guarantees: only bytes of the named rows differ between a file and what `with_rows` yields of it; every
+malformed header raises `DataError`.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def matrices(folder: Path) -> Iterator[Matrix]:
 
 def find_matrix(folder: Path, name: str) -> Matrix:
     """Return the matrix of that name. Raises `DataError` unless exactly one file of the folder has it."""
-    found = [matrix for matrix in matrices(folder) if matrix.name == name]
-    if len(found) != 1:
-        raise DataError(f"weights: {len(found)} files have the matrix {quoted(name)}; must be one")
-    return found[0]
+    matching = [matrix for matrix in matrices(folder) if matrix.name == name]
+    if len(matching) != 1:
+        raise DataError(f"weights: {len(matching)} files have the matrix {quoted(name)}; must be one")
+    return matching[0]
 
 
 def read_rows(matrix: Matrix, rows: tuple[int, ...]) -> bytes:
-    """Return the bytes of these rows, one after the other. Raises `DataError` if one is not there."""
+    """Return the bytes of these rows, one after the other. Raises `DataError` if one is missing."""
     if rows and not 0 <= min(rows) <= max(rows) < matrix.rows:
         raise DataError(f"{quoted(matrix.name)}: has {matrix.rows} rows; must have the row {max(rows)}")
     parts = []
@@ -86,9 +86,9 @@ def read_rows(matrix: Matrix, rows: tuple[int, ...]) -> bytes:
 
 
 def with_rows(matrix: Matrix, rows: Mapping[int, bytes]) -> Iterator[bytes]:
-    """Yield the file of a matrix, piece by piece, with these rows in place of its own.
+    """Yield the file of a matrix, piece by piece, with these rows replaced.
 
-    Raises `DataError` for rows that are not there or have another length.
+    Raises `DataError` for rows that do not exist or have another length.
     """
     for row, data in rows.items():
         if not 0 <= row < matrix.rows or len(data) != matrix.row_bytes:
@@ -121,15 +121,15 @@ def as_bytes(numbers: np.ndarray, kind: str) -> bytes:
 
 
 def _until(opened: Any, end: int) -> Iterator[bytes]:
-    while (left := end - opened.tell()) > 0:
-        piece = opened.read(min(left, _PIECE))
+    while (remaining := end - opened.tell()) > 0:
+        piece = opened.read(min(remaining, _PIECE))
         if not piece:
             raise DataError("weights: end before their last row")
         yield piece
 
 
 def _matrix(file: Path, name: str, entry: object, *, data: int, size: int) -> Matrix | None:
-    """Return a header's tensor if it is a floating-point matrix. Raises `DataError` for nonsense."""
+    """Return a header's tensor if it is a floating-point matrix. Raises `DataError` if it is malformed."""
     if not isinstance(entry, dict) or entry.get("dtype") not in KINDS:
         return None  # metadata, or numbers that are no weights
     shape, place = entry.get("shape"), entry.get("data_offsets")

@@ -1,6 +1,6 @@
-"""Which rows of an input embedding no text reads: rows that its tokenizer never asks for.
+"""Find rows of an input embedding that no text reads, because its tokenizer never produces their tokens.
 
-Three kinds are found, in the files of the model alone:
+Three kinds are found, from the model's files only:
 
     padding     rows beyond the tokenizer's last token
     bytes       tokens of a byte-level tokenizer with one of the 13 bytes that UTF-8 never has
@@ -43,27 +43,31 @@ def unused_rows(folder: Path, rows: int) -> list[int]:
     last = max([*ids, *(t["id"] for t in added if type(t.get("id")) is int)], default=-1)
     named = {t.get("content") for t in added}
     settings = [_read(folder / name) for name in ("config.json", "generation_config.json")]
-    taken = set(_ids(settings)) | set(_ids(tokenizer.get("post_processor")))
-    never = [i for token, i in vocabulary.items() if token not in named and _never(token, tokenizer)]
+    used = set(_ids(settings)) | set(_ids(tokenizer.get("post_processor")))
+    unreachable = [
+        i for token, i in vocabulary.items() if token not in named and _unreachable(token, tokenizer)
+    ]
     words = _named_words(folder)
     reserved = [
-        t["id"] for t in added if t.get("special") is True and t["id"] not in taken and not _among(t, words)
+        t["id"]
+        for t in added
+        if t.get("special") is True and t["id"] not in used and not _is_named(t, words)
     ]
-    kinds = (range(last + 1, rows), sorted(never), sorted(reserved))
-    return [row for kind in kinds for row in kind if row not in taken and 0 <= row < rows]
+    kinds = (range(last + 1, rows), sorted(unreachable), sorted(reserved))
+    return [row for kind in kinds for row in kind if row not in used and 0 <= row < rows]
 
 
 def byte_letters() -> dict[int, str]:
     """Return the letter that byte-level tokenizers write for each byte (GPT-2's)."""
-    others = [byte for byte in range(256) if byte not in _PRINTED]
-    return {**{b: chr(b) for b in _PRINTED}, **{b: chr(256 + n) for n, b in enumerate(others)}}
+    unprintable = [byte for byte in range(256) if byte not in _PRINTED]
+    return {**{b: chr(b) for b in _PRINTED}, **{b: chr(256 + n) for n, b in enumerate(unprintable)}}
 
 
 _LETTERS = frozenset(letter for byte, letter in byte_letters().items() if byte in NO_UTF8)
 
 
-def _never(token: str, tokenizer: Mapping[str, Any]) -> bool:
-    """Return whether a byte-level BPE tokenizer has this token for bytes that no text has."""
+def _unreachable(token: str, tokenizer: Mapping[str, Any]) -> bool:
+    """Return whether this token of a byte-level BPE tokenizer has bytes that no text has."""
     byte_level = any(
         part.get("type") == "ByteLevel"
         for section in ("pre_tokenizer", "normalizer")
@@ -97,8 +101,8 @@ def _named_words(folder: Path) -> list[str]:
     settings = _read(folder / "tokenizer_config.json")
     words = [str(value) for key, value in settings.items() if key.endswith("_token")]
     words.append(str(settings.get("chat_template", "")))
-    written = settings.get("conversation_format")  # a template may put a token's name together
-    words += [str(text) for text in written.values()] if isinstance(written, dict) else []
+    formats = settings.get("conversation_format")  # a template may put a token's name together
+    words += [str(text) for text in formats.values()] if isinstance(formats, dict) else []
     template = folder / "chat_template.jinja"
     try:
         return [*words, template.read_text(encoding="utf-8")] if template.exists() else words
@@ -106,7 +110,7 @@ def _named_words(folder: Path) -> list[str]:
         raise DataError(f"{template.name}: cannot be read: {error}") from error
 
 
-def _among(token: Mapping[str, Any], words: list[str]) -> bool:
+def _is_named(token: Mapping[str, Any], words: list[str]) -> bool:
     content = str(token.get("content"))
     return any(content in word for word in words)
 
