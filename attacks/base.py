@@ -1,7 +1,7 @@
 """The interface of an attack: an exam, a guess, a score.
 
     exam(truth, view, rng)              the examiner, who knows the truth, poses a question (or none)
-    guess(view, question, budget, rng)  the adversary answers from its view alone
+    guess(view, question, budget, rng)  the adversary answers from its view only
     score(guess, answer)                the examiner compares; a target without a guess counts as missed
 
 Surfaces are the parts of a view that an attack may need: IND individual updates, AGG aggregates, MR many
@@ -52,8 +52,7 @@ class Feeds:
 
     Args:
         measure: the measure's key (`fedproxy_secure.evidence.measure`).
-        metric: the name of the estimates; a name that ends with `*` stands for every name with that
-            beginning.
+        metric: the name of the estimates; a `*` at the end stands for any text.
     """
 
     measure: str
@@ -79,8 +78,8 @@ class AttackInfo:
         headline: name of the estimate that decides the outcome.
         chance: the headline's value where there is nothing to find.
         margin: how far above chance the headline's interval must begin to count as success.
-        measures: the measures of the trilemma and of a gate that it feeds; of all attacks on a measure
-            the worst result counts.
+        measures: the measures of the trilemma and of a gate that it feeds; for each measure the worst
+            result of all attacks counts.
         mapping: (framework, version, id) triples.
         smoke: whether the smoke suite runs it.
         by: parties of a threat model, one of which must be corrupted; empty: whoever has the surfaces.
@@ -132,7 +131,7 @@ class AttackInfo:
             if not holds:
                 value = getattr(self, field_name)
                 raise ConfigError(f"attack {self.name!r}: {field_name}={value!r:.80}: must be {must}")
-        for field_name in numbers:  # of numpy, too; findings can hold Python's alone
+        for field_name in numbers:  # numbers may be numpy's; findings hold Python's only
             object.__setattr__(self, field_name, float(getattr(self, field_name)))
 
 
@@ -151,7 +150,7 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What each honest client held, by its name; only the examiner has it."""
+    """The records and rounds of each honest client, by its name; only the examiner has them."""
 
     clients: Mapping[str, PrivateState]
 
@@ -173,8 +172,10 @@ class Truth:
 
     def drawn_or_set_aside(self, round_number: int, clients: tuple[str, ...]) -> list[set[int]]:
         """Return the tokens, as in `tokens`, of each record that these clients drew or set aside."""
-        own = [item for name in clients if name in self.clients for item in self.clients[name].holdout]
-        return [set(item.ids[:-1]) for item in (*self.used(round_number, clients), *own)]
+        set_aside = [
+            item for name in clients if name in self.clients for item in self.clients[name].holdout
+        ]
+        return [set(item.ids[:-1]) for item in (*self.used(round_number, clients), *set_aside)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,7 @@ class Attack:
 
 
 def _shuffled_steps(adapters: Mapping[int, np.ndarray], shuffled: Any) -> dict[int, np.ndarray]:
-    """Return the adapters with the steps between those that were seen shuffled; the first one stays."""
+    """Return the adapters with the steps between them shuffled; the first adapter stays."""
     result: dict[int, np.ndarray] = {}
     before = None
     for number in sorted(adapters):

@@ -21,8 +21,8 @@ class OutOfTime(Stopped):
     """The budget's seconds are used up; a resumed suite runs the attack again.
 
     It is not derived from `Exception`, because it can be raised between any two lines, even inside code
-    that catches every `Exception` as its own failure, such as training under differential privacy. What
-    catches every `BaseException`, such as loading a proxy, knows `Stopped`.
+    that catches every `Exception` as its own failure, such as training under differential privacy. Code
+    that catches every `BaseException`, such as loading a proxy, passes `Stopped` on.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -33,8 +33,8 @@ class OutOfTime(Stopped):
 class Budget:
     """The limits of one attack: wall-clock seconds from `began`, model queries, and a profile for sizes.
 
-    The attack and its controls share the seconds. Loops that can stop early do so at the share `last`, so
-    that there is time left to score what they did.
+    The attack and its controls share the seconds. Loops that can stop early stop at the share `last` of the
+    seconds, so that time remains to score their result.
     """
 
     profile: Profile = "smoke"
@@ -54,19 +54,19 @@ class Budget:
 
     @property
     def used(self) -> float:
-        """The share of the seconds that is used up: 0 at the beginning, above 1 when they are over."""
+        """The share of the seconds that is used up: 0 at the beginning, above 1 after the end."""
         return 1 - self.left_s / self.seconds
 
     def until(self, share: float) -> float:
-        """Return how much will be used once this share of the seconds has passed from now on.
+        """Return the value of `used` once this share of the seconds has passed from now, at most `last`.
 
-        Never beyond `last`. A loop asks once, before it begins, and then compares with `used`: a control,
-        which begins late, does as much as the attack itself.
+        A loop calls it once, before it begins, and compares the result with `used`. So a control, which
+        begins late, does as much work as the attack itself.
         """
         return min(self.last, self.used + share)
 
     def halfway(self) -> Budget:
-        """Return the budget of a control after which another one comes: half of what is left to loops."""
+        """Return the budget of a control that is followed by another: half of the time that loops have."""
         used = self.used
         return replace(self, last=used + max(0.0, self.last - used) / 2)
 
@@ -78,7 +78,7 @@ class Budget:
 
 @dataclass(kw_only=True)
 class SecondsBar:
-    """The bar of one attack: the seconds that have passed, of those that it may take at most."""
+    """The progress bar of one attack: seconds that have passed, out of the most that it may take."""
 
     shown: Progress
     task: str
@@ -93,9 +93,10 @@ class SecondsBar:
 
 @contextmanager
 def alarm(seconds: float, bar: SecondsBar) -> Iterator[None]:
-    """Raise `OutOfTime` when the seconds are over, between any two lines of Python; tell each that passes.
+    """Raise `OutOfTime` when the seconds are over, between any two lines of Python; advance the bar.
 
-    Signals reach the main thread only. In any other, `budget.check` must do, and the bar stands still.
+    Signals reach the main thread only. In other threads only `budget.check` ends the attack, and the bar
+    does not move.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -110,7 +111,7 @@ def alarm(seconds: float, bar: SecondsBar) -> Iterator[None]:
         bar.tell(passed)
 
     before = signal.signal(signal.SIGALRM, ring)
-    others_s, _ = signal.getitimer(signal.ITIMER_REAL)
+    earlier_s, _ = signal.getitimer(signal.ITIMER_REAL)
     try:
         try:
             signal.setitimer(signal.ITIMER_REAL, min(TICK_S, seconds))
@@ -118,6 +119,6 @@ def alarm(seconds: float, bar: SecondsBar) -> Iterator[None]:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)  # it may ring just before, and raises then
     finally:
-        left = max(others_s - (time.monotonic() - began), 1e-3) if others_s else 0
+        remaining = max(earlier_s - (time.monotonic() - began), 1e-3) if earlier_s else 0
         signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, left)  # an alarm that was set before still rings in time
+        signal.setitimer(signal.ITIMER_REAL, remaining)  # an alarm that was set before still rings in time

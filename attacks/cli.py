@@ -27,9 +27,9 @@ def list_command() -> None:
     with plain_errors(again=None):
         from attacks.registry import every
 
-        for one in every().values():
-            smallest = "smoke" if one.info.smoke else "standard"
-            typer.echo(f"{one.info.id:<4} {one.info.name:<22} {smallest:<9} {one.info.title}")
+        for entry in every().values():
+            smallest = "smoke" if entry.info.smoke else "standard"
+            typer.echo(f"{entry.info.id:<4} {entry.info.name:<22} {smallest:<9} {entry.info.title}")
 
 
 @app.command()
@@ -42,19 +42,19 @@ def info(name: str) -> None:
         from attacks.fit import fitting
         from attacks.registry import find
 
-        for one in find(name):
-            i = one.info
+        for entry in find(name):
+            i = entry.info
             typer.echo(f"{i.id} {i.name}: {i.title}")
             typer.echo(f"paper: {i.paper}")
             typer.echo(f"needs: {' or '.join('+'.join(sorted(n)) for n in i.needs)}")
-            typer.echo(f"fits: {', '.join(fitting(one)) or 'no threat model'}")
+            typer.echo(f"fits: {', '.join(fitting(entry)) or 'no threat model'}")
             typer.echo(
                 f"succeeds: if the interval of {i.headline} begins above {i.chance + i.margin:g} "
                 f"(chance {i.chance:g})"
             )
             for framework, version, key in i.mapping:
                 typer.echo(f"maps to: {framework} {version} {key}")
-            text = sys.modules[type(one).__module__].__doc__ or type(one).__doc__ or ""
+            text = sys.modules[type(entry).__module__].__doc__ or type(entry).__doc__ or ""
             typer.echo(f"\n{text.strip()}\n")
 
 

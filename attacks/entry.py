@@ -11,7 +11,7 @@ from pathlib import Path
 from fedproxy_secure.evidence.finding import Finding, Profile
 from fedproxy_secure.runtime.progress import Progress
 
-WORKERS_NEED = ("attacks.preload",)  # what processes that run attacks are started with
+WORKERS_NEED = ("attacks.preload",)  # modules that processes which run attacks load first
 
 
 def measure(
@@ -34,8 +34,8 @@ def measure(
         profile: how much the suite spends: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take from one view.
         seed: seed of the attacks' own randomness.
-        jobs: how many attacks run at once, in processes of their own if more than one; a function is asked
-            before an attack begins, until it returns more than one.
+        jobs: how many attacks run at once, in processes of their own if more than one; a function is called
+            before each attack, until it returns more than one.
         resume: whether to keep what an earlier call finished.
         llm: path of the owner's model, for views of the server.
         progress: where the suite reports its progress; by default nowhere.
@@ -47,7 +47,7 @@ def measure(
     from fedproxy_secure.runtime.preload import warm_up
     from threat_models import get
 
-    def asked() -> int:
+    def warmed_jobs() -> int:
         at_once = jobs() if callable(jobs) else jobs
         if at_once > 1:
             warm_up(WORKERS_NEED)
@@ -62,6 +62,6 @@ def measure(
         seed=seed,
         resume=resume,
         llm=llm,
-        jobs=asked if callable(jobs) else asked(),
+        jobs=warmed_jobs if callable(jobs) else warmed_jobs(),
         progress=progress,
     )

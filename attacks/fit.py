@@ -17,13 +17,13 @@ def possible_surfaces(model: ThreatModel) -> frozenset[str]:
         "API": model.api or model.clients > 0,
         "ACT": model.active,
     }
-    return frozenset(name for name, there in possible.items() if there)
+    return frozenset(name for name, has_it in possible.items() if has_it)
 
 
 def fits(one: Attack, model: ThreatModel) -> bool:
     """Return whether the attack is meant for this adversary and some run could give it what it needs."""
-    played = not one.info.by or any(getattr(model, party) for party in one.info.by)
-    return played and any(needed <= possible_surfaces(model) for needed in one.info.needs)
+    corrupted = not one.info.by or any(getattr(model, party) for party in one.info.by)
+    return corrupted and any(needed <= possible_surfaces(model) for needed in one.info.needs)
 
 
 def fitting(one: Attack) -> list[str]:

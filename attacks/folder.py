@@ -52,10 +52,10 @@ def attack_folder(
 
     Args:
         path: the victim: a local Hugging Face folder, a `.gguf` file, or a name as in `model.path`.
-        members, others: files of `text` (JSONL, CSV or Parquet), for A6; each needs the other.
+        members, others: files of `text` (JSONL, CSV or Parquet), for A6; give both or neither.
         canaries: file of `prompt`, `secret` and optionally `repeats`, for A7.
         proxy: the smaller model that the adversary holds, for A12; named like the victim.
-        api: what the victim's API tells, and how often.
+        api: what the victim's API answers, and how often.
         profile: how much to spend: `smoke`, `standard` or `full`.
         seconds: the most that one attack may take, its controls included.
         seed: seed of the attacks' own randomness.
@@ -67,16 +67,18 @@ def attack_folder(
     if (members is None) != (others is None):
         raise ConfigError("members, others: only one is given; A6 needs both, to compare them")
     victim = llm_folder(path)
-    held = None if proxy is None else llm_folder(proxy)
+    proxy_folder = None if proxy is None else llm_folder(proxy)
     tokenizer = load_tokenizer(victim)
-    if held is not None:
-        _check_same_tokens(tokenizer, load_tokenizer(held), held)
+    if proxy_folder is not None:
+        _check_same_tokens(tokenizer, load_tokenizer(proxy_folder), proxy_folder)
     truth = Truth(clients={OWNER: _owner(members, others, canaries, tokenizer)})
     seen = View(
-        threat_model="api_user" if held is None else "client",
+        threat_model="api_user" if proxy_folder is None else "client",
         settings=None,
-        adapters={} if held is None else {0: np.zeros(0, dtype=np.float32)},  # the proxy without tuning
-        proxy=held,
+        adapters={}
+        if proxy_folder is None
+        else {0: np.zeros(0, dtype=np.float32)},  # the proxy without tuning
+        proxy=proxy_folder,
         api=victim,
         api_policy=api,
     )
@@ -85,7 +87,7 @@ def attack_folder(
     chosen += [(ModelMembership(), truth)] if members is not None else []
     chosen += [(CanaryExposure(), truth)] if canaries is not None else []
     chosen += [(LogitSvd(), no_truth)]
-    chosen += [(ProxyExtraction(), no_truth)] if held is not None else []
+    chosen += [(ProxyExtraction(), no_truth)] if proxy_folder is not None else []
     return [
         run_one(
             one,
@@ -152,9 +154,9 @@ def _texts(file: Path | None, tokenizer: Tokenizer) -> tuple[Encoded, ...]:
 
 
 def _check_same_tokens(victim: Tokenizer, proxy: Tokenizer, folder: Path) -> None:
-    ours, theirs = victim.get_vocab(), proxy.get_vocab()
-    if ours != theirs:
+    expected, held = victim.get_vocab(), proxy.get_vocab()
+    if expected != held:
         raise ConfigError(
-            f"proxy {folder}: its vocabulary of {len(theirs)} tokens is not the victim's of {len(ours)}; "
+            f"proxy {folder}: its vocabulary of {len(held)} tokens is not the victim's of {len(expected)}; "
             "both must be the same"
         )

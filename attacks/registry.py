@@ -49,23 +49,23 @@ _OWN = (  # modules; each registers its attacks when it is imported
 def attack(info: AttackInfo) -> Any:
     """Return a class decorator that registers an attack under `info.name`.
 
-    Several attacks may share an id. Raises `ConfigError` if the name is taken, or what is decorated is no
-    attack. A name that is an id of others would stand for two things.
+    Several attacks may share an id, but a name must not be an id, as commands accept both. Raises
+    `ConfigError` if the name is taken, or if the decorated object is not a subclass of `Attack`.
     """
 
     def register(kind: type[Attack]) -> type[Attack]:
         if not (isinstance(kind, type) and issubclass(kind, Attack)):
             raise ConfigError(f"attack {info.name!r}: {kind!r}: must be a subclass of attacks.base.Attack")
-        others = [k.info for k in _REGISTERED.values() if k.info.name != info.name]
+        registered = [k.info for k in _REGISTERED.values() if k.info.name != info.name]
         if info.name == info.id:  # else no other attack could share the id
             raise ConfigError(f"attack {info.name!r}: name and id are the same; must differ")
-        if any(info.name == i.id or info.id == i.name for i in others):
+        if any(info.name == i.id or info.id == i.name for i in registered):
             raise ConfigError(
                 f"attack {info.name!r}, id {info.id!r}: a registered attack has this name as its id, or "
                 "this id as its name; names and ids must differ"
             )
-        taken = _REGISTERED.get(info.name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (
+        existing = _REGISTERED.get(info.name)
+        if existing is not None and (existing.__module__, existing.__qualname__) != (
             kind.__module__,
             kind.__qualname__,
         ):
@@ -82,26 +82,26 @@ def _load() -> None:
     for module in _OWN:
         import_module(module)
     for point in entry_points(group=GROUP):
-        where = f"entry point {point.name!r} of {GROUP}: {point.value}"
+        source = f"entry point {point.name!r} of {GROUP}: {point.value}"
         before = len(_REGISTERED)
         try:
             point.load()
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{source}: {error}") from error
         except Exception as error:  # somebody else's module may raise anything
-            raise ConfigError(f"{where}: cannot be loaded: {error or type(error).__name__}") from error
+            raise ConfigError(f"{source}: cannot be loaded: {error or type(error).__name__}") from error
         if len(_REGISTERED) == before and not _has_registered(point.module):
             raise ConfigError(
-                f"{where}: registers no attack; decorate its class with `attack` of attacks.registry"
+                f"{source}: registers no attack; decorate its class with `attack` of attacks.registry"
             )
 
 
 def _has_registered(module: str) -> bool:
-    """Return whether a module, or the package that it is of, has attacks that were registered before."""
+    """Return whether attacks of a module, or of its package, are already registered."""
     package = module.partition(".")[0]
-    there = vars(import_module(module)).values()  # it is loaded already
+    contents = vars(import_module(module)).values()  # it is already loaded
     return any(
-        kind.__module__.partition(".")[0] == package or any(kind is thing for thing in there)
+        kind.__module__.partition(".")[0] == package or any(kind is value for value in contents)
         for kind in _REGISTERED.values()
     )
 
@@ -116,13 +116,13 @@ def every() -> dict[str, Attack]:
 
     def number(kind: type[Attack]) -> tuple[int, str]:
         digits = "".join(c for c in kind.info.id if c.isdigit())
-        ours = kind.__module__ in _OWN
-        return (int(digits) if ours and digits else 999, kind.info.name)
+        is_own = kind.__module__ in _OWN
+        return (int(digits) if is_own and digits else 999, kind.info.name)
 
-    return {k.info.name: _made(k) for k in sorted(_REGISTERED.values(), key=number)}
+    return {k.info.name: _instance(k) for k in sorted(_REGISTERED.values(), key=number)}
 
 
-def _made(kind: type[Attack]) -> Attack:
+def _instance(kind: type[Attack]) -> Attack:
     try:
         return kind()
     except Exception as error:  # somebody else's class may raise anything

@@ -1,7 +1,7 @@
 """Statistics that judge attacks: AUC and rates at fixed false-positive rates, with intervals.
 
-Estimates that are made here know what they could have shown and, where a finding may be paired with
-another, how each target was judged (`attacks.judging.measured`).
+These estimates carry what they could have shown and, where a finding may be paired with another, how each
+target was judged (`attacks.judging.measured`).
 """
 
 from __future__ import annotations
@@ -92,16 +92,17 @@ def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def p_by_chance(scores: np.ndarray, labels: np.ndarray, *, permutations: int) -> float:
-    """Return how often labels dealt out anew give an AUC at least as high, the labels as they are included.
+    """Return the permutation p-value of an AUC: how often permuted labels give an AUC at least as high.
 
-    `scores` float [n], `labels` bool [n]. Two calls deal out the same labels.
+    `scores` float [n], `labels` bool [n]. The actual labels count as one permutation. Two calls use the
+    same permutations.
 
     >>> p_by_chance(np.arange(40.0), np.arange(40) >= 20, permutations=9_999)
     0.0001
     """
     rng, ranks = np.random.default_rng(0), rankdata(scores)  # the AUC grows with the sum of ranks
-    dealt = rng.permuted(np.tile(labels, (permutations, 1)), axis=1)
-    beaten = int((dealt @ ranks >= ranks[labels].sum()).sum())
+    permuted = rng.permuted(np.tile(labels, (permutations, 1)), axis=1)
+    beaten = int((permuted @ ranks >= ranks[labels].sum()).sum())
     return (beaten + 1) / (permutations + 1)
 
 
@@ -123,8 +124,8 @@ def mean_auc(
     values = [auc_estimate(s, p, metric=metric, inflation=inflation) for s, p in per_target]
     if len(values) == 1:
         return values[0]
-    there = round(float(np.mean([p.sum() for _, p in per_target])))
-    others = round(float(np.mean([(~p).sum() for _, p in per_target])))
+    positives = round(float(np.mean([p.sum() for _, p in per_target])))
+    negatives = round(float(np.mean([(~p).sum() for _, p in per_target])))
     return Measured(
         metric=metric,
         value=float(np.mean([v.value for v in values])),
@@ -134,7 +135,7 @@ def mean_auc(
         unit="AUC",
         seeds=SEEDS,
         how="mean over targets, DeLong 95 % as if they erred together",
-        power=AucPower(positives=there, negatives=others, inflation=inflation),
+        power=AucPower(positives=positives, negatives=negatives, inflation=inflation),
     )
 
 
@@ -152,10 +153,11 @@ def over_targets(
         values: one number for each target.
         metric: name of the estimate.
         unit: unit of the values.
-        within: the lowest and highest possible value; the interval is cut to it. Targets that agree get the
-            interval of a share, Wilson's, stretched to that range. Without `within` they get none.
-        chance: the value where there is nothing to find; with it, the estimate says what it could have
-            shown also where it is no headline.
+        within: the lowest and highest possible value; the interval is cut to it. If all targets have the
+            same value, they get Wilson's interval of a share, scaled to that range, or none without
+            `within`.
+        chance: the value where there is nothing to find; with it, the estimate carries what it could have
+            shown even if it is not the headline.
     """
     mean = mean_interval(dict(enumerate(values)), metric=metric, unit=unit)
     low, high, how = mean.low, mean.high, "mean over targets, Student t 95 %"
@@ -192,7 +194,7 @@ def tpr_estimates(
 ) -> tuple[Measured, ...]:
     """Return true-positive rates at fixed false-positive rates, with intervals that count both samples.
 
-    The threshold lets at most `rate` of the negatives through; ties count as negatives. A rate below 1 /
+    At most `rate` of the negatives exceed the threshold; ties count as negatives. A rate below 1 /
     negatives cannot be told from 0 false positives, and the metric's name says so. The interval joins two
     Wilson intervals over positives, taken at both ends of the threshold's own interval: the number of the n
     negatives above the rate's true threshold is binomial. Chance is (allowed + 1) / (negatives + 1), which
@@ -209,22 +211,22 @@ def tpr_estimates(
         strict = negatives[least - 1] if least else math.inf
         lax = negatives[most] if most < len(negatives) else -math.inf
         hits = [caught, *(int((scores[positive] > t).sum()) for t in (strict, lax))]
-        here, few, many = (
+        rate_at, lowest, highest = (
             proportion_interval(n, int(positive.sum()), metric=name, seeds=SEEDS) for n in hits
         )
-        low, high = few.low or 0.0, 1.0 if many.high is None else many.high
+        low, high = lowest.low or 0.0, 1.0 if highest.high is None else highest.high
         estimates.append(
             Measured(
                 metric=name,
-                value=here.value,
-                low=min(low, here.value),
-                high=max(high, here.value),
-                n=here.n,
-                unit=here.unit,
-                seeds=here.seeds,
+                value=rate_at.value,
+                low=min(low, rate_at.value),
+                high=max(high, rate_at.value),
+                n=rate_at.n,
+                unit=rate_at.unit,
+                seeds=rate_at.seeds,
                 how="share of positives, Wilson 95 % at both ends of the threshold's 95 %",
                 chance=(allowed + 1) / (len(negatives) + 1),
-                power=RatePower(positives=here.n, negatives=len(negatives), rate=rate),
+                power=RatePower(positives=rate_at.n, negatives=len(negatives), rate=rate),
             )
         )
     return tuple(estimates)
@@ -256,17 +258,19 @@ def share(hits: int, n: int, *, metric: str, groups: int | None = None) -> Measu
 
     Args:
         hits, n: how many targets were found, and how many there were.
-        groups: how many groups the targets come in, if those of a group may be found or missed together.
-            The interval's low end, which decides success, and what the attack could have shown then count
-            groups; the high end takes targets as independent.
+        groups: number of groups of targets, if those of a group may be found or missed together. Then the
+            interval's low end, which decides success, and what the attack could have shown count groups;
+            the high end takes targets as independent.
     """
-    made = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS)
+    estimate = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS)
     if groups is None:
-        return with_power(made, SharePower(n=made.n))
-    few = min(max(groups, 1), made.n)
-    low = min(made.low or 0.0, wilson(made.value, few)[0])
-    how = f"share of records, Wilson 95 %, low end over {few} groups"
-    return with_power(replace(made, low=low, how=how), SharePower(n=few, of="groups of targets"))
+        return with_power(estimate, SharePower(n=estimate.n))
+    independent = min(max(groups, 1), estimate.n)
+    low = min(estimate.low or 0.0, wilson(estimate.value, independent)[0])
+    how = f"share of records, Wilson 95 %, low end over {independent} groups"
+    return with_power(
+        replace(estimate, low=low, how=how), SharePower(n=independent, of="groups of targets")
+    )
 
 
 def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:

@@ -35,12 +35,12 @@ from threat_models import ThreatModel
 
 log = logging.getLogger(__name__)
 KEYS = ("seed_folder", "view", "attack")  # a finding's part of `Key`
-Jobs = int | Callable[[], int]  # how many at once; a function is asked again until it says more than 1
+Jobs = int | Callable[[], int]  # attacks at once; a function is called again until it returns more than 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One attack from one view of one seed: all that a process needs to run it."""
+    """One attack from one view of one seed, with all that a process needs to run it."""
 
     folder: Path
     model: ThreatModel
@@ -57,7 +57,7 @@ class Trial:
 
     def run(self, one: Attack, progress: Progress | None = None) -> Finding:
         """Run the attack. Raises `RunFolderError` if the transcript cannot be read."""
-        found = run_one(
+        result = run_one(
             one,
             read_view(self.folder, self.model, self.llm),
             read_truth(self.folder, honest_besides=self.model.clients),
@@ -68,7 +68,7 @@ class Trial:
             progress=progress,
         )
         free_memory()  # glibc would keep half a gigabyte of a large model for later
-        return found
+        return result
 
 
 def seed_folders(run: Path) -> list[Path]:
@@ -125,9 +125,9 @@ def run_suite(
         seed: seed of the attacks' randomness in the run's first seed.
         resume: whether to keep what an earlier call finished under the same profile and seed.
         llm: path of the owner's model, for views of the server.
-        jobs: how many attacks run at once. With more than one, each runs in a process of its own, or in one
-            with those that it shares something with, and `attacks.registry.every` must know it. A function
-            is asked before an attack begins, until it returns more than 1.
+        jobs: how many attacks run at once. With more than one, each runs in a process of its own, or shares
+            one with attacks of the same `shares`, and `attacks.registry.every` must know it. A function is
+            called before each attack, until it returns more than 1.
         progress: where progress is reported; by default nowhere.
         on_result: called with every finding as it comes.
 
@@ -153,15 +153,15 @@ def run_suite(
     todo = [t for t in trials if t.key not in results]
     surfaces = _surfaces(todo)  # a transcript that cannot be read fails before anything runs
     earlier = _earlier(run)
-    if not resume:  # a resumed suite must not find them
+    if not resume:  # a later resumed suite must not keep them
         keys = {t.key for t in trials}
         forget_events(run, lambda raw: tuple(str(raw.get(name)) for name in KEYS) in keys)
     log_file, bars, task = RunFolder(path=run), progress or NoProgress(), f"{profile} suite"
-    bars.start(task, len(todo))  # only what is left to run, so that the remaining time is right
-    ended = _results(todo, {one.info.name: one for one in attacks}, surfaces, jobs, bars)
+    bars.start(task, len(todo))  # only attacks still to run, so that the remaining time is right
+    running = _results(todo, {one.info.name: one for one in attacks}, surfaces, jobs, bars)
     try:
-        with closing(ended):  # an interrupt ends processes
-            for result in ended:
+        with closing(running):  # an interrupt ends processes
+            for result in running:
                 results[key_of(result)] = result
                 log_file.append_jsonl(ATTACK_EVENTS, result.to_json())
                 if on_result is not None:
@@ -216,11 +216,11 @@ def _results(
 
 
 def _apart(groups: Iterable[Sequence[Trial]], jobs: int, bars: Progress) -> Generator[Finding]:
-    """Run each group in a process of its own; if that dies, each trial of the group in one of its own."""
+    """Run each group in a process of its own; if it dies, run each of its trials in its own process."""
     tasks, alone = list(groups), list[Sequence[Trial]]()
-    ended = in_processes(run_trials, tasks, jobs=jobs, seconds=_seconds, progress=lambda _: bars)
-    with closing(ended):
-        for index, result in ended:
+    results = in_processes(run_trials, tasks, jobs=jobs, seconds=_seconds, progress=lambda _: bars)
+    with closing(results):
+        for index, result in results:
             group = tasks[index]
             if not isinstance(result, Lost):
                 yield from result
@@ -260,24 +260,24 @@ def _lost(trial: Trial, lost: Lost) -> Finding:
 
 
 def _earlier(run: Path) -> list[Finding]:
-    """Return what attacks have found before; drop what is of seeds whose folder is gone."""
-    found = kept_findings(run).values()
-    gone = {f.seed_folder for f in found if not (run / f.seed_folder).is_dir()}
+    """Return the findings of earlier calls; drop those of seeds whose folder is gone."""
+    findings = kept_findings(run).values()
+    gone = {f.seed_folder for f in findings if not (run / f.seed_folder).is_dir()}
     if gone:
         log.warning("%s: findings are dropped, as the seed is gone: %s", run, ", ".join(sorted(gone)))
         forget_events(run, lambda raw: str(raw.get("seed_folder")) in gone)
-    return [f for f in found if f.seed_folder not in gone]
+    return [f for f in findings if f.seed_folder not in gone]
 
 
 def _finished(run: Path, profile: Profile, seeds: Mapping[Key, int]) -> dict[Key, Finding]:
-    """Return the findings of an earlier call that need not be made again.
+    """Return the findings of an earlier call that are kept.
 
-    Errors, and attacks that ran out of time, are made again.
+    Attacks that ended in an error or ran out of time are run again.
     """
     done: dict[Key, Finding] = {}
     for result in read_events(run):
-        again = result.outcome == Outcome.ERROR or result.out_of_time
+        repeat = result.outcome == Outcome.ERROR or result.out_of_time
         key = key_of(result)
-        if (result.profile, result.seed) == (profile, seeds.get(key)) and not again:
+        if (result.profile, result.seed) == (profile, seeds.get(key)) and not repeat:
             done[key] = result
     return done

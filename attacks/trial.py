@@ -1,7 +1,8 @@
 """Run one attack from one view: guess, score, both controls, outcome.
 
-The result is always a `Finding`. An attack that raises is ERROR; one that cannot tell or runs out of time
-is INCONCLUSIVE; one whose view lacks what it needs is NOT_APPLICABLE. A control that cannot is missing.
+The result is always a `Finding`. An attack that raises is ERROR; an attack that cannot tell or runs out of
+time is INCONCLUSIVE; one whose view lacks what it needs is NOT_APPLICABLE. A control that cannot run is
+left out.
 
 The truth is in this process, on the stack below the attack while it guesses, so a malicious attack could
 read it there. Running attacks in a process without the truth would not prevent that, because the same user
@@ -110,14 +111,14 @@ def run_one(
 
 @dataclass(kw_only=True)
 class _Numbers:
-    """What an attack and its controls have found so far.
+    """The results of an attack and its controls so far.
 
     Args:
         estimates: the attack's numbers, the headline first.
-        detectable, targets: what these could have shown, and how each target was judged.
+        detectable, targets: what the estimates could have shown, and how each target was judged.
         positive, negative: the controls' headlines.
-        without_positive: why there is no positive control, if it was tried and did not come to an end.
-        out_of_time: whether it did not because time ran out.
+        without_positive: why there is no positive control, if it was started and did not finish.
+        out_of_time: whether the positive control did not finish because time ran out.
     """
 
     estimates: tuple[Estimate, ...] = ()
@@ -138,7 +139,7 @@ class _Numbers:
 def _attack_and_controls(
     one: Attack, seen: View, truth: Truth, budget: Budget, seed: int, numbers: _Numbers, bar: SecondsBar
 ) -> None:
-    """Run the attack, then its negative control, then its positive one; `numbers` takes what each finds."""
+    """Run the attack, its negative control, then its positive control; write the results to `numbers`."""
     exam, guess, numbers.estimates = _attempt(one, seen, truth, budget, seed)
     _check_headline(one.info, numbers.estimates)
     _check_units(one.info, numbers.estimates)
@@ -205,8 +206,8 @@ def _measures(info: AttackInfo, estimates: tuple[Estimate, ...]) -> dict[str, tu
     """Return each measure that the attack feeds, with the positions of its numbers among the estimates."""
     positions: dict[str, tuple[int, ...]] = {}
     for feeds in info.measures:
-        mine = tuple(i for i, e in enumerate(estimates) if feeds.takes(e.metric))
-        positions[feeds.measure] = (*positions.get(feeds.measure, ()), *mine)
+        own_positions = tuple(i for i, e in enumerate(estimates) if feeds.takes(e.metric))
+        positions[feeds.measure] = (*positions.get(feeds.measure, ()), *own_positions)
     return positions
 
 
@@ -239,9 +240,9 @@ def _read(info: AttackInfo, seen: View) -> tuple[str, ...]:
 
 def _check_surfaces(info: AttackInfo, seen: View) -> None:
     if not has_surfaces(info, seen.surfaces):
-        wanted = " or ".join("+".join(sorted(n)) for n in info.needs)
+        needed = " or ".join("+".join(sorted(n)) for n in info.needs)
         raise NotApplicable(
-            f"needs {wanted}; this view has {', '.join(sorted(seen.surfaces)) or 'nothing'}"
+            f"needs {needed}; this view has {', '.join(sorted(seen.surfaces)) or 'nothing'}"
         )
 
 

@@ -1,11 +1,11 @@
-"""The proxy as an adversary holds it: to run, to differentiate, and to name each number of an update.
+"""The adversary's proxy: to run, to differentiate, and to name each number of an update.
 
     with white_box.opened(view) as box:
         box.set(view.adapters[0])
         losses = box.losses(records)
 
-A process loads a proxy once and lends it to one attack after the other, by `opened` alone. After the block
-the adapter is what it was before, and the box no longer gives the model away.
+A process loads a proxy once and lends it to one attack after the other, only by `opened`. After the block
+the adapter is what it was before, and the box no longer gives access to the model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROWS_A_PASS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class SharedInput:
-    """The names and PEFT layers of a block's adapted maps that read the same input; empty without such."""
+    """The names and PEFT layers of a block's adapted maps that read the same input; may be empty."""
 
     names: tuple[str, ...]
     layers: tuple[Any, ...]
@@ -60,7 +60,7 @@ class WhiteBox:
         return self._tuned
 
     def close(self) -> None:
-        """Give the model back; a box that is kept cannot be used any more."""
+        """Give the model back; the box cannot be used any more."""
         self._tuned = None
         self.__dict__.pop("groups", None)  # they hold the model's layers
 
@@ -98,9 +98,11 @@ class WhiteBox:
             positions = batch.response.any(dim=0).nonzero().flatten()
             inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
             logits = self.tuned(**inputs, logits_to_keep=positions).logits
-            for row, ids, wanted in zip(logits, batch.ids, batch.response[:, positions] > 0, strict=True):
-                targets = ids[positions + 1][wanted]
-                nll = nn.functional.cross_entropy(row[wanted].double(), targets, reduction="none")
+            for row, ids, is_response in zip(
+                logits, batch.ids, batch.response[:, positions] > 0, strict=True
+            ):
+                targets = ids[positions + 1][is_response]
+                nll = nn.functional.cross_entropy(row[is_response].double(), targets, reduction="none")
                 losses.append(nll.numpy())
         return losses
 
@@ -174,7 +176,7 @@ class WhiteBox:
         """Return what the maps of `shared_input(block)` read, float32 [n, tokens, k].
 
         Token ids are [n, tokens]. Blocks from `block` on are not run. With a `cache` (of transformers) the
-        ids follow what is in it.
+        ids follow the tokens in it.
         """
         inputs: list[torch.Tensor] = []
 
@@ -202,19 +204,19 @@ class WhiteBox:
         from transformers import DynamicCache
 
         for part in prefixes.split(max(1, ROWS_A_PASS // len(tokens))):
-            read = DynamicCache()
-            self.block_inputs(part, block, cache=read)
-            for some in tokens.split(ROWS_A_PASS):  # keys and values of a prefix are computed once
+            prefix_cache = DynamicCache()
+            self.block_inputs(part, block, cache=prefix_cache)
+            for chunk in tokens.split(ROWS_A_PASS):  # keys and values of a prefix are computed once
                 budget.check()
-                cache = copy.deepcopy(read) if len(some) < len(tokens) else read
-                cache.batch_repeat_interleave(len(some))
-                yield self.block_inputs(some.repeat(len(part))[:, None], block, cache=cache)[:, 0]
+                cache = copy.deepcopy(prefix_cache) if len(chunk) < len(tokens) else prefix_cache
+                cache.batch_repeat_interleave(len(chunk))
+                yield self.block_inputs(chunk.repeat(len(part))[:, None], block, cache=cache)[:, 0]
 
     def token_inputs(self) -> np.ndarray:
-        """Return what the first adapted block reads for every token, float32 [V, positions, k].
+        """Return the input of the first adapted block for every token, float32 [V, positions, k].
 
         There is one position, unless the model adds learnt positions to embeddings. Without `reads_tokens`
-        it is what the block reads for the token repeated, an approximation only.
+        this is only an approximation: the block's input for the token repeated.
         """
         config = self._base().config
         absolute = config.model_type in ("gpt2", "opt", "gpt_neo")
@@ -278,7 +280,7 @@ def opened(view: View, adapter: np.ndarray | None = None) -> Iterator[WhiteBox]:
 
 @contextmanager
 def lent(proxy: HeldProxy, adapter: np.ndarray | None = None) -> Iterator[WhiteBox]:
-    """Lend a proxy that is known already, as `opened` does."""
+    """Lend the proxy that `held_proxy` returned, as `opened` does."""
     model, tokenizer, untrained = _loaded(proxy)
     with model.lent(untrained if adapter is None else adapter) as tuned:
         box = WhiteBox(tuned, tokenizer)

@@ -148,5 +148,5 @@ def _show_plan(benchmark_id: str, quick: bool, patterns: list[str], names: list[
     typer.echo(f"benchmark {benchmark_id}")
     for cell in chosen(GRID, quick=quick, patterns=patterns):
         typer.echo(f"cell {cell.name}: {', '.join(cell.views)}")
-    for one in asked_for(names, every()):
-        typer.echo(f"attack {one.info.id} {one.info.name}")
+    for entry in asked_for(names, every()):
+        typer.echo(f"attack {entry.info.id} {entry.info.name}")

@@ -1,4 +1,4 @@
-"""Two results of the same benchmark, cell by cell, view by view, attack by attack.
+"""Compare two results of the same benchmark, by cell, view and attack.
 
 The difference is the new headline minus the old one. It is paired by target where both findings asked about
 the same targets (see `fedproxy_secure.evidence.targets`), and has the interval of independent samples
@@ -47,7 +47,7 @@ class Change:
 
     @property
     def shows(self) -> bool:
-        """Whether the interval of the change leaves out 0."""
+        """Whether the interval of the change excludes 0."""
         if self.change is None or self.change.low is None or self.change.high is None:
             return False
         return self.change.low > 0 or self.change.high < 0
@@ -83,11 +83,11 @@ def text_of_changes(old: Benchmark, new: Benchmark) -> str:
 
     Raises `ConfigError` if the ids differ.
     """
-    found = changes(old, new)
+    compared = changes(old, new)
     lines = [f"benchmark {new.benchmark_id}: old {_made_by(old)}, new {_made_by(new)}"]
-    for name in dict.fromkeys(c.cell for c in found):
-        lines += ["", *_cell(name, [c for c in found if c.cell == name])]
-    numbers = [c for c in found if c.change is not None]
+    for name in dict.fromkeys(c.cell for c in compared):
+        lines += ["", *_cell(name, [c for c in compared if c.cell == name])]
+    numbers = [c for c in compared if c.change is not None]
     lines += ["", *textwrap.wrap(EXPLAINED, WIDTH)]
     lines.append(f"numbers in both: {len(numbers)}, marked *: {sum(c.shows for c in numbers)}")
     return "\n".join(lines) + "\n"

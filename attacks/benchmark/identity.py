@@ -3,7 +3,7 @@
 It is a digest of the grid's version and the settings of all its cells, of the worlds' records and public
 text, of the LLM's files, and of how the attacks ran. Cells and attacks that a call leaves out do not change
 it, nor does the order of cells, where the model lies, or the output folder. Versions of packages and of
-attacks are not in it: those are what one wants to compare, and the results name them.
+attacks are not in it: the benchmark compares them, and the results name them.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Identity:
 
     def other_parts(self, other: Identity) -> list[str]:
         """Return the names of the parts in which two identities differ."""
-        mine, theirs = asdict(self), asdict(other)
-        return [name.removesuffix("_sha256") for name in mine if mine[name] != theirs[name]]
+        own_parts, other_values = asdict(self), asdict(other)
+        return [name.removesuffix("_sha256") for name in own_parts if own_parts[name] != other_values[name]]
 
 
 def identity_of(grid: Grid, *, model: str, profile: Profile) -> Identity:
@@ -91,8 +91,8 @@ def identity_of(grid: Grid, *, model: str, profile: Profile) -> Identity:
 def run_settings(config: Config) -> Any:
     """Return the settings that can change a cell's numbers, without the model's path, as plain values.
 
-    Settings that are None are left out: one that a later version adds, with None for what was before, then
-    changes no id.
+    Settings that are None are left out, so that a setting which a later version adds, with None as its
+    default, changes no id.
     """
     raw = config.without(NO_EFFECT, OWN, SWEEP)
     raw["model"].pop("path")
@@ -102,7 +102,7 @@ def run_settings(config: Config) -> Any:
 def world_sha256(configs: Iterable[Config]) -> str:
     """Return the hex digest of all records that clients of these settings have, and of the public text.
 
-    The order of the settings, and how often they name a client, do not count.
+    The digest does not depend on the order of the settings, nor on how often they name a client.
     """
     from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
     from fedproxy_secure.data.tasks import load_task
@@ -121,8 +121,8 @@ def world_sha256(configs: Iterable[Config]) -> str:
 def model_sha256(path: str) -> str:
     """Return the digest of an LLM's files, hex, as `llm_sha256` takes it.
 
-    Files are read as they lie on the disk, so that the digest depends on no library's version. The names of
-    folders do not count.
+    Files are read as they are on the disk, so the digest depends on no library's version, nor on the names
+    of folders.
 
     Raises `ModelError` in one line for a path that is no GGUF file and no folder with weights.
     """

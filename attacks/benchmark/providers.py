@@ -1,4 +1,4 @@
-"""Who provides an attack, in which version, and a digest of its code."""
+"""Find an attack's distribution, its version, and a digest of its code."""
 
 from __future__ import annotations
 

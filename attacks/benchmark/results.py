@@ -1,4 +1,4 @@
-"""The results of a benchmark, and `benchmark.json`, their form for programs.
+"""The results of a benchmark, and `benchmark.json`, which stores them.
 
 The JSON follows `benchmark.schema.json`, which ships beside this module and is generated from these classes
 by `python -m attacks.benchmark.schema`. `schema_version` grows when a reader of the old version would
@@ -58,13 +58,13 @@ class CellResult:
     findings: tuple[Finding, ...]
 
     def has(self, attacks: tuple[AttackEntry, ...]) -> bool:
-        """Return whether it has what these attacks find, with the code that they have now."""
+        """Return whether it has the findings of these attacks, from their current code."""
         known = {(a.name, a.code_sha256, a.provider_version) for a in self.attacks}
-        asked = {(a.name, a.code_sha256, a.provider_version) for a in attacks}
-        return self.failed is None and asked <= known
+        required = {(a.name, a.code_sha256, a.provider_version) for a in attacks}
+        return self.failed is None and required <= known
 
     def write(self, out: Path) -> None:
-        """Write it below a benchmark's folder. Raises `RunFolderError` if that fails."""
+        """Write the result below a benchmark's folder. Raises `RunFolderError` if that fails."""
         RunFolder(path=out).write_json(f"{CELLS}/{self.name}.json", asdict(self))
 
     @classmethod
@@ -145,7 +145,7 @@ class Benchmark:
 
 
 def schema_of_results() -> dict[str, Any]:
-    """Return what Pydantic says of the form of `benchmark.json`; `attacks.benchmark.schema` refines it."""
+    """Return Pydantic's schema of `benchmark.json`; `attacks.benchmark.schema` refines it."""
     schema: dict[str, Any] = _benchmarks().json_schema(mode="serialization")
     return schema
 

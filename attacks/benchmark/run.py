@@ -1,7 +1,7 @@
-"""The benchmark: every cell that is asked for, in processes of their own, into a folder that resumes.
+"""Run the benchmark: every requested cell in a process of its own, into a folder that can resume.
 
 manifest.json      the benchmark that the folder belongs to
-cells/NAME.json    what the attacks found on each cell, written as it ends
+cells/NAME.json    the findings on each cell, written when the cell ends
 runs/NAME/         the cell's run, see `attacks.benchmark.cells`
 benchmark.json     all cells together
 benchmark.txt      the same as a table
@@ -61,12 +61,12 @@ def run_benchmark(
 ) -> Benchmark:
     """Run and attack every cell that `out` does not hold yet; write and return the results.
 
-    A cell that fails stands in the results with its reason, and the others still run.
+    A cell that fails is in the results with its reason, and the others still run.
 
     Args:
         out: the output folder.
-        grid: the cells; `GRID`, unless something else than this project's benchmark is meant.
-        model: the LLM, as in the setting `model.path`; a hub id will not do.
+        grid: the cells; `GRID` is this project's benchmark.
+        model: the LLM, as in the setting `model.path`, but not a hub id.
         profile: how much the attacks spend.
         quick: whether only the quick part of the grid runs.
         patterns: names of the cells that run, in which `*` stands for any text; empty: all.
@@ -74,21 +74,25 @@ def run_benchmark(
         resume: whether to keep what `out` has.
         jobs: how many cells run at once; 0: one for each core, or on CUDA one in all; 1: in this process.
         progress: where progress is reported; by default nowhere.
-        command: the command that is typed, for the results.
+        command: the command as typed, for the results.
 
     Raises `ConfigError` for an unknown cell or attack, `ModelError` for a model that cannot be read,
     `RunFolderError` if `out` holds something else, or another process works in it.
     """
     cells = chosen(grid, quick=quick, patterns=patterns)
     known = _every()
-    asked = asked_for(attacks, known)
+    selected = asked_for(attacks, known)
     identity = checked_identity(grid, model=model, profile=profile)
     if not resume:
         check_new(out)
     with only_run_in(out):
         folder = RunFolder.resume(out, identity) if resume else RunFolder.create(out, identity)
         plan = Plan(
-            grid=grid, identity=identity, model=_absolute(model), attacks=entries_of(asked), out=folder.path
+            grid=grid,
+            identity=identity,
+            model=_absolute(model),
+            attacks=entries_of(selected),
+            out=folder.path,
         )
         todo = [cell for cell in cells if not is_done(plan, cell)]
         if todo and jobs != 1:
@@ -104,7 +108,7 @@ def run_benchmark(
             cells=tuple(_read(plan, cell) for cell in cells),
             attacks_left_out=tuple(sorted(known.keys() - {a.name for a in plan.attacks})),
             cells_left_out=tuple(cell.name for cell in grid.cells if cell not in cells),
-            subset=len(cells) < len(grid.cells) or len(asked) < len(known),
+            subset=len(cells) < len(grid.cells) or len(selected) < len(known),
         )
         results.write(out)
         folder.write_text(TEXT_NAME, table(results))
@@ -112,9 +116,9 @@ def run_benchmark(
 
 
 def checked_identity(grid: Grid, *, model: str, profile: Profile) -> Identity:
-    """Return the identity of a grid on an LLM that was loaded once, so that one that cannot be is refused.
+    """Return the identity of a grid on an LLM, after loading the LLM once as a check.
 
-    Raises `ModelError` if it cannot.
+    Raises `ModelError` if it cannot be loaded.
     """
     from fedproxy_secure.models.llm import load_llm
 
@@ -130,30 +134,30 @@ def asked_for(names: Sequence[str], known: Mapping[str, Attack]) -> list[Attack]
     """
     from attacks.registry import find
 
-    wanted = {one.info.name for name in names for one in find(name)}
-    return [one for one in known.values() if not names or one.info.name in wanted]
+    requested = {one.info.name for name in names for one in find(name)}
+    return [one for one in known.values() if not names or one.info.name in requested]
 
 
 def is_done(plan: Plan, cell: GridCell) -> bool:
     """Return whether the folder has the cell's result, with everything that this call asks for."""
-    found = CellResult.read(plan.out, cell.name)
-    return found is not None and found.benchmark_id == plan.identity.id and found.has(plan.attacks)
+    result = CellResult.read(plan.out, cell.name)
+    return result is not None and result.benchmark_id == plan.identity.id and result.has(plan.attacks)
 
 
 def _run_all(plan: Plan, todo: Sequence[GridCell], *, jobs: int, shown: Progress) -> None:
-    """Run cells, those with most attacks first; the result of one that fails says why."""
+    """Run cells, those with most attacks first; the result of a failed cell says why it failed."""
     ordered = sorted(todo, key=plan.units, reverse=True)
     overall = Overall(shown=shown, name=TASK, planned={cell.name: plan.units(cell) for cell in ordered})
     overall.begin()
 
-    def told(cell: GridCell) -> Progress:
+    def progress_of(cell: GridCell) -> Progress:
         return overall.of(cell.name)
 
     running = run_tasks(
-        partial(measure, plan), ordered, jobs=jobs, on_cuda=_device().type == "cuda", progress=told
+        partial(measure, plan), ordered, jobs=jobs, on_cuda=_device().type == "cuda", progress=progress_of
     )
-    with closing(running) as ended:
-        for index, result in ended:
+    with closing(running) as results:
+        for index, result in results:
             cell = ordered[index]
             if isinstance(result, Lost):
                 error = result.error
@@ -165,10 +169,10 @@ def _run_all(plan: Plan, todo: Sequence[GridCell], *, jobs: int, shown: Progress
 
 def _read(plan: Plan, cell: GridCell) -> CellResult:
     """Return a cell's result with the findings of the attacks that this call asks for."""
-    found = CellResult.read(plan.out, cell.name) or plan.result(cell, failed="did not finish")
+    result = CellResult.read(plan.out, cell.name) or plan.result(cell, failed="did not finish")
     names = {a.name for a in plan.attacks}
-    kept = tuple(f for f in found.findings if f.attack in names)
-    return plan.result(cell, seconds=found.seconds, failed=found.failed, findings=kept)
+    kept = tuple(f for f in result.findings if f.attack in names)
+    return plan.result(cell, seconds=result.seconds, failed=result.failed, findings=kept)
 
 
 def _every() -> dict[str, Attack]:
@@ -184,7 +188,7 @@ def _device() -> torch.device:
 
 
 def _absolute(model: str) -> str:
-    """Return a path that holds wherever a resumed call is made; names of models stay as they are."""
+    """Return a path that is valid in any working directory; names of models stay as they are."""
     from fedproxy_secure.models.packaged import PACKAGED
 
     return model if model == "demo" or model in PACKAGED else str(Path(model).absolute())

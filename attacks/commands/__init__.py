@@ -1,1 +1,1 @@
-"""Commands of `attack` with a module of their own, and what all of them share."""
+"""The subcommands of `attack` that have modules of their own, and their common options."""

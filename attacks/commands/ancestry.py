@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attacks.extraction.ancestry import Ancestry
 
 UNRELATED = 1
-UNTRAINED = 8  # strangers, where most have random weights: of fewer no chance is small
+UNTRAINED = 8  # strangers with random weights; with fewer, no chance would be small
 MODEL = "a Hugging Face folder, a .gguf file, demo or smollm2"
 
 
@@ -53,33 +53,33 @@ def ancestry_command(
         if not 0 < error < 1:
             raise ConfigError(f"--error {error:g}: must be between 0 and 1")
         named = tuple(stranger or ())
-        found = ancestry(suspect, llm, strangers=named, untrained=UNTRAINED, seed=seed)
-        for line in _lines(found, error):
+        result = ancestry(suspect, llm, strangers=named, untrained=UNTRAINED, seed=seed)
+        for line in _result_lines(result, error):
             typer.echo(line)
-    raise typer.Exit(0 if found.descends(error) else UNRELATED)
+    raise typer.Exit(0 if result.descends(error) else UNRELATED)
 
 
-def _lines(found: Ancestry, error: float) -> list[str]:
-    """Return what was found as lines of text: scores, what they mean, what they do not."""
-    scores = ", ".join(f"{score:.3f}" for score in found.strangers)
-    blocks = ", ".join(f"{mine}={theirs}" for mine, theirs in found.pairs)
-    count = len(found.strangers)
+def _result_lines(result: Ancestry, error: float) -> list[str]:
+    """Return the result as lines of text: scores, what they mean, and what they do not prove."""
+    scores = ", ".join(f"{score:.3f}" for score in result.strangers)
+    blocks = ", ".join(f"{suspect}={llm}" for suspect, llm in result.pairs)
+    count = len(result.strangers)
     lines = [
-        f"score      {found.score:.3f}  (1: the LLM's own weights, disguised or not; about 0: others)",
-        f"strangers  {scores}{'  (some or all with random weights)' if found.untrained else ''}",
-        f"chance     {found.chance:.1e}  that one more such stranger scores as high, if scores are normal",
-        f"by rank    {found.by_rank:.2g}  the same without that assumption; "
+        f"score      {result.score:.3f}  (1: the LLM's own weights, disguised or not; about 0: others)",
+        f"strangers  {scores}{'  (some or all with random weights)' if result.untrained else ''}",
+        f"chance     {result.chance:.1e}  that one more such stranger scores as high, if scores are normal",
+        f"by rank    {result.by_rank:.2g}  the same without that assumption; "
         f"{count} strangers show no less than {1 / (count + 1):.2g}",
         f"blocks     {blocks}  (suspect=LLM, the likeliest match)",
     ]
-    if found.descends(error):
+    if result.descends(error):
         lines.append(f"descends from the LLM: above every stranger, with a chance of at most {error:g}")
-    elif found.alike(error):
+    elif result.alike(error):
         lines.append("as like the LLM as a descendant, beside random weights: no ground for an accusation")
     else:
-        lines.append(f"nothing says that it descends from the LLM: {_why(found, error)}")
+        lines.append(f"nothing says that it descends from the LLM: {_why(result, error)}")
         lines.append("no proof of the opposite: other invertible maps or long training hide a descendant")
-    if found.untrained:
+    if result.untrained:
         lines.append(
             "trained strangers score above random weights: before you accuse anybody, name three or more "
             "with --stranger, trained on like text"
@@ -87,12 +87,12 @@ def _lines(found: Ancestry, error: float) -> list[str]:
     return lines
 
 
-def _why(found: Ancestry, error: float) -> str:
+def _why(result: Ancestry, error: float) -> str:
     """Return why a suspect is not like the LLM."""
     from attacks.extraction.ancestry import LEAST
 
-    if found.score < LEAST:
+    if result.score < LEAST:
         return f"the score is below {LEAST:g}"
-    if found.score <= max(found.strangers):
+    if result.score <= max(result.strangers):
         return "a stranger scores as high"
     return f"the chance is above {error:g}"

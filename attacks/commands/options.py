@@ -1,4 +1,4 @@
-"""What the commands of `attack` share: options and their checks, how results are shown, exit codes."""
+"""Common parts of the commands of `attack`: options and their checks, output of results, exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def profile_of(suite: str) -> Profile:
 
 
 def check_seconds(seconds: float) -> None:
-    """Raise `ConfigError` for a time limit that is no number of seconds, as `inf` and `nan` are none."""
+    """Raise `ConfigError` for a time limit that is not finite."""
     if not math.isfinite(seconds):
         raise ConfigError(f"--budget-seconds {seconds:g}: must be a finite number; for no limit say 1e9")
 
@@ -54,7 +54,7 @@ def show(results: Sequence[Finding]) -> None:
 
 
 def end(results: Sequence[Finding], strict: bool) -> None:
-    """Raise `typer.Exit` with the code of the gravest outcome, if `strict` and there is such a code."""
+    """Raise `typer.Exit` with the code of the gravest outcome, if `strict` and it has a code."""
     if not strict:
         return
     outcomes = {str(r.outcome) for r in results}

@@ -98,7 +98,7 @@ def run_command(
 
 
 def _warmed_up(jobs: int) -> None:
-    """Let a server of processes load what attacks need, if there will be processes."""
+    """Preload what attacks need in the server of worker processes, if there will be any."""
     from attacks.entry import WORKERS_NEED
     from fedproxy_secure.runtime.preload import warm_up
 
@@ -125,9 +125,9 @@ def _attacked(
     jobs: int,
     resume: bool,
 ) -> list[Finding]:
-    """Run attacks on a run that no other process works on; each finding is a line as it comes.
+    """Run attacks on a run that no other process works on; print a line for each finding as it comes.
 
-    After an interrupt, which is raised, those until then are shown as a table.
+    On an interrupt, prints the findings so far as a table, then raises it again.
     """
     from attacks.commands.table import outcome_line
     from attacks.suite import run_suite, seed_folders
@@ -138,9 +138,9 @@ def _attacked(
     from threat_models import get as threat_model
 
     models = [threat_model(v) for v in views]
-    held = only_run_in(run) if run.is_dir() else nullcontext()  # nothing is made for a wrong name
+    lock = only_run_in(run) if run.is_dir() else nullcontext()  # nothing is made for a wrong name
     try:
-        with held, shown_on(Console(stderr=True)) as progress:
+        with lock, shown_on(Console(stderr=True)) as progress:
             seed_folders(run)  # first: nothing is reopened where nothing can be attacked
             reopen_findings(run)
             return run_suite(

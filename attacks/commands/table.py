@@ -43,11 +43,11 @@ def number(estimate: Estimate | None) -> str:
 
 
 def power(result: Finding) -> str:
-    """Return the smallest value that the headline would have shown, such as `0.58`, or `none`."""
-    told = None if result.headline is None else result.could_show(result.headline)
-    if told is None:
+    """Return the smallest value that the headline would have shown, such as `0.58`, `none`, or `-`."""
+    effect = None if result.headline is None else result.could_show(result.headline)
+    if effect is None:
         return "-"
-    return "none" if told.smallest is None else f"{told.smallest:.2g}"
+    return "none" if effect.smallest is None else f"{effect.smallest:.2g}"
 
 
 def cells(result: Finding) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Judging: from an attack's numbers to its outcome, and to what those numbers could have shown."""
+"""Judge an attack by its numbers: its outcome, and what the numbers could have shown."""

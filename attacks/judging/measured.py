@@ -1,8 +1,8 @@
-"""Estimates that know what they could have shown, and how each target of the exam was judged.
+"""Estimates that carry what they could have shown, and how each target of the exam was judged.
 
-`attacks.statistics` makes them, so that an attack need not do anything for its finding to say its power
-and to be paired with findings on the same exam. An estimate that an attack makes itself is judged by its
-interval, and is not paired.
+`attacks.statistics` makes them, so an attack gets its power stated, and its findings paired with others on
+the same exam, without further work. An estimate that an attack makes itself is judged by its interval, and
+is not paired.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Measured(Estimate):
     """An estimate of an attack, before it becomes part of a finding.
 
     Args:
-        chance: the value where there is nothing to find; None where only the attack's headline says it.
+        chance: the value where there is nothing to find; None if only the attack's headline has one.
         power: how far above a bar the truth must be to be seen.
-        judged: kinds and values of the targets; None where they cannot be paired.
+        judged: kinds and values of the targets; None if they cannot be paired.
     """
 
     chance: float | None = None
@@ -34,12 +34,12 @@ class Measured(Estimate):
 
 
 def of_kinds(scores: np.ndarray, positive: np.ndarray) -> Judged:
-    """Return what `Targets` says of an AUC over `scores`, float [n], and labels, bool [n]."""
+    """Return kinds and values, as in `Targets`, of an AUC over `scores`, float [n]; labels are bool [n]."""
     return "".join("1" if p else "0" for p in positive), tuple(midranks(scores).tolist())
 
 
 def with_power(estimate: Estimate, power: Power) -> Measured:
-    """Return an estimate that knows its power."""
+    """Return the estimate with its power."""
     return Measured(**vars(estimate), power=power)
 
 

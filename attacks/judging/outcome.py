@@ -1,4 +1,4 @@
-"""The outcome of an attack, from its headline and both controls."""
+"""Decide the outcome of an attack from its headline and both controls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def judge(
     negative: Estimate | None,
     detectable: Sequence[Detectable] = (),
 ) -> tuple[Outcome, str]:
-    """Return the outcome of a headline beside its controls, and one sentence that says why.
+    """Return the outcome of a headline and its controls, and one sentence that says why.
 
     The bar is chance plus the margin. SUCCEEDED: the interval begins above the bar and above the negative
     control. RESISTED: the value does not exceed the bar, the positive control's interval begins above the
@@ -26,7 +26,7 @@ def judge(
     chance by more than the margin, because inverted scores would then separate the targets. The reason for
     RESISTED states the smallest effect that would have been seen, if `detectable` has the headline's.
     """
-    bar, turned = info.chance + info.margin, info.chance - info.margin
+    bar, inverted = info.chance + info.margin, info.chance - info.margin
     text = f"{headline.metric} {headline.value:.3g}"
     if negative is not None and low_end(negative) > bar:
         return (
@@ -54,14 +54,14 @@ def judge(
         return Outcome.INCONCLUSIVE, f"{text}: above {bar:g}, but its interval begins below"
     if headline.high is None or headline.high >= low_end(positive):
         return Outcome.INCONCLUSIVE, f"{text}: its interval reaches the positive control's"
-    if headline.unit == "AUC" and headline.high < turned:
+    if headline.unit == "AUC" and headline.high < inverted:
         return (
             Outcome.INCONCLUSIVE,
-            f"{text}: its interval ends below {turned:g}: its scores are informative, but with inverted "
+            f"{text}: its interval ends below {inverted:g}: its scores are informative, but with inverted "
             "sign",
         )
-    seen = next((f"; {d.sentence}" for d in detectable if d.metric == headline.metric), "")
-    return Outcome.RESISTED, f"{text}; positive control {positive.value:.3g}{seen}"
+    power_note = next((f"; {d.sentence}" for d in detectable if d.metric == headline.metric), "")
+    return Outcome.RESISTED, f"{text}; positive control {positive.value:.3g}{power_note}"
 
 
 def low_end(estimate: Estimate) -> float:

@@ -8,8 +8,8 @@ interval lies above the bar with probability .8, by the way the number was made:
              McNeil (1982), which fits scores of about normal and of exponential shape
     share    Wilson's interval of a binomial count: exact
     rate     TPR at a fixed false-positive rate; some targets stand out, all others look like negatives
-    mean     Student's t over targets that spread as far as those that were seen: noncentral t
-    other    as far above the bar as its own interval reaches down, 1.43 times
+    mean     Student's t over targets with the spread of those that were seen: noncentral t
+    other    above the bar by 1.43 times what its own interval reaches below the value
 
 Not guaranteed: that the truth is of the assumed shape. Simulations in the tests find the probability within
 .08 of .8 for 20 targets of each kind or more.
@@ -29,7 +29,7 @@ from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, proportion_i
 
 _TAIL = (1 + CONFIDENCE) / 2
 _Z, _Z_POWER = float(norm.ppf(_TAIL)), float(norm.ppf(PROBABILITY))
-_STEPS = 400  # of the grid on which the first AUC that would be seen is looked for
+_STEPS = 400  # of the grid on which the smallest visible AUC is searched
 _SMALLEST_GAP = 1e-9  # from the bar to a value above it
 
 
@@ -38,7 +38,7 @@ class Power(Protocol):
 
     @property
     def how(self) -> str:
-        """What it is computed from, in words."""
+        """What the power is computed from, in words."""
 
     def smallest(self, bar: float) -> float | None:
         """Return the smallest true value that is seen with probability .8; None if there is none."""
@@ -58,7 +58,7 @@ class AucPower:
         return f"{self.positives} there, {self.negatives} not"
 
     def smallest(self, bar: float) -> float | None:
-        """Return the smallest AUC, in (bar, 1]; None too for a bar that is no AUC."""
+        """Return the smallest AUC, in (bar, 1]; None also for a bar outside (0, 1)."""
         if not 0 < bar < 1:
             return None
 
@@ -74,9 +74,9 @@ class AucPower:
 
     def _spread(self, auc: float) -> float:
         """Return the standard error of an AUC by Hanley and McNeil."""
-        one, two = auc / (2 - auc) - auc**2, 2 * auc**2 / (1 + auc) - auc**2
+        q1, q2 = auc / (2 - auc) - auc**2, 2 * auc**2 / (1 + auc) - auc**2
         pairs = self.positives * self.negatives
-        variance = auc * (1 - auc) + (self.positives - 1) * one + (self.negatives - 1) * two
+        variance = auc * (1 - auc) + (self.positives - 1) * q1 + (self.negatives - 1) * q2
         return self.inflation * math.sqrt(variance / pairs)
 
 
@@ -84,7 +84,7 @@ class AucPower:
 class SharePower:
     """The smallest share of `n` targets whose Wilson interval lies above a bar.
 
-    `of`: what is counted, in words; groups of targets where those of a group are found or missed together.
+    `of`: what is counted, in words; groups of targets if those of a group are found or missed together.
     """
 
     n: int
@@ -104,8 +104,9 @@ class SharePower:
 class RatePower:
     """The power of a true-positive rate at a fixed false-positive `rate` (`tpr_estimates`).
 
-    Its interval begins at a stricter threshold, which at most as many negatives pass as would in one of 40
-    samples. Where that is none of them, as with fewer than 368 at a rate of 1 %, no rate is ever seen.
+    The low end of its interval is taken at a stricter threshold, the 2.5 % quantile of the number of
+    negatives that pass. If that number is 0, as with fewer than 368 negatives at a rate of 1 %, no rate is
+    ever seen.
     """
 
     positives: int
@@ -118,7 +119,7 @@ class RatePower:
         return f"{self.positives} there, {self.negatives} not"
 
     def smallest(self, bar: float) -> float | None:
-        """Return the smallest rate of those that are there, in (bar, 1]."""
+        """Return the smallest true-positive rate, in (bar, 1]."""
         passed = int(binom.ppf(1 - _TAIL, self.negatives, self.rate))
         if passed == 0:
             return None
@@ -145,7 +146,7 @@ class MeanPower:
 
     def smallest(self, bar: float) -> float | None:
         """Return the smallest mean, in (bar, most]."""
-        if self.n < 2 or self.spread == 0:  # targets that are all alike say nothing of their spread
+        if self.n < 2 or self.spread == 0:  # equal targets do not show their spread
             return None
         needed = float(t.ppf(_TAIL, self.n - 1))
 
@@ -167,11 +168,11 @@ class IntervalPower:
 
     @property
     def how(self) -> str:
-        """That no more than its interval is known."""
+        """The text that only the interval is known."""
         return "the width of its interval"
 
     def smallest(self, bar: float) -> float | None:
-        """Return the smallest value above the bar; None too if the interval has no width."""
+        """Return the smallest value above the bar; None also if the interval has no width."""
         e = self.estimate
         if e.low is None or e.high is None or e.low == e.high:
             return None
@@ -186,8 +187,8 @@ def could_show(estimate: Estimate, bar: float, power: Power | None) -> Detectabl
 
     Args:
         estimate: the estimate.
-        bar: what its interval must lie above.
-        power: how it was made; None takes the width of its interval.
+        bar: the value that its interval must lie above.
+        power: its power; None: computed from the width of its interval.
     """
     if power is None:
         power = IntervalPower(estimate=estimate)

@@ -1,4 +1,4 @@
-"""What a finding keeps of its numbers: what they could have shown, and how each target was judged."""
+"""The parts of a finding beside its numbers: what they could have shown, and how each target was judged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.targets import FEWEST, Targets
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 
-MOST_TARGETS = 5000  # that a finding keeps; with more it is not paired
+MOST_TARGETS = 5000  # in a finding; with more it is not paired
 DIGITS = 16  # of an exam's fingerprint, hex
 
 
 def detectable_of(info: AttackInfo, estimates: tuple[Estimate, ...]) -> tuple[Detectable, ...]:
     """Return the smallest effects that the headline, and the numbers of measures, could have shown.
 
-    A number that is no headline is told where its chance is known.
+    A number other than the headline is included if its chance is known.
     """
     result = []
     fed = {e.metric for e in estimates for feeds in info.measures if feeds.takes(e.metric)}
@@ -38,16 +38,16 @@ def detectable_of(info: AttackInfo, estimates: tuple[Estimate, ...]) -> tuple[De
             bar = estimate.chance
         else:
             continue
-        found = could_show(estimate, bar, power)
-        result += [] if found is None else [found]
+        effect = could_show(estimate, bar, power)
+        result += [] if effect is None else [effect]
     return tuple(result)
 
 
 def targets_of(headline: Estimate, exam: Exam, truth: Truth) -> Targets | None:
-    """Return how the headline's targets were judged, or None where it cannot be paired.
+    """Return how the headline's targets were judged, or None if it cannot be paired.
 
-    The targets of a mean must be those of the exam's question: without a question nothing says which they
-    are. Those of an AUC are told by their kinds as well.
+    The targets of a mean must be those of the exam's question, as nothing else identifies them. The targets
+    of an AUC are identified by their kinds as well.
     """
     if not isinstance(headline, Measured) or headline.judged is None:
         return None
@@ -63,7 +63,7 @@ def fingerprint(exam: Exam, truth: Truth) -> str:
     """Return a text that is equal for equal exams about the same clients' records, and for no others.
 
     It is a digest under a key that follows from all records of all honest clients. Whoever lacks one of
-    them learns nothing from it; whoever has them all could confirm a guess about the exam.
+    these records learns nothing from it; whoever has all of them could confirm a guess about the exam.
     """
     key = hashlib.sha256()
     for name in sorted(truth.clients):
