@@ -5,10 +5,10 @@ The attack runs the installation's own must-fail attempts, those that belong to 
 lowered threshold, altered, repeated and reordered messages, messages sent at the same time, runs begun
 again, disks rolled back, proxies with deceptive files, and Sybils that join. The attack also sends one
 client a different adapter than the others (`attacks.integrity.inconsistency`), with the recorded clients'
-records. Each attempt must end in an abort or in the exact sum of the others; a single attempt that does
-not is a break of the protocol. So attempts are counted, not treated as a sample, and the successful ones
-are named. Against a party with one check removed, the same attempt must read a client's vector; otherwise
-a failed attempt would prove nothing.
+records. Each attempt must end in an abort or in the exact sum of the others; a single attempt that does not
+breaks the protocol. So attempts are counted, not treated as a sample, and the successful ones are named.
+Against a party with one check removed, the same attempt must read a client's vector; otherwise a failed
+attempt would prove nothing.
 
 The attack plays rounds of its own, because parties in a recording can no longer deviate.
 """
@@ -48,11 +48,11 @@ BROADCASTS = ("active_server", "active_server_with_clients")  # who may send one
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """What the adversary tried, and with what result.
+    """The adversary's attempts and their results.
 
     Args:
         protocol: the protocol's own attempts by name; whether each succeeded.
-        read: by attempt, what the adversary takes for the victim's numbers, or why the round ended without
+        read: by attempt, the adversary's guess of the victim's numbers, or why the round ended without
             them.
     """
 
@@ -138,13 +138,13 @@ class SecaggActive(Attack):
                 if seen @ true > READ * np.linalg.norm(seen) * np.linalg.norm(true):
                     hits.append(attempt)
         n = max(1, len(guess.protocol) + len(guess.read))
-        made = counted(len(hits) / n, metric=self.info.headline, unit="share", seeds=(0,), n=n)
-        return (replace(made, how=f"{made.how}; succeeded: {', '.join(hits) or 'none'}"),)
+        estimate = counted(len(hits) / n, metric=self.info.headline, unit="share", seeds=(0,), n=n)
+        return (replace(estimate, how=f"{estimate.how}; succeeded: {', '.join(hits) or 'none'}"),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same attempts against parties with one check taken out."""
+        """Return the same attempts against parties with one check removed."""
         return replace_view(view, threat_model=f"{KNOWN_BAD} {view.threat_model}"), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """One honest round of the protocol, in which nobody cheats."""
+        """Return one honest round of the protocol, in which nobody cheats."""
         return replace_view(view, threat_model=NOBODY), Exam(question={}, answer={})

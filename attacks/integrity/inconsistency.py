@@ -1,8 +1,8 @@
-"""A10 by model inconsistency: one client gets the adapter, all others one that tells them nothing.
+"""A10 by model inconsistency: one client gets the adapter, all others get one that stops their training.
 
 - `suppression`: with A = B = 0 no gradient reaches an adapter's tensors, so the others send zeros, and the
   sum is the victim's update.
-- `canary bit`: the others lack a single component (a row of one A and the column of B that meets it). Their
+- `canary bit`: the others lack a single component (a row of one A and the matching column of B). Their
   round is like any other, but in that component the sum is the victim's, and one bit about it can be read.
 
 Where A is frozen (adapter kinds `ffa` and `core`) nothing can be silenced this way, because the gradient of
@@ -75,33 +75,35 @@ def played_round(
         records: records of each client, by name; at least 3 clients.
         adapter: the adapter that the first client gets, float32 [d].
         mask: where the others get zeros, bool [d].
-        checked: whether clients compare what they got with the terms, as installed clients do.
+        checked: whether clients compare the adapter with the terms, as installed clients do.
         budget: limits of the attack.
 
-    Raises `ProtocolAborted` where clients notice.
+    Raises `ProtocolAborted` if clients notice.
     """
-    victim, *others = names(len(records))
+    victim, *other_names = names(len(records))
     keys, roster = identities(len(records))
     # ten times what a step can move, so that nothing is clipped
     plan = ring(len(records), len(adapter), clip=10 * max(settings.local.learning_rate, 1e-3))
     terms = terms_for(plan, roster, broadcast_sha256=sha256_of(adapter))
     policy = TermsPolicy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1)
-    maimed = np.where(mask, np.float32(0), adapter)
+    silenced_adapter = np.where(mask, np.float32(0), adapter)
     updates: dict[str, np.ndarray] = {}
     refused = ""
-    for name, (client, items) in zip((victim, *others), sorted(records.items()), strict=True):
+    for name, (client, items) in zip((victim, *other_names), sorted(records.items()), strict=True):
         budget.check()
-        got = adapter if name == victim else maimed
+        received = adapter if name == victim else silenced_adapter
         try:
             if checked:
-                policy.check(terms, name=name, broadcast_sha256=sha256_of(got), plan=plan)
+                policy.check(terms, name=name, broadcast_sha256=sha256_of(received), plan=plan)
         except ProtocolAborted as error:
             refused = refused or str(error)
             continue
         updates[name] = (
-            client_of(box, settings, client, items, steps=STEPS).train(round=0, start=got).update
+            client_of(box, settings, client, items, steps=STEPS).train(round=0, start=received).update
         )
-    cohort = Cohort(terms=terms, keys=keys, roster=roster, drops={"advertise": set(others) - set(updates)})
+    cohort = Cohort(
+        terms=terms, keys=keys, roster=roster, drops={"advertise": set(other_names) - set(updates)}
+    )
     try:
         result = cohort.run(updates)
     except RoundAborted as error:

@@ -1,10 +1,10 @@
 """A11: masks that follow from 32-bit seeds are found by trying all seeds.
 
 Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them.
-Sometimes only one mask stands between the server and a vector, because all but one of a client's peers work
-with the server or dropped out. Then 2^32 tries take it off. A try is right if what remains of every word is
-small enough to be an update: a wrong seed leaves a word small only with chance `1 / clients`, and 64 words
-of each message are looked at.
+Sometimes only one mask hides a vector from the server, because all but one of a client's peers work with
+the server or dropped out. Then 2^32 tries remove it. A seed is right if every word, without its mask, is
+small enough to be an update: with a wrong seed a word is small only with chance `1 / clients`, and 64 words
+of each message are checked.
 
 This protocol's masks come from 256-bit keys, so no try fits. **Known-bad**: the positive control is an
 update under one mask of SecAgg+'s kind, whose seed lies among those that are tried. The control shows that
@@ -35,7 +35,7 @@ from fedproxy_secure.config import cohort_size
 from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.record.view import PublicSettings, View
 
-WORDS = 64  # looked at in each message
+WORDS = 64  # checked in each message
 MESSAGES = 8
 FEWEST_TRIED = 1 << 10  # seeds that the smallest profile tries; known-bad seeds are drawn from these
 _TWISTER = np.random.RandomState()
@@ -68,9 +68,9 @@ def search(firsts: np.ndarray, *, bits: int, clients: int, seeds: range, budget:
     for seed in seeds:
         if seed % 256 == 0:
             budget.check()
-        left = (firsts - seed_stream(seed, bits, firsts.shape[1])) % 2**bits
-        left = np.minimum(left, 2**bits - left)
-        for index in np.flatnonzero((left <= largest).all(axis=1)):
+        remainder = (firsts - seed_stream(seed, bits, firsts.shape[1])) % 2**bits
+        remainder = np.minimum(remainder, 2**bits - remainder)
+        for index in np.flatnonzero((remainder <= largest).all(axis=1)):
             seed_of[int(index)] = seed
     return seed_of
 
@@ -125,15 +125,15 @@ class MaskSeedSearch(Attack):
         keys = list(chosen)
         read = {}
         for index, seed in seed_of.items():
-            left = (words[index] - seed_stream(seed, bits, settings.d)) % 2**bits
-            read[keys[index]] = np.where(left >= 2 ** (bits - 1), left - 2**bits, left)
+            remainder = (words[index] - seed_stream(seed, bits, settings.d)) % 2**bits
+            read[keys[index]] = np.where(remainder >= 2 ** (bits - 1), remainder - 2**bits, remainder)
         return Opened(vectors=read, messages=len(chosen), seeds=tried)
 
     def score(self, guess: Opened, answer: Truth) -> tuple[Estimate, ...]:
         """Return the share of messages opened, of those that can be judged.
 
         A vector counts as read if it points in the direction of the client's update. Raises `Inconclusive`
-        where none does and for some nobody kept the update.
+        if no vector does, and for some of them the update is not known.
         """
         hits = unknown = 0
         for (r, name), vector in guess.vectors.items():
@@ -153,7 +153,7 @@ class MaskSeedSearch(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same clients' updates, each under one mask from a 32-bit seed."""
+        """Return the same clients' updates, each under one mask from a 32-bit seed."""
         settings = view.settings
         if settings is None:
             return None
@@ -170,7 +170,7 @@ class MaskSeedSearch(Attack):
         return (replace_view(view, masked=masked), truth) if masked else None
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Random bytes in the place of every masked message."""
+        """Return random bytes in place of every masked message."""
         return replace_view(view, masked=random_bytes(view, rng)), exam
 
 

@@ -1,7 +1,7 @@
 """A11: is a single masked message uniform? Its bytes are tested, and A2 attacks its words.
 
-To whoever lacks the masks, a masked vector is uniform. A server can still read its words as numbers and
-attack them as if they were an update.
+Without the masks, a masked vector is uniform. A server can still read its words as numbers and attack them
+as if they were an update.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class MaskedWords(Attack):
         return (estimates[0], uniform)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """A message without its mask: one SGD step on one record, quantised as under masking."""
+        """Return a message without its mask: one SGD step on one record, quantised as under masking."""
         control = one_step_control(view, truth, records=1)
         if control is None or view.settings is None:
             return None
@@ -111,7 +111,7 @@ class MaskedWords(Attack):
         return replace_view(control[0], masked=masked, updates={}), control[1]
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Random bytes in the place of every masked message."""
+        """Return a view with random bytes in place of every masked message."""
         return replace_view(view, masked=random_bytes(view, rng)), exam
 
 

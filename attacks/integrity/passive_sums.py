@@ -1,4 +1,4 @@
-"""A11: what a server that follows the protocol learns beyond one sum.
+"""A11: what does a server that follows the protocol learn beyond one sum?
 
 - `sign_counts`: H-TIES at granularity `coordinate` counts signs. If only one client has a sign, its value
   is revealed; if all clients have the same sign, the sign of each is revealed.
@@ -21,7 +21,7 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import Sums, View
 from fedproxy_secure.secagg.signs import pack_signs, unpack_signs
 
-PARTS = 32  # pieces of an update that are judged one by one
+PARTS = 32  # pieces of an update, each of them judged by itself
 FLOAT32_SUMS = 2.5e-7  # relative error of sums and magnitudes as they are revealed
 SECURE_AGGREGATION = (
     ("MITRE ATLAS", "5", "AML.T0024.001"),
@@ -35,8 +35,8 @@ class SignsGuess:
 
     Args:
         coordinates: number of coordinates of all rounds.
-        lone: how many have a single client on one side, the adversary's own left out.
-        unanimous: how many have all clients on one side, the adversary's own left out.
+        lone: how many have a single client on one side, without the adversary's own clients.
+        unanimous: how many have all clients on one side, without the adversary's own clients.
         named: for each round (round, coordinates, values, how far rounding may have moved the values) of
             lone contributors.
     """
@@ -63,11 +63,11 @@ class SignsGuess:
 class SignCounts(Attack):
     """The attack that reads P = (A + S) / 2 and N = (A - S) / 2 where a side has one client.
 
-    Clients that work with the adversary first take their own signs and values out.
+    Clients that work with the adversary first subtract their own signs and values.
     """
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> SignsGuess:
-        """Return what all coordinates of all rounds give away."""
+        """Return the values and signs that all coordinates of all rounds reveal."""
         settings = view.settings
         if settings is None or not view.sums:
             raise NotApplicable("this view holds no sums")
@@ -118,8 +118,8 @@ class SignCounts(Attack):
                 unknown += bool(len(at))
                 continue
             updates = np.stack(true[r])
-            there = np.abs(updates[:, at] - values).min(axis=0) <= near
-            right += int((there & (np.abs(values) > near)).sum())
+            is_true = np.abs(updates[:, at] - values).min(axis=0) <= near
+            right += int((is_true & (np.abs(values) > near)).sum())
         n = guess.coordinates
         d = next((len(updates[0]) for updates in true.values() if updates), 0)
         return (
@@ -129,16 +129,16 @@ class SignCounts(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Sums as granularity `coordinate` would have revealed them."""
+        """Return sums as granularity `coordinate` would have revealed them."""
         sums = coordinate_sums(view, truth)
         return (replace_view(view, sums=sums), truth) if sums else None
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The same sums and magnitudes moved to other coordinates, so that named values are nobody's."""
+        """Return the sums and magnitudes moved to other coordinates, so that named values are nobody's."""
         mixed = {}
         for r, sums in coordinate_sums(view, exam.answer).items():
-            far = int(rng.integers(1, len(sums.segments["update"])))  # >= 1: no value stays in place
-            moved = {k: np.roll(sums.segments[k], far) for k in ("update", "magnitude")}
+            shift = int(rng.integers(1, len(sums.segments["update"])))  # >= 1: no value stays in place
+            moved = {k: np.roll(sums.segments[k], shift) for k in ("update", "magnitude")}
             mixed[r] = Sums(clients=sums.clients, segments={**sums.segments, **moved})
         return replace_view(view, sums=mixed), exam
 
@@ -187,10 +187,10 @@ def _of_others(view: View, round_number: int) -> Sums:
     """Return a round's sum without the part of the corrupted clients, who know their own updates."""
     sums = view.sums[round_number]
     known = _known(view, round_number)
-    rest = sums.segments["update"].astype(np.float64)
+    remainder = sums.segments["update"].astype(np.float64)
     for update in known.values():
-        rest -= update
-    return Sums(clients=tuple(n for n in sums.clients if n not in known), segments={"update": rest})
+        remainder -= update
+    return Sums(clients=tuple(n for n in sums.clients if n not in known), segments={"update": remainder})
 
 
 def disaggregate(sums: dict[int, Sums]) -> Apart:
@@ -238,7 +238,7 @@ class CohortDifferencing(Attack):
             raise NotApplicable("fewer than two honest clients")
         true = {n: np.mean([d.update for d in answer.clients[n].rounds.values()], axis=0) for n in names}
         cosines, same_client = [], []
-        # what all clients have in common tells none of them apart
+        # without the common part of all clients, which tells none of them apart
         estimate_mean = np.mean([guess.means[n] for n in names], axis=0)
         true_mean = np.mean([true[n] for n in names], axis=0)
         for a in names:
@@ -259,12 +259,12 @@ class CohortDifferencing(Attack):
             how="exact",
         )
         # one AUC per part: pairs of one part are centred over the same clients and far from independent
-        by_part, mine = np.reshape(cosines, (-1, PARTS)), np.reshape(same_client, (-1, PARTS))
-        aucs = [auc_value(by_part[:, part], mine[:, part]) for part in range(PARTS)]
+        by_part, is_own = np.reshape(cosines, (-1, PARTS)), np.reshape(same_client, (-1, PARTS))
+        aucs = [auc_value(by_part[:, part], is_own[:, part]) for part in range(PARTS)]
         return (over_targets(aucs, metric="auc", unit="AUC", within=(0, 1)), rank)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One more sum for every client, in which that client is left out."""
+        """Return one more sum for every client, in which that client is left out."""
         names = tuple(truth.clients)
         if len(names) < 3:
             return None
@@ -274,7 +274,7 @@ class CohortDifferencing(Attack):
         r = min(rounds)
         alone = {n: replace(s, rounds={r: s.rounds[r]}) for n, s in truth.clients.items()}
         updates = {n: truth.clients[n].rounds[r].update for n in names}
-        cohorts = [names, *(tuple(n for n in names if n != gone) for gone in names)]
+        cohorts = [names, *(tuple(n for n in names if n != absent) for absent in names)]
         sums = {
             i: Sums(clients=c, segments={"update": np.sum([updates[n] for n in c], axis=0)})
             for i, c in enumerate(cohorts)
@@ -282,7 +282,7 @@ class CohortDifferencing(Attack):
         return replace_view(view, sums=sums, own={}), Truth(clients=alone)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The same cohorts with sums of noise."""
+        """Return the same cohorts with sums of noise."""
         sums = {
             r: Sums(clients=s.clients, segments={"update": rng.standard_normal(len(s.segments["update"]))})
             for r, s in view.sums.items()

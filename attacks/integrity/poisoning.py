@@ -1,10 +1,10 @@
 """A13: what does one malicious client do to the result, under each fusion rule?
 
     sign_flip   sends minus ten times its update: the proxy should get worse
-    scaling     sends its update ten times over: its own task should drown the others'
-    backdoor    trains on prompts with a trigger and its first record's answer, sends the update five times
+    scaling     sends ten times its update: its own task should dominate the others
+    backdoor    trains on prompts with a trigger and its first record's answer, sends five times the update
     beyond_clip sends ring words against its update's signs, as large as a sum of all clients can be, and
-                states what suits it in its control words: squares of zero, the least weight, clipped values
+                lies in its control words: squares of zero, the least weight, clipped values
 
 Masking hides who sent what, so it stops none of the four. The first three are bounded by the clip, like
 honest clients. The last is not: nobody sees a client's ring words, so it is bounded only by the server's
@@ -62,7 +62,7 @@ TESTED = 60  # test records of each honest client
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What the rehearsal needs: every client's records by name, those of the attacker included."""
+    """The inputs of the rehearsal: every client's records by name, including the attacker's."""
 
     start: np.ndarray
     train: Mapping[str, Sequence[Encoded]]
@@ -72,7 +72,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """What each (rule, play) leads to after training.
+    """The result of each (rule, play) after training.
 
     Args:
         losses: losses of honest clients' records, nats [n].
@@ -140,7 +140,7 @@ class Poisoning(Attack):
                 continue
             added = guess.losses[rule, play] - guess.losses[rule, "honest"]
             if play == "backdoor":
-                # a backdoor that works makes its own answer likelier where the trigger stands
+                # a working backdoor makes its own answer likelier after the trigger
                 gained = guess.backdoored[rule, "honest"] - guess.backdoored[rule, "backdoor"]
                 name = f"trigger's answer likelier by backdoor under {rule}"
                 estimates.append(over_targets(gained.tolist(), metric=name, unit="nats"))
@@ -154,7 +154,7 @@ class Poisoning(Attack):
         return (headline, *estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Plain averaging without a clip, which one client can dominate."""
+        """Return plain averaging without a clip, which one client can dominate."""
         if view.settings is None:
             return None
         protect = view.settings.protect.model_copy(update={"scheme": "unsafe_plaintext"})
@@ -162,7 +162,7 @@ class Poisoning(Attack):
         return replace_view(view, settings=view.settings.changed(protect=protect, fusion=fusion)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The client plays honestly, with other draws of its records; the worst of several counts."""
+        """Return honest plays of the client with other draws of its records; the worst of them counts."""
         return replace_view(view, threat_model=NOBODY), exam
 
 
@@ -212,16 +212,16 @@ def _played(box: WhiteBox, view: View, stage: Stage, budget: Budget) -> Damage:
 
 
 def beyond(rule: Rule, settings: PublicSettings, *, clients: int) -> Craft:
-    """Return what a client that does not clip sends: the sum's limit, against each sign of its own update.
+    """Return the words of a client that does not clip: the sum's limit, against the signs of its update.
 
     It expects the others' values to be like its own, and leaves their sum two standard deviations of room,
-    because what goes beyond one end of the sum's range comes back from the other.
+    because a sum that exceeds one end of its range wraps around to the other.
     """
 
     def words(update: np.ndarray, number: int) -> np.ndarray:
         clip = lied_clip(rule, settings, number) or 0.0
-        others = 2 * math.sqrt((clients - 1) * float(np.square(update.astype(np.float64)).mean()))
-        return np.asarray(-np.sign(update) * max(clip, clients * clip - others))
+        others_sum = 2 * math.sqrt((clients - 1) * float(np.square(update.astype(np.float64)).mean()))
+        return np.asarray(-np.sign(update) * max(clip, clients * clip - others_sum))
 
     return words
 
@@ -261,8 +261,8 @@ def rules_of(settings: PublicSettings, *, own_only: bool) -> list[Rule]:
     own_rule = Rule(name=name, clip=clip)
     if own_only:
         return [own_rule]
-    others = [Rule(name=n, clip=clip) for n in ("fedavg", "h_ties") if n != name]
-    return [own_rule, *others]
+    other_rules = [Rule(name=n, clip=clip) for n in ("fedavg", "h_ties") if n != name]
+    return [own_rule, *other_rules]
 
 
 def play_of(play: str, stage: Stage, tokenizer: Any) -> tuple[dict[str, Sequence[Encoded]], Craft | None]:
@@ -272,9 +272,9 @@ def play_of(play: str, stage: Stage, tokenizer: Any) -> tuple[dict[str, Sequence
         train[stage.attacker] = [triggered(i, stage, tokenizer) for i in train[stage.attacker]]
         return train, lambda update, _: BACKDOOR * update
     if play in REDRAWS:
-        own = train[stage.attacker]
+        records = train[stage.attacker]
         rng = np.random.default_rng(REDRAWS.index(play))
-        train[stage.attacker] = [own[i] for i in rng.integers(len(own), size=len(own))]
+        train[stage.attacker] = [records[i] for i in rng.integers(len(records), size=len(records))]
         return train, None
     factor = {"sign_flip": FLIP, "scaling": SCALE}.get(play)
     if factor is None:

@@ -1,4 +1,4 @@
-"""Which of the self test's attempts belong to which adversary, and how each of them ended.
+"""Run the self test's attempts of an adversary, and tell which of them succeeded.
 
 The attempts themselves are the installation's own (`fedproxy_secure.secagg.selftest` without a transport,
 `fedproxy_secure.flower.selftest` over Flower messages); A10 counts those that succeed. Attempts that the
@@ -49,8 +49,8 @@ def tried(threat_model: str, budget: Budget) -> dict[str, bool]:
     for finding in _findings(who, adversary, budget):
         budget.check()
         known_bad = KNOWN_BAD in finding.attempt
-        on = NOBODY if finding.adversary == NOBODY else KNOWN_BAD if known_bad else INSTALLED
-        if on == who and not finding.limit:
+        target = NOBODY if finding.adversary == NOBODY else KNOWN_BAD if known_bad else INSTALLED
+        if target == who and not finding.limit:
             outcomes[f"{finding.adversary}: {finding.attempt}"] = (
                 finding.ok if known_bad else not finding.ok
             )

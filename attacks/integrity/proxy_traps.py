@@ -1,17 +1,17 @@
-"""How a server makes a proxy in which a chosen token alone moves a chosen number of an adapter.
+"""Traps: make a proxy in which only a chosen token moves a chosen number of an adapter.
 
 Each trap changes a loaded proxy in place. From the plainest to the best hidden:
 
-    zeros     all other embeddings are zero; each token has a number of block 0's input to itself
+    zeros     all other embeddings are zero; each token has its own number of block 0's input
     column    other embeddings keep all numbers but one for each trap, which is zero in them
     faint     as column, but those numbers are small instead of zero: as small as `check_public_text` lets
               pass, and as large for the token as `check_weights` lets pass
-    neuron    embeddings are turned a little; a neuron of block 0's MLP fires for its token and gives next
-              to nothing for all others, as in Fowl et al. (arXiv 2110.13057) and PEFTLeak (2506.04453)
+    neuron    embeddings are turned a little; a neuron of block 0's MLP fires for its token and gives
+              almost nothing for all others, as in Fowl et al. (arXiv 2110.13057) and PEFTLeak (2506.04453)
 
-`column`, `faint` and `zeros` are read off adapters on queries, keys and values, `neuron` off those on the
-MLP's last map. The makers of `faint` and `neuron` know the client's checks and its public text, unless it
-has one of its own.
+`column`, `faint` and `zeros` are read from adapters on queries, keys and values, `neuron` from those on the
+MLP's last map. `faint` and `neuron` assume that the server knows the client's checks and that the client
+uses the bundled public text.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from fedproxy_secure.models.llm import Tokenizer, blocks_of
 from fedproxy_secure.proxy_intake.public_text import LARGER, LEAST_HEARD, bundled_texts
 from fedproxy_secure.proxy_intake.weights import leverage
 
-QUIET = 1.5 * LEAST_HEARD  # of other numbers' size: `faint` keeps some distance from the bound
+QUIET = 1.5 * LEAST_HEARD  # relative to other numbers; `faint` keeps some distance from the bound
 OWN_SHARE = 0.85  # the most leverage of a chosen token; `check_weights` takes up to .9
 MOST_OWN, LEAST_OWN = 0.9, 0.01  # how much of a chosen token's length lies in its own direction
-COMMON = 0.5  # of all tokens' lengths lies in one direction, which `neuron` needs as a threshold
+COMMON = 0.5  # share of all tokens' lengths in one direction, which `neuron` needs as a threshold
 ASLEEP = 30.0  # below minus this a gate lets 3e-12 through, and AdamW's epsilon outweighs the gradient
-_FAINT_ATTENTION = 0.02  # what is left of block 0's attention, which would blur what its MLP reads
+_FAINT_ATTENTION = 0.02  # scale of block 0's attention, which would blur what its MLP reads
 _FIT_STEPS, _FIT_RATE = 300, 0.1
 
 
@@ -45,7 +45,7 @@ class Trap:
         name: for reports.
         maps: adapted maps of block 0 whose A moves, `inputs` (what queries, keys and values read) or
             `neurons` (what the MLP's last map reads).
-        share: how many traps there may be, over the width of the embeddings.
+        share: the most traps, relative to the width of the embeddings.
         craft: changes a model in place, for tokens whose traps are the first numbers that the maps read.
     """
 
@@ -80,22 +80,22 @@ def faint(model: nn.Module, tokenizer: Tokenizer, tokens: Sequence[int]) -> None
     count = len(tokens)
     text = cast(Any, tokenizer)(bundled_texts()[0], add_special_tokens=False)["input_ids"]
     typical = weight[text].abs().median(dim=0).values
-    wanted = QUIET * torch.quantile(typical[count:], LARGER)
-    weight[:, :count] *= (wanted / typical[:count].clamp_min(1e-12)).clamp_max(1.0)
-    before, own = weight[list(tokens)].clone(), MOST_OWN
-    while own > LEAST_OWN:
+    target = QUIET * torch.quantile(typical[count:], LARGER)
+    weight[:, :count] *= (target / typical[:count].clamp_min(1e-12)).clamp_max(1.0)
+    before, own_share = weight[list(tokens)].clone(), MOST_OWN
+    while own_share > LEAST_OWN:
         weight[list(tokens)] = before
         for place, token in enumerate(tokens):
-            _turn(weight, [token], _axis(weight, place), own)
+            _turn(weight, [token], _axis(weight, place), own_share)
         if float(leverage(weight)[list(tokens)].max()) <= OWN_SHARE:
             return
-        own *= 0.9
+        own_share *= 0.9
 
 
 def neuron(model: nn.Module, tokenizer: Tokenizer, tokens: Sequence[int]) -> None:
     """Make one neuron of block 0's MLP for each chosen token fire for it and be zero for all others.
 
-    Raises `NotApplicable` for an MLP that is not gated, or tokens that no direction tells from all others.
+    Raises `NotApplicable` for an MLP that is not gated, or if no direction separates a token from others.
     """
     block = cast(Any, blocks_of(model)[0])
     try:
@@ -120,15 +120,15 @@ def neuron(model: nn.Module, tokenizer: Tokenizer, tokens: Sequence[int]) -> Non
         read = _mlp_inputs(model, max(tokenizer.get_vocab().values()) + 1)
     rows = _separating(read, tokens)
     with torch.no_grad():
-        found = read @ rows.T
+        activations = read @ rows.T
         for place, token in enumerate(tokens):
-            fires = float(found[token, place])
-            highest = float(torch.cat([found[:token, place], found[token + 1 :, place]]).max())
+            fires = float(activations[token, place])
+            highest = float(torch.cat([activations[:token, place], activations[token + 1 :, place]]).max())
             if highest >= 0 or fires <= 0:
                 raise NotApplicable("no direction tells a chosen token from all others")
-            by = ASLEEP / -highest
-            gate[place] = by * rows[place]
-            up[place] = rows[place] / (by * fires * fires)  # so that the neuron gives 1 for its token
+            factor = ASLEEP / -highest
+            gate[place] = factor * rows[place]
+            up[place] = rows[place] / (factor * fires * fires)  # so that the neuron gives 1 for its token
             down[:, place] = 0.0
 
 
@@ -148,11 +148,13 @@ def _axis(weight: torch.Tensor, place: int) -> torch.Tensor:
     return nn.functional.one_hot(torch.tensor(place), weight.shape[1]).to(weight)
 
 
-def _turn(weight: torch.Tensor, tokens: list[int], direction: torch.Tensor, own: float) -> None:
+def _turn(weight: torch.Tensor, tokens: list[int], direction: torch.Tensor, own_share: float) -> None:
     """Turn tokens' embeddings so that `own` of their length lies in a direction of length 1."""
     rows = weight[tokens]
-    rest = nn.functional.normalize(rows - (rows @ direction)[:, None] * direction, dim=1)
-    weight[tokens] = rows.norm(dim=1, keepdim=True) * (own * direction + (1 - own**2) ** 0.5 * rest)
+    remainder = nn.functional.normalize(rows - (rows @ direction)[:, None] * direction, dim=1)
+    weight[tokens] = rows.norm(dim=1, keepdim=True) * (
+        own_share * direction + (1 - own_share**2) ** 0.5 * remainder
+    )
 
 
 def _seeded() -> torch.Generator:
@@ -160,7 +162,7 @@ def _seeded() -> torch.Generator:
 
 
 def _mlp_inputs(model: nn.Module, vocabulary: int) -> torch.Tensor:
-    """Return what block 0's MLP reads for each token alone, float32 [vocabulary, h]."""
+    """Return the input of block 0's MLP for each token alone, float32 [vocabulary, h]."""
     read: list[torch.Tensor] = []
 
     def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -181,13 +183,13 @@ def _separating(read: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     scale = read.norm(dim=1).median()
     inputs = read / scale
     rows = (4 * nn.functional.normalize(inputs[chosen], dim=1)).requires_grad_()
-    own = nn.functional.one_hot(chosen, len(inputs)).bool()
+    is_own = nn.functional.one_hot(chosen, len(inputs)).bool()
     optimizer = torch.optim.Adam([rows], lr=_FIT_RATE)
     for _ in range(_FIT_STEPS):
         optimizer.zero_grad()
-        found = inputs @ rows.T
-        wrong = nn.functional.softplus(4 * (found + 1)).masked_fill(own.T, 0).sum(dim=0) / 4
-        missed = nn.functional.softplus(4 * (1 - found[chosen].diagonal()))
+        projections = inputs @ rows.T
+        wrong = nn.functional.softplus(4 * (projections + 1)).masked_fill(is_own.T, 0).sum(dim=0) / 4
+        missed = nn.functional.softplus(4 * (1 - projections[chosen].diagonal()))
         (wrong + 10 * missed + 0.05 * rows.square().sum(dim=1)).sum().backward()
         optimizer.step()
     return cast(torch.Tensor, rows.detach() / scale)

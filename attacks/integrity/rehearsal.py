@@ -2,7 +2,7 @@
 
 The recorded clients train on their recorded records through the project's own client. Updates merge by the
 project's own fusion rules, in the clear or over sums as under masking, with the server's checks of a sum
-and of a step. No messages flow, since what masking adds besides does not matter here.
+and of a step. No messages are sent, since the rest of masking does not affect the result.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rule:
 
     Args:
         name: a fusion rule's in the clear, or `fedavg`, `coordinate` or `block` over sums.
-        clip: largest magnitude of a coordinate that the protocol lets through; None without a protocol.
+        clip: largest magnitude of a coordinate that the protocol allows; None without a protocol.
     """
 
     name: str
@@ -92,10 +92,9 @@ def job_of(settings: PublicSettings) -> FederationJob:
 
 
 def lied_clip(rule: Rule, settings: PublicSettings, number: int) -> float | None:
-    """Return the clip of a round after a client has claimed in each round that values were clipped.
+    """Return the clip of a round after a client falsely claimed in each round that values were clipped.
 
-    The claims are false. The clip doubles each time, up to what clients accept. Settings that name a clip
-    keep it.
+    The clip doubles each time, up to what clients accept. A clip in the settings stays as it is.
     """
     if rule.clip is None or number == 0 or settings.protect.clip is not None:
         return rule.clip
@@ -127,13 +126,13 @@ def rounds(
         count: number of rounds.
         rule: how updates merge.
         budget: limits of the attack.
-        crafts: by client, what it makes of its honest update before it sends it.
-        unclipped: clients whose words go into the ring as they are, and whose control words lie.
-        seeds: seeds of clients that do not have the run's.
+        crafts: by client, the function that changes its honest update before it sends it.
+        unclipped: clients whose words go into the ring unclipped, and whose control words lie.
+        seeds: seeds of clients that do not use the run's seed.
         trace: a list to which each round's step is added.
         first: updates of the first round from earlier calls with this box, these settings and this start.
-            They are looked up and added to, because honest clients do the same in that round whatever the
-            rule and the play. Later rounds start from what the rule made and are not kept.
+            They are reused and extended, because the first round of honest clients does not depend on the
+            rule and the play. Later rounds depend on the rule and are not kept.
     """
     first = {} if first is None else first
     adapter = start.copy()
@@ -155,8 +154,8 @@ def rounds(
                 changed = craft(update.update, number).astype(np.float32)
                 update = replace(update, update=changed)
             updates.append(update)
-        now = replace(rule, clip=lied_clip(rule, settings, number)) if unclipped else rule
-        step = _merged(updates, now, settings, sizes, adapter, unclipped)
+        round_rule = replace(rule, clip=lied_clip(rule, settings, number)) if unclipped else rule
+        step = _merged(updates, round_rule, settings, sizes, adapter, unclipped)
         if trace is not None:
             trace.append(step)
         adapter = adapter + step
@@ -188,11 +187,11 @@ def _merged(
     segments = segments_of(granularity, layout, clip=clip, clients=len(tau), bits=BITS)
     plan = RingPlan(bits=BITS, clients=len(tau), segments=segments)
     parts = [
-        _words(t, granularity, layout, plan) if at_will else contribution(t, granularity, layout, plan)
-        for t, at_will in zip(tau, free, strict=True)
+        _words(t, granularity, layout, plan) if is_free else contribution(t, granularity, layout, plan)
+        for t, is_free in zip(tau, free, strict=True)
     ]
     sums = {name: np.sum([p[name] for p in parts], axis=0) for name in parts[0]}
-    # the ring ends at the sum of all clips; what goes beyond one end comes back from the other
+    # the ring ends at the sum of all clips; a sum beyond one end wraps around to the other
     reach = 2 ** (BITS - 1) * plan.step_of(plan.segments[0])
     sums["update"] = (sums["update"].astype(np.float64) + reach) % (2 * reach) - reach
     weight = float(len(tau))
@@ -222,8 +221,8 @@ def _words(
 ) -> dict[str, np.ndarray]:
     """Return the segments that a client that does not clip sends for values, float [d].
 
-    It states squares of zero, so that its values are taken for agreement. Where signs are counted it keeps
-    to the clip, because mass beyond what the counts allow would end the round.
+    It sends squares of zero, so that its values count as agreement. If signs are counted it keeps to the
+    clip, because more mass than the counts allow would end the round.
     """
     if granularity == "coordinate":
         clip = plan.segments[0].clip or 0.0

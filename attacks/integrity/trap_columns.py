@@ -1,4 +1,4 @@
-"""Where a trapped proxy's traps are in an adapter: what to send out, and what to read off updates."""
+"""The traps' columns in an adapter: the first adapter to broadcast, and what to read from updates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NEURONS = "mlp.down_proj"  # the map that reads an MLP's neurons
 
 
 def columns(box: WhiteBox, vector: np.ndarray, one: Trap, traps: int) -> np.ndarray:
-    """Return the length of what moved in each of the first `traps` columns of A, float64 [traps].
+    """Return the length of the movement in each of the first `traps` columns of A, float64 [traps].
 
-    Squares are summed over the maps that the trap is read off.
+    Squares are summed over the maps that the trap is read from.
     """
     pieces = box.pieces(vector)
     squares = sum(np.square(pieces[name][:, :traps]).sum(axis=0) for name in maps_of(box, one))
@@ -25,13 +25,14 @@ def columns(box: WhiteBox, vector: np.ndarray, one: Trap, traps: int) -> np.ndar
 def first_adapter(box: WhiteBox, one: Trap, rng: np.random.Generator) -> np.ndarray:
     """Return the adapter that the server broadcasts, float32 [d], drawn with deviation `START`.
 
-    For traps in neurons all is zero but the B behind them: other adapters would change what neurons read.
+    For traps in neurons everything but the B behind them is zero: other adapters would change what neurons
+    read.
     """
-    there = {name.replace(".lora_A.", ".lora_B.") for name in maps_of(box, one)}
+    behind_neurons = {name.replace(".lora_A.", ".lora_B.") for name in maps_of(box, one)}
     parts = []
     for name, shape in zip(box.names, box.shapes, strict=True):
         drawn = rng.normal(0, START, int(np.prod(shape))).astype(np.float32)
-        parts.append(drawn if one.maps == "inputs" or name in there else np.zeros_like(drawn))
+        parts.append(drawn if one.maps == "inputs" or name in behind_neurons else np.zeros_like(drawn))
     return np.concatenate(parts)
 
 

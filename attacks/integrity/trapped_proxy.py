@@ -1,15 +1,14 @@
-"""A10: tokens leak from a proxy that is made so that a chosen token alone moves a chosen number.
+"""A10: tokens leak from a proxy in which only a chosen token moves a chosen number.
 
 Where an adapter reads zeros, its A gets no gradient. So column j of the A of an adapted map moves if and
 only if a record with token j was drawn. This holds for AdamW as for SGD, and in a sum as in one update; the
 sum hides whose record it was. The server needs no message out of turn: it chooses the proxy and the first
 adapter, and all clients get the same.
 
-`proxy_traps` has the ways to make such a proxy. Clients check a proxy before they train it (`load_proxy`),
-and the exam plays only what they would have taken: the first of the traps that loads. That check refuses
-traps in embeddings; a trap in neurons of the first block's MLP passes and reads as much. What bounds the
-leak is differential privacy: of a record's gradient (unit `record`) or of a client's update (unit
-`client`).
+`proxy_traps` makes such proxies. Clients check a proxy before they train it (`load_proxy`), and the exam
+plays only what they would have accepted: the first trap that loads. The check refuses traps in embeddings;
+a trap in neurons of the first block's MLP passes and reads as much. Only differential privacy bounds the
+leak: of a record's gradient (unit `record`) or of a client's update (unit `client`).
 
 The exam plays one round with the recorded clients' records, at the run's settings. A target is a token: one
 of the cohort's under a sum, one of each client's where updates are in the clear. Where A is frozen, block 0
@@ -59,7 +58,7 @@ EVERYBODY = "the cohort"
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What the server sees of a round.
+    """The server's view of a round.
 
     Args:
         seen: vectors, float32 [d], by the name of their owner.
@@ -106,22 +105,22 @@ class TrappedProxy(Attack):
         records = {n: s.train for n, s in truth.clients.items()}
         with tempfile.TemporaryDirectory(prefix="fedproxy-trap-") as name:
             folder, reasons = Path(name), []
-            for one in self.traps:
+            for candidate in self.traps:
                 try:
-                    tokens = self._tokens(view, one, records, rng)
-                    trapped = trap(view, settings, one, tokens, folder, checked=self.checked)
+                    tokens = self._tokens(view, candidate, records, rng)
+                    trapped = trap(view, settings, candidate, tokens, folder, checked=self.checked)
                     break
                 except (NotApplicable, ModelError) as error:
-                    reasons.append(f"{one.name}: {error}")
+                    reasons.append(f"{candidate.name}: {error}")
             else:
                 raise NotApplicable("; ".join(reasons))
-            start = first_adapter(trapped, one, rng)
+            start = first_adapter(trapped, candidate, rng)
             updates, drawn = _trained(trapped, settings, records, start, folder)
         seen = revealed(updates, settings, sizes=[int(np.prod(s)) for s in trapped.shapes], rng=rng)
         everywhere = set.union(*drawn.values())
         held = {who: everywhere if who == EVERYBODY else drawn[who] for who in seen}
         labels = {who: np.array([t in held[who] for t in tokens]) for who in seen}
-        return Exam(question=Round(seen=seen, tokens=tokens, trap=one), answer=labels)
+        return Exam(question=Round(seen=seen, tokens=tokens, trap=candidate), answer=labels)
 
     def _tokens(
         self, view: View, one: Trap, records: Mapping[str, Sequence[Encoded]], rng: np.random.Generator
@@ -147,17 +146,16 @@ class TrappedProxy(Attack):
     ) -> tuple[Estimate, ...]:
         """Return the AUC over the tokens of all vectors; its `how` names the trap.
 
-        A token that is asked about in each vector is told or missed in all of them alike, so that more
-        vectors make the interval no narrower.
+        A token has the same outcome in all vectors, so more vectors do not make the interval narrower.
         """
         kind, moved = guess
         scores = np.concatenate([moved[who] for who in answer])
         labels = np.concatenate([answer[who] for who in answer])
-        made = auc_estimate(scores, labels, metric="auc", inflation=math.sqrt(len(answer)))
-        return (replace(made, how=f"{made.how}; the trap {kind}"),)
+        estimate = auc_estimate(scores, labels, metric="auc", inflation=math.sqrt(len(answer)))
+        return (replace(estimate, how=f"{estimate.how}; the trap {kind}"),)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same proxy with updates in the clear and without differential privacy."""
+        """Return the same proxy with updates in the clear and without differential privacy."""
         if view.settings is None:
             return None
         protect = view.settings.protect.model_copy(update={"scheme": "unsafe_plaintext"})
@@ -165,7 +163,7 @@ class TrappedProxy(Attack):
         return replace_view(view, settings=view.settings.changed(protect=protect, privacy=privacy)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The numbers of what the server saw are shuffled."""
+        """Return the server's view with the numbers of each vector shuffled."""
         mixed = {who: rng.permutation(vector) for who, vector in exam.question.seen.items()}
         return view, Exam(question=replace(exam.question, seen=mixed), answer=exam.answer)
 
@@ -179,9 +177,9 @@ def chosen(
 
     Raises `NotApplicable` if there are not two of each kind.
     """
-    there = {t for items in records.values() for item in items for t in item.ids[:-1]}
-    present = [t for t in sorted(there) if t > 2]
-    absent = [t for t in range(3, vocabulary) if t not in there]
+    held = {t for items in records.values() for item in items for t in item.ids[:-1]}
+    present = [t for t in sorted(held) if t > 2]
+    absent = [t for t in range(3, vocabulary) if t not in held]
     count = min(len(present), len(absent), min(most, MOST_TRAPS) // 2)
     if count < 2:
         raise NotApplicable(
@@ -203,8 +201,8 @@ def trap(
 ) -> WhiteBox:
     """Return the trapped proxy with the run's adapter, loaded and checked as clients do it.
 
-    Raises `ModelError` if clients refuse the proxy, `NotApplicable` where the trap cannot be built or other
-    tokens leave a trace all the same. Without `checked` nothing is refused.
+    Raises `ModelError` if clients refuse the proxy, `NotApplicable` if the trap cannot be built or other
+    tokens leave a trace as well. Without `checked` nothing is refused.
     """
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.models.llm import load_llm
@@ -227,7 +225,7 @@ def revealed(
     sizes: Sequence[int],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Return what the run's protection shows the server: each update, or what the ring makes of the sum."""
+    """Return the vectors that the protection shows the server: each update, or the sum in the ring."""
     if not protection_of(settings.protect).secure_sum:
         return {name: update.update for name, update in updates.items()}
     job, clients = job_of(settings), len(updates)

@@ -29,22 +29,22 @@ def check_blind(documents: Sequence[Encoded], labels: np.ndarray) -> None:
 
 
 def refuse_told(counts: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Return the AUC of a classifier that sees texts alone. Raises `Inconclusive` if it is no accident.
+    """Return the AUC of a classifier that sees only texts. Raises `Inconclusive` if it is significant.
 
     The AUC is taken on the half of the documents that the classifier was not fitted on. Cross-validation
     would use all documents, but the errors of its folds depend on each other: at 240 documents its interval
     was above chance in 18 % of splits that carried no information.
 
-    An interval of the AUC cannot decide where scores tell everything: with few documents it is so wide that
-    it reaches chance. Labels are dealt out anew instead.
+    The interval of the AUC is not used: with few documents it is so wide that it includes chance even if
+    the scores separate perfectly. A permutation test decides instead.
 
     Args:
         counts: of `bag_of_words`, float32 [n, V].
         labels: which documents are members, bool [n].
     """
-    odds, there = _blind(counts, labels)
-    blind = auc_estimate(odds, there, metric=METRIC)
-    if p_by_chance(odds, there, permutations=PERMUTATIONS) < TELLS:
+    odds, positive = _blind(counts, labels)
+    blind = auc_estimate(odds, positive, metric=METRIC)
+    if p_by_chance(odds, positive, permutations=PERMUTATIONS) < TELLS:
         raise Inconclusive(
             f"a blind baseline reaches AUC {blind.value:.3g}: texts alone separate members from non-members"
         )

@@ -12,8 +12,8 @@ on the tuned proxy, which every client holds, and on the fused LLM, which anybod
 Some secrets are likely before any tuning, and rank high in a model that never read them. Whoever holds
 the proxy therefore ranks by what tuning changed: by the loss under the last round's proxy minus the loss
 under the proxy that round 0 started from. The exposure by this ranking is the **exposure gained**, and
-its AUC is the headline. Whoever may only query the fused LLM ranks by its loss alone, which takes an API
-that tells all logits as they are: a weaker one is not asked.
+its AUC is the headline. Whoever may only query the fused LLM ranks by its loss alone, which needs an API
+that returns all logits unchanged; other APIs are not queried.
 
 After Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 """
@@ -73,7 +73,7 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Secrets:
-    """The answer: which candidate is true, the secret itself, and how often it stood in the records."""
+    """The answer: which candidate is true, the secret itself, and how often it is in the records."""
 
     at: tuple[int, ...]
     secrets: tuple[str, ...]
@@ -130,9 +130,9 @@ class CanaryExposure(Attack):
         candidates, at = [], []
         for canary in canaries:
             space = rng.permutation(10**SECRET_DIGITS)
-            others = [f"{v:0{SECRET_DIGITS}d}" for v in space if v != int(canary.secret)]
-            place = int(rng.integers(REFERENCES["smoke"] + 1))  # among those that every profile asks about
-            candidates.append((*others[:place], canary.secret, *others[place:]))
+            references = [f"{v:0{SECRET_DIGITS}d}" for v in space if v != int(canary.secret)]
+            place = int(rng.integers(REFERENCES["smoke"] + 1))  # among the candidates of every profile
+            candidates.append((*references[:place], canary.secret, *references[place:]))
             at.append(place)
         return Exam(
             question=CanaryQuestion(
@@ -150,7 +150,7 @@ class CanaryExposure(Attack):
     ) -> Ranked:
         """Return the candidates' losses under each model that the view has, and under the untuned proxy."""
         count = REFERENCES[budget.profile] + 1
-        asked = CanaryQuestion(
+        selected = CanaryQuestion(
             prompts=question.prompts, candidates=tuple(row[:count] for row in question.candidates)
         )
         losses: dict[str, np.ndarray] = {}
@@ -158,7 +158,7 @@ class CanaryExposure(Attack):
         before = None
 
         def ask(name: str, model: Any, tokenizer: Any) -> None:
-            losses[name] = _losses(model, tokenizer, asked, budget)
+            losses[name] = _losses(model, tokenizer, selected, budget)
             answers[name] = tuple(_says(model, p, tokenizer) for p in question.prompts)
 
         if view.has_white_box:
@@ -168,7 +168,7 @@ class CanaryExposure(Attack):
                 _Untuned(
                     proxy=white_box.held_proxy(view),
                     adapter=with_round_0(view).adapters[0].tobytes(),
-                    asked=asked,
+                    asked=selected,
                     budget=budget,
                 )
             )
@@ -181,8 +181,8 @@ class CanaryExposure(Attack):
     def score(self, guess: Ranked, answer: Secrets) -> tuple[Estimate, ...]:
         """Return AUC of secrets against candidates, the share extracted, and exposure by repeats.
 
-        With a proxy, AUC and exposure of what tuning gained come first. With both models, the exposure
-        gained by the plug-in comes last.
+        With a proxy, AUC and exposure gained by tuning come first. With both models, the exposure gained by
+        the plug-in comes last.
         """
         estimates: list[Estimate] = []
         bits: dict[str, list[float]] = {}
@@ -193,8 +193,8 @@ class CanaryExposure(Attack):
             metric = "auc" if not estimates else f"auc, {name}"
             auc, *exposures = _ranking(losses, answer, auc=metric, bits=f"exposure in the {name}")
             hits = sum(s == t for s, t in zip(guess.said[name], answer.secrets, strict=True))
-            told = share(hits, len(answer.secrets), metric=f"extracted from the {name}")
-            estimates += [auc, told, *exposures]
+            extracted = share(hits, len(answer.secrets), metric=f"extracted from the {name}")
+            estimates += [auc, extracted, *exposures]
             bits[name] = _exposures(losses, answer)
         if len(bits) == 2:
             lost = [f - p for f, p in zip(bits[FUSED], bits[PROXY], strict=True)]
@@ -202,12 +202,12 @@ class CanaryExposure(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The proxy, or else the API's model, trained until it knows the canaries by heart."""
+        """Return the proxy, or else the API's model, trained until it knows the canaries by heart."""
         start = replace_view(view, api=None) if view.has_white_box else view
         return overfitted(start, truth, what="canaries")
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Other candidates, which were never planted, take the place of the secrets."""
+        """Return an exam in which candidates that were never planted take the place of the secrets."""
         answer: Secrets = exam.answer
         fewest = REFERENCES["smoke"] + 1
         at = tuple((a + 1 + int(rng.integers(fewest - 1))) % fewest for a in answer.at)
@@ -238,10 +238,10 @@ def _exposures(scores: np.ndarray, answer: Secrets) -> list[float]:
     return [exposure(row[at], np.delete(row, at)) for row, at in zip(scores, answer.at, strict=True)]
 
 
-def _losses(model: nn.Module, tokenizer: Any, asked: CanaryQuestion, budget: Budget) -> np.ndarray:
+def _losses(model: nn.Module, tokenizer: Any, question: CanaryQuestion, budget: Budget) -> np.ndarray:
     """Return the candidates' losses in nats after their prompts, float64 [canaries, candidates]."""
     rows = []
-    for prompt, candidates in zip(asked.prompts, asked.candidates, strict=True):
+    for prompt, candidates in zip(question.prompts, question.candidates, strict=True):
         secrets = [tuple(text_ids(f" {c}", tokenizer)) for c in candidates]
         rows.append(continuation_losses(model, prompt_ids(prompt, tokenizer), secrets, budget=budget))
     return np.array(rows)
@@ -249,7 +249,7 @@ def _losses(model: nn.Module, tokenizer: Any, asked: CanaryQuestion, budget: Bud
 
 @dataclass(frozen=True, kw_only=True)
 class _Untuned:
-    """The proxy before tuning, and what it is asked; `adapter` is float32 in bytes."""
+    """The proxy before tuning, and the question for it; `adapter` is float32 in bytes."""
 
     proxy: HeldProxy
     adapter: bytes
@@ -269,11 +269,11 @@ def _says(model: nn.Module, prompt: str, tokenizer: Any) -> str:
     """Return the digits that the model writes after a prompt, decoded greedily."""
     from transformers import DynamicCache
 
-    cache, fed, written = DynamicCache(), prompt_ids(prompt, tokenizer), list[int]()
+    cache, inputs, written = DynamicCache(), prompt_ids(prompt, tokenizer), list[int]()
     for _ in range(2 * SECRET_DIGITS):
-        logits = model(input_ids=torch.tensor([fed]), past_key_values=cache, use_cache=True).logits
-        fed = [int(logits[0, -1].argmax())]
-        written += fed
+        logits = model(input_ids=torch.tensor([inputs]), past_key_values=cache, use_cache=True).logits
+        inputs = [int(logits[0, -1].argmax())]
+        written += inputs
         digits = "".join(c for c in str(tokenizer.decode(written)) if c.isdigit())
         if len(digits) >= SECRET_DIGITS:
             break

@@ -1,14 +1,14 @@
 """A15: was this record trained on, judged by the proxy that a client's update makes?
 
-Added to the adapter that the client was sent, its update gives the proxy as that client alone tuned it,
-before the other clients' updates dilute the effect of its records. For every record the adversary compares
+The broadcast adapter plus the client's update is the proxy as that client tuned it, before the other
+clients' updates dilute the effect of its records. For every record the adversary compares
 the losses under that proxy and under the round-0 proxy, by window votes (`references.window_votes`).
 
-Under protection it does the same with the mean that the sum reveals. The records asked about are the same,
-so the two results can be paired: their difference is what masking takes away. The last round is the one
-that tells most, since the adapter that was sent holds what earlier rounds taught.
+Under protection it does the same with the mean that the sum reveals. The exam has the same records, so the
+two results can be paired: their difference is the effect of masking. The last round reveals most, since the
+broadcast adapter already holds what earlier rounds taught.
 
-Guarantees: none of safety. Several updates of one client, or a fitted length of the step, may tell more.
+Guarantees: none of safety. Several updates of one client, or a fitted length of the step, may reveal more.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import View
 
 MOST_DOCUMENTS = 400  # of one client, half of them members
-AT_ONCE = 32  # documents read under both adapters before time is looked at
-SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if it is left
+AT_ONCE = 32  # documents read under both adapters before the time is checked
+SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if time remains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +78,16 @@ class ClientModelMembership(Attack):
             if count < 2:
                 continue
             members = [state.train[i] for i in rng.permutation(drawn)[:count]]
-            others = [state.holdout[i] for i in rng.permutation(len(state.holdout))[:count]]
+            nonmembers = [state.holdout[i] for i in rng.permutation(len(state.holdout))[:count]]
             order = rng.permutation(2 * count)
-            documents = [*members, *others]
+            documents = [*members, *nonmembers]
             questions.append(
                 ClientQuestion(round=max(rounds), client=name, documents=tuple(documents[i] for i in order))
             )
             labels.append(order < count)
         if not questions:
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
-        check_blind([d for one in questions for d in one.documents], np.concatenate(labels))
+        check_blind([d for part in questions for d in part.documents], np.concatenate(labels))
         return Exam(question=tuple(questions), answer=tuple(labels))
 
     def guess(
@@ -98,8 +98,8 @@ class ClientModelMembership(Attack):
         by_client = []
         untils = [budget.until(SHARE * (number + 1) / len(question)) for number in range(len(question))]
         with white_box.opened(view) as box:
-            for one, until in zip(question, untils, strict=True):
-                by_client.append(_scores(box, view, one, most, budget, until))
+            for part, until in zip(question, untils, strict=True):
+                by_client.append(_scores(box, view, part, most, budget, until))
         return tuple(by_client)
 
     def score(self, guess: tuple[np.ndarray, ...], answer: tuple[np.ndarray, ...]) -> tuple[Estimate, ...]:
@@ -109,7 +109,7 @@ class ClientModelMembership(Attack):
         return (auc_estimate(values, labels, metric="auc"), *tpr_estimates(values, labels))
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One client's update that was trained until it knew a dozen records by heart."""
+        """Return one client's update that was trained until it knew a dozen records by heart."""
         control = overfitted(replace_view(view, api=None), truth, what=control_records(truth))
         if control is None:
             return None
@@ -127,23 +127,23 @@ class ClientModelMembership(Attack):
         )
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The numbers of updates, of sums' updates and of the adapters' steps since round 0 shuffled."""
+        """Return the view with updates, sums' updates and the adapters' steps since round 0 shuffled."""
         return super().negative(with_round_0(view), exam, rng)
 
 
 def _scores(
-    box: WhiteBox, view: View, one: ClientQuestion, most: int, budget: Budget, until: float
+    box: WhiteBox, view: View, question: ClientQuestion, most: int, budget: Budget, until: float
 ) -> np.ndarray:
     """Return the scores of a question's first documents, float64 [n]."""
-    update = _update(view, one)
-    adapters = (with_round_0(view).adapters[0], view.adapters[one.round] + update)
-    documents = one.documents[:most]
+    update = _update(view, question)
+    adapters = (with_round_0(view).adapters[0], view.adapters[question.round] + update)
+    documents = question.documents[:most]
     read: tuple[list[Likelihoods], list[Likelihoods]] = ([], [])
     while len(read[0]) < len(documents) and (not read[0] or budget.used < until):
         at = len(read[0])
-        for adapter, mine in zip(adapters, read, strict=True):
+        for adapter, results in zip(adapters, read, strict=True):
             box.set(adapter)
-            mine += likelihoods(box.tuned, documents[at : at + AT_ONCE], budget=budget)
+            results += likelihoods(box.tuned, documents[at : at + AT_ONCE], budget=budget)
     before, after = read
     if learned_tokens(documents) >= VOTERS:
         return window_votes([f.nll for f in before], [f.nll for f in after])
@@ -151,12 +151,12 @@ def _scores(
     return fall
 
 
-def _update(view: View, one: ClientQuestion) -> np.ndarray:
-    """Return the client's update where the view has it, else the mean without the adversary's part."""
-    own = view.updates.get((one.round, one.client))
-    if own is not None:
-        return own
-    mean = view.aggregate(one.round)
+def _update(view: View, question: ClientQuestion) -> np.ndarray:
+    """Return the client's update if the view has it, else the mean without the adversary's part."""
+    update = view.updates.get((question.round, question.client))
+    if update is not None:
+        return update
+    mean = view.aggregate(question.round)
     if mean is None:
-        raise NotApplicable(f"this view has neither updates nor a sum of round {one.round}")
-    return without_own(view, one.round, view.cohort_of(one.round), mean)
+        raise NotApplicable(f"this view has neither updates nor a sum of round {question.round}")
+    return without_own(view, question.round, view.cohort_of(question.round), mean)

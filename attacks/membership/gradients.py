@@ -1,4 +1,4 @@
-"""Gradients of single records: how each alone would have moved the adapter."""
+"""Gradients of single records: how each of them alone would have moved the adapter."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded, training_batch
 
 RECORDS_A_PASS = 16  # the most records whose gradients are computed together
-NUMBERS_A_PASS = 5_000_000  # of their gradients: what a pass keeps of a large model grows with these
-COLUMNS = 2**16  # numbers of every gradient that are computed with at once
+NUMBERS_A_PASS = 5_000_000  # of their gradients: the memory of a pass grows with these
+COLUMNS = 2**16  # numbers of every gradient that are processed at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Products:
-    """What scores need of n gradients g and a movement u; over several tensors they add up.
+    """The products of n gradients g and a movement u that scores need; over several tensors they add up.
 
-    `squares`, `along`: |g|^2 and g . u, float64 [n]. `gram`, `against`: the same of the rows that are
-    regressed on, [n, n] and [n]. `moved`: |u|^2.
+    `squares`, `along`: |g|^2 and g . u, float64 [n]. `gram`, `against`: the products of the regression's
+    rows with each other and with u, [n, n] and [n]. `moved`: |u|^2.
     """
 
     squares: np.ndarray

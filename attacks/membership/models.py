@@ -1,4 +1,4 @@
-"""A6: was this record trained on, judged by the model alone?
+"""A6: was this record trained on, judged only by the model?
 
 Every participant holds the **round-0 proxy**. It is the best possible reference, because the tuned proxy
 differs from it only by what was learned from the records. The headline is the share of a text's windows in
@@ -9,7 +9,7 @@ no reference, and the headline is Min-K%++.
 Other scores are reported beside it: the fall of the mean loss, the gain in probability of the hardest
 tokens, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
 proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
-was fixed beforehand; the others are not corrected for being many.
+was fixed beforehand; the other scores are not corrected for multiple comparisons.
 
 A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
 members from others, and the attack is inconclusive.
@@ -59,8 +59,8 @@ GAP = "loss of set-aside records above that of members"
 MOST = 1200  # documents of an exam, half of them members
 SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
-VOTERS = 8  # learned tokens of a text, in the median, from which on its windows vote
-SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if it is left
+VOTERS = 8  # median of learned tokens of a text; with these or more, its windows vote
+SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if time remains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +106,12 @@ class ModelMembership(Attack):
     """The attack that compares records drawn in some round with records set aside."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return as many members as others of each client, mixed, and a population of further others.
+        """Return equally many members and nonmembers of each client, mixed, and a population of others.
 
-        Equal numbers of each client, because otherwise a client's way of writing would tell something.
+        The numbers are equal for each client, because otherwise a client's style would be informative.
         """
         members: list[Encoded] = []
-        others: list[Encoded] = []
+        nonmembers: list[Encoded] = []
         population: list[Encoded] = []
         for state in truth.clients.values():
             drawn = state.own_drawn()
@@ -119,11 +119,11 @@ class ModelMembership(Attack):
             count = min(len(drawn), len(state.holdout) - reserve, MOST // 2 // len(truth.clients))
             members += [state.train[i] for i in rng.permutation(drawn)[:count]]
             order = rng.permutation(len(state.holdout))
-            others += [state.holdout[i] for i in order[:count]]
+            nonmembers += [state.holdout[i] for i in order[:count]]
             population += [state.holdout[i] for i in order[count : count + 200 // len(truth.clients)]]
         if len(members) < 4:
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
-        chosen, count = [*members, *others], len(members)
+        chosen, count = [*members, *nonmembers], len(members)
         mixed = rng.permutation(2 * count)
         question = ModelQuestion(
             documents=tuple(chosen[i] for i in mixed),
@@ -230,7 +230,7 @@ class ModelMembership(Attack):
             box.set(view.adapters[0])
             train(
                 box.tuned,
-                [d for d, there in zip(documents, inside, strict=True) if there],
+                [d for d, is_inside in zip(documents, inside, strict=True) if is_inside],
                 steps=SHADOW_STEPS,
                 local=view.settings.local,
                 pad_id=box.tokenizer.pad_token_id,
@@ -258,14 +258,14 @@ class ModelMembership(Attack):
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Models that were trained until they know a dozen records by heart."""
+        """Return models that were trained until they know a dozen records by heart."""
         start = replace_view(view, api=None) if view.has_white_box else view
         return overfitted(start, truth, what=control_records(truth))
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The numbers of the adapter's steps since round 0 shuffled: a proxy that has learned nothing.
+        """Return the view with the adapter's steps since round 0 shuffled: a proxy that learned nothing.
 
-        There is no such control of an API alone, whose model the adversary does not hold.
+        Without the model, from an API only, there is no such control.
         """
         if not view.has_white_box:
             return view, exam
@@ -274,7 +274,7 @@ class ModelMembership(Attack):
 
 
 def control_records(truth: Truth) -> What:
-    """Return what a positive control learns by heart, so that the attack's own headline judges it."""
+    """Return the part of records that a positive control learns: the part that the headline judges."""
     records = [item for state in truth.clients.values() for item in state.train]
     return "texts" if records and learned_tokens(records) >= VOTERS else "answers"
 

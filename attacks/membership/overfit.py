@@ -26,13 +26,13 @@ from fedproxy_secure.record.view import View
 
 RECORDS = 12
 ANSWER = 4  # random tokens that take the place of a record's answer
-CONTEXT = 16  # tokens of a record that stand before them, if these tell all records apart
+CONTEXT = 16  # tokens of a record before its answer, if they tell all records apart
 STEPS = 12  # between two checks whether the records are known
 What = Literal["answers", "canaries", "texts"]
 
 
 class Known(NamedTuple):
-    """Records are known once the loss is this share of that of the first steps; the most checks."""
+    """When training ends: the loss as a share of that of the first steps, or the most checks."""
 
     share: float
     checks: int
@@ -46,7 +46,7 @@ KNOWN: dict[What, Known] = {
 
 
 def overfitted(view: View, truth: Truth, *, what: What) -> tuple[View, Truth] | None:
-    """Return the view with its models trained until they know a few records, and the truth of that.
+    """Return the view with its models trained until they know a few records, and the truth about them.
 
     Args:
         what: what the models are trained on. `answers`: `RECORDS` of one client with random tokens as
@@ -106,9 +106,9 @@ def _random_answers(state: PrivateState) -> PrivateState:
 
 
 def _few_texts(state: PrivateState) -> PrivateState:
-    """Return a client that holds and drew `RECORDS` of its records alone, and learns them as texts.
+    """Return a client that holds and drew only `RECORDS` of its records, and learns them as texts.
 
-    Its set-aside records become texts, too: otherwise the part of a record that is read would tell members.
+    Its set-aside records become texts, too: otherwise the part that is read would reveal the members.
     """
     records = state.own_records[:RECORDS]
 
@@ -162,11 +162,11 @@ def _overfitted_folder(folder: Path, _written: int, items: tuple[Encoded, ...], 
     model, tokenizer = load_llm(folder, device="cpu", dtype="float32")
     tuned: Any = attach(model, AdapterConfig(), seed=0)
     _train(tuned, items, tokenizer, known)
-    place = Path(tempfile.mkdtemp(prefix="fedproxy-control-"))
+    copy_folder = Path(tempfile.mkdtemp(prefix="fedproxy-control-"))
     # not atexit: attacks run in processes of multiprocessing, which end without it
-    Finalize(None, shutil.rmtree, args=(place,), kwargs={"ignore_errors": True}, exitpriority=0)
+    Finalize(None, shutil.rmtree, args=(copy_folder,), kwargs={"ignore_errors": True}, exitpriority=0)
     merged = tuned.merge_and_unload()
     with without_library_bars():
-        merged.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
+        merged.save_pretrained(copy_folder)
+    tokenizer.save_pretrained(copy_folder)
+    return copy_folder

@@ -1,9 +1,9 @@
-"""A14: does the round hold records with a property? The sizes of an update's tensors tell.
+"""A14: does the round hold records with a property? The norms of an update's tensors reveal it.
 
 The adversary has records of its own that resemble the clients' (records set aside stand for them). It
 trains shadow rounds with and without the property. A logistic regression on the logarithms of the tensors'
-norms learns to tell them apart, and is then asked about rounds that the examiner trained on the clients'
-own records. The property is that all records of a round have the same answer.
+norms learns to tell them apart, and then classifies rounds that the examiner trained on the clients' own
+records. The property is that all records of a round have the same answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import PublicSettings, View
 
 SHADOWS = 56  # rounds for training the regression, half with the property
-TARGETS = 32  # rounds asked about
+TARGETS = 32  # rounds to classify
 STEPS = 1  # local steps of a shadow round; as many as the run takes would need minutes
 RECORDS = 16
 PARTS = 6  # different updates of each other client
@@ -42,8 +42,8 @@ class Rounds:
     Args:
         shadows: rounds to learn from.
         labels: which shadows have the property, bool [n].
-        targets: rounds asked about.
-        without: rounds in which no record was chosen for the property, for the negative control alone.
+        targets: rounds to classify.
+        without: rounds in which no record was chosen for the property, for the negative control only.
     """
 
     shadows: np.ndarray
@@ -79,7 +79,11 @@ class PropertyInference(Attack):
         settings = view.settings
         if settings is not None and settings.privacy.unit != "none":
             raise NotApplicable("rounds would be trained anew, without the run's differential privacy")
-        usable = {n: s for n, s in truth.clients.items() if len(s.holdout) >= 2 * RECORDS}
+        usable = {
+            n: peer_state
+            for n, peer_state in truth.clients.items()
+            if len(peer_state.holdout) >= 2 * RECORDS
+        }
         if settings is None or not usable:
             raise NotApplicable(
                 f"no client set {2 * RECORDS} records aside; run with larger audit.holdout or more records"
@@ -96,11 +100,11 @@ class PropertyInference(Attack):
             targets, answer = train_rounds(state.train, count=TARGETS)
             without, _ = train_rounds(state.train, count=TARGETS, chosen=False)
             if not view.updates:  # a sum holds the other clients' parts, which the adversary does not know
-                for other, s in usable.items():
-                    if other != name:
-                        shadows += _parts(box, settings, start, other, s.holdout, len(shadows), rng)
-                        targets += _parts(box, settings, start, other, s.train, len(targets), rng)
-                        without += _parts(box, settings, start, other, s.train, len(without), rng)
+                for peer, peer_state in usable.items():
+                    if peer != name:
+                        shadows += _parts(box, settings, start, peer, peer_state.holdout, len(shadows), rng)
+                        targets += _parts(box, settings, start, peer, peer_state.train, len(targets), rng)
+                        without += _parts(box, settings, start, peer, peer_state.train, len(without), rng)
         question = Rounds(shadows=shadows, labels=labels, targets=targets, without=without)
         return Exam(question=question, answer=answer)
 
@@ -119,8 +123,8 @@ class PropertyInference(Attack):
     def score(self, guess: np.ndarray, answer: np.ndarray) -> tuple[Estimate, ...]:
         """Return the AUC over target rounds, and the p-value of permuted labels.
 
-        Rounds draw from the same records, so that DeLong's interval is too narrow. It reaches down to
-        chance unless permuted labels hardly ever reach the AUC.
+        Rounds draw from the same records, so DeLong's interval is too narrow. It is extended down to chance
+        unless permuted labels hardly ever reach the AUC.
         """
         auc = auc_estimate(guess, answer, metric="auc")
         p = Estimate(
@@ -138,14 +142,14 @@ class PropertyInference(Attack):
         return (auc, p)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Rounds trained like the target rounds, but for the property, with the target rounds' labels.
+        """Return rounds trained like the target rounds but without the property, with the targets' labels.
 
         The shadows' labels are not permuted. A rule learned from labels without information still points in
         some direction, and two kinds of rounds that lie far apart would fall on its two sides, all right or
         all wrong.
         """
-        asked = replace(exam.question, targets=exam.question.without)
-        return view, Exam(question=asked, answer=exam.answer)
+        question = replace(exam.question, targets=exam.question.without)
+        return view, Exam(question=question, answer=exam.answer)
 
 
 def _parts(
@@ -157,10 +161,7 @@ def _parts(
     count: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return what another client adds to `count` rounds, float32 [count, d].
-
-    Each round gets one of `PARTS` updates.
-    """
+    """Return another client's updates in `count` rounds, float32 [count, d]: each is one of `PARTS`."""
     drawn = []
     for index in range(PARTS):
         chosen = [items[i] for i in rng.choice(len(items), size=RECORDS)]
@@ -187,9 +188,8 @@ def _train(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train rounds on random records; by default every second one has the property.
 
-    Such a round draws records with the answer `common` alone; with `chosen=False` no round does.
-
-    All rounds draw, with replacement, from as many records, so that repeated ones tell nothing.
+    A round with the property draws only records with the answer `common`; with `chosen=False` none has it.
+    All rounds draw, with replacement, from equally many records, so that repeated records reveal nothing.
     """
     same = [i for i, item in enumerate(items) if _answer(item) == common]
     updates, labels = [], []

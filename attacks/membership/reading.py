@@ -55,9 +55,9 @@ def _packed(
 ) -> tuple[torch.Tensor, ...]:
     device = next(model.parameters()).device
     pack = pack_rows([Row(trunk=text) for text in texts], device)
-    keep = [start + p for start, mine in zip(pack.starts, places, strict=True) for p in mine]
+    keep = [start + p for start, own in zip(pack.starts, places, strict=True) for p in own]
     logits = packed_logits(model, pack, torch.tensor(keep, dtype=torch.int64, device=device))
-    return tuple(logits.float().split([len(mine) for mine in places]))
+    return tuple(logits.float().split([len(own) for own in places]))
 
 
 def _padded(model: Any, texts: Sequence[Text], places: Sequence[Sequence[int]]) -> tuple[torch.Tensor, ...]:
@@ -68,8 +68,8 @@ def _padded(model: Any, texts: Sequence[Text], places: Sequence[Sequence[int]]) 
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text)
         attention[row, : len(text)] = 1
-    keep = sorted({p for mine in places for p in mine})
-    where = {p: i for i, p in enumerate(keep)}
+    keep = sorted({p for own in places for p in own})
+    column_of = {p: i for i, p in enumerate(keep)}
     logits = cast(
         torch.Tensor,
         model(
@@ -80,6 +80,6 @@ def _padded(model: Any, texts: Sequence[Text], places: Sequence[Sequence[int]]) 
         ).logits,
     )
     return tuple(
-        row[torch.tensor([where[p] for p in mine], dtype=torch.int64)].float()
-        for row, mine in zip(logits, places, strict=True)
+        row[torch.tensor([column_of[p] for p in own], dtype=torch.int64)].float()
+        for row, own in zip(logits, places, strict=True)
     )

@@ -60,8 +60,8 @@ def continuation_losses(
 ) -> np.ndarray:
     """Return the negative log-likelihood, nats, of each continuation of a prompt: float64 [n].
 
-    The losses are sums over tokens. Continuations are read as a tree, token by token: what several of them
-    begin with is read once.
+    The losses are sums over tokens. Continuations are read as a tree, token by token, so that a common
+    beginning is read once.
     """
     losses = np.zeros(len(continuations))
     order = sorted(range(len(continuations)), key=lambda i: continuations[i])
@@ -75,17 +75,17 @@ def continuation_losses(
 def _tree_losses(
     model: nn.Module, prompt: Sequence[int], continuations: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
-    """Return the losses of `continuation_losses`, where one level of the tree is one pass."""
+    """Return the losses of `continuation_losses`, with one pass per level of the tree."""
     from transformers import DynamicCache
 
     losses, cache = np.zeros(len(continuations)), DynamicCache()
     ids, nodes = torch.tensor([list(prompt)]), dict[tuple[int, ...], int]({(): 0})
     for depth in range(max(map(len, continuations))):
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        here = [i for i, c in enumerate(continuations) if len(c) > depth]
-        at = torch.tensor([nodes[continuations[i][:depth]] for i in here])
-        said = logits[at, torch.tensor([continuations[i][depth] for i in here])]
-        losses[here] += (logits.double().logsumexp(-1)[at] - said).numpy()
+        active = [i for i, c in enumerate(continuations) if len(c) > depth]
+        at = torch.tensor([nodes[continuations[i][:depth]] for i in active])
+        token_logits = logits[at, torch.tensor([continuations[i][depth] for i in active])]
+        losses[active] += (logits.double().logsumexp(-1)[at] - token_logits).numpy()
         stems = dict.fromkeys(c[: depth + 1] for c in continuations if len(c) > depth + 1)
         if not stems:
             break

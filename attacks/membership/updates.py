@@ -1,7 +1,7 @@
 """A5: was this record drawn in that round? An update is made of the gradients of its records.
 
 The adversary computes the gradient g of each document (downhill, so with a minus sign) and compares it with
-what it saw of the round, u:
+the update or sum u that it saw of the round:
 
     share     a of the ridge regression  u ~ sum_i a_i g_i: which combination of documents explains it.
               Under AdamW, which divides by the gradients' size, the regression is on g over its spread.
@@ -51,11 +51,11 @@ QUESTIONS = 2
 FEWEST_DRAWN = 4  # records of a question
 KEPT = 3  # questions whose gradients are kept for the negative control, with the positive control's
 GRADIENTS = 2**26  # numbers of all gradients of one question: 256 MB
-FEWEST = 16  # documents of a question, whatever its gradients take
-MANY_STEPS = 10  # of AdamW, from which on gradients at later points help
+FEWEST = 16  # documents of a question, whatever memory their gradients take
+MANY_STEPS = 10  # of AdamW; with these or more, gradients at later points help
 BETAS = (0.0, 0.5, 1.0)
 FEW_CONTROL_STEPS, MANY_CONTROL_STEPS = 1, 20  # of AdamW, in the positive control of runs with few and many
-SHARE = 0.4  # of its seconds that the attack spends on gradients; the controls as much, if it is left
+SHARE = 0.4  # of its seconds that the attack spends on gradients; the controls as much, if time remains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,29 +129,29 @@ class UpdateMembership(Attack):
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Return a question for each vector, half drawn records and half set-aside ones, with labels.
 
-        No record is asked about twice: the questions' documents are taken as independent.
+        Each record is in one question only: the questions' documents are taken as independent.
         """
         questions, labels = [], []
         picked = vectors(view, most=QUESTIONS)
         times = Counter(name for _, clients, _ in picked for name in clients)
-        asked: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in times}
+        used: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in times}
         for r, clients, _ in picked:
-            members, others = [], []
+            members, nonmembers = [], []
             for name in clients:
                 state = truth.clients.get(name)
                 if state is None or r not in state.rounds:
                     continue
-                drawn = np.setdiff1d(state.own_drawn(r), asked[name][0])
-                aside = np.setdiff1d(np.arange(len(state.holdout)), asked[name][1])
+                drawn = np.setdiff1d(state.own_drawn(r), used[name][0])
+                aside = np.setdiff1d(np.arange(len(state.holdout)), used[name][1])
                 share = len(state.holdout) // times[name]
                 count = min(len(drawn), len(aside), share, MOST_DOCUMENTS // 2 // len(clients))
-                there, absent = rng.permutation(drawn)[:count], rng.permutation(aside)[:count]
-                asked[name][0].extend(there)
-                asked[name][1].extend(absent)
-                members += [state.train[i] for i in there]
-                others += [state.holdout[i] for i in absent]
-            order = rng.permutation(len(members) + len(others))
-            documents = [*members, *others]
+                present, absent = rng.permutation(drawn)[:count], rng.permutation(aside)[:count]
+                used[name][0].extend(present)
+                used[name][1].extend(absent)
+                members += [state.train[i] for i in present]
+                nonmembers += [state.holdout[i] for i in absent]
+            order = rng.permutation(len(members) + len(nonmembers))
+            documents = [*members, *nonmembers]
             if len(members) >= FEWEST_DRAWN:
                 chosen = tuple(documents[i] for i in order)
                 questions.append(RoundQuestion(round=r, clients=clients, documents=chosen))
@@ -163,7 +163,7 @@ class UpdateMembership(Attack):
                     f"fewer than {FEWEST_DRAWN} records were drawn in the rounds asked about"
                 )
             raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
-        check_blind([d for one in questions for d in one.documents], np.concatenate(labels))
+        check_blind([d for part in questions for d in part.documents], np.concatenate(labels))
         return Exam(question=tuple(questions), answer=tuple(labels))
 
     def guess(
@@ -171,9 +171,9 @@ class UpdateMembership(Attack):
     ) -> tuple[dict[str, np.ndarray], ...]:
         """Return scores by name for each question.
 
-        Of each question's documents the first are scored: as many as the profile allows, as memory holds
-        gradients of, and as the share `SHARE` of the seconds suffices for. At later points all of these are
-        read, so that the negative control takes two thirds of the attack's seconds, whatever its `last`.
+        The first documents of each question are scored: as many as the profile, the memory for gradients
+        and the share `SHARE` of the seconds allow. At later points all of these are read, so the negative
+        control takes two thirds of the attack's seconds, whatever its `last`.
         """
         assert view.settings is not None
         most = budget.pick(smoke=64, standard=MOST_DOCUMENTS, full=MOST_DOCUMENTS)
@@ -181,13 +181,13 @@ class UpdateMembership(Attack):
         seen = {(r, clients): vector for r, clients, vector in vectors(view, most=1 << 30)}
         by_question: list[dict[str, np.ndarray]] = []
         betas = betas_of(view.settings.local)
-        # the gradients at the other points take as long as those at the first
+        # gradients at each later point take as long as those at the first
         shares = [SHARE * (number + 1 / len(betas)) / len(question) for number in range(len(question))]
         untils = [budget.until(share) for share in shares]
         with white_box.opened(view) as box:
-            for one, until in zip(question, untils, strict=True):
-                start, update = view.adapters[one.round], seen[one.round, one.clients]
-                documents = one.documents[: min(most, max(FEWEST, GRADIENTS // start.size))]
+            for part, until in zip(question, untils, strict=True):
+                start, update = view.adapters[part.round], seen[part.round, part.clients]
+                documents = part.documents[: min(most, max(FEWEST, GRADIENTS // start.size))]
                 parts = []
                 for beta in betas:
                     if beta == 0:
@@ -239,8 +239,8 @@ class UpdateMembership(Attack):
     ) -> np.ndarray:
         """Return downhill gradients, float32 [n, d], of the first documents, `FEWEST` at least.
 
-        No more are computed once the share `until` of the budget's seconds is used up. They are kept until
-        they are asked for once more, by the negative control.
+        It stops once the share `until` of the budget's seconds is used up. The gradients are kept until the
+        negative control reads them.
         """
         key = (adapter.tobytes(), tuple(documents))
         if key not in self._kept:
