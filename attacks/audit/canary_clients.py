@@ -82,14 +82,16 @@ def audit_sums(
     Args:
         claim: all rounds.
         norm: a client's clip norm in steps of the ring.
-        noise_share: the noise that is drawn has this share of the claimed deviation.
+        noise_share: deviation of the drawn noise, as a share of the claimed one.
     """
     present = CanaryClients.drawn(canaries, norm=norm, dimension=claim.dimension, rng=rng)
     coins = rng.random(canaries) < 0.5
     movement = claim.rounds * present.sum(coins)
-    own = claim.variance / claim.summands * noise_share**2
+    client_variance = claim.variance / claim.summands * noise_share**2
     for _ in range(claim.rounds * claim.summands):
-        movement += discrete.draw(claim.mechanism, own, Noise(rng.bytes(KEY_BYTES)), len(movement))
+        movement += discrete.draw(
+            claim.mechanism, client_variance, Noise(rng.bytes(KEY_BYTES)), len(movement)
+        )
     family = sums_family(claim, norm=norm, delta=delta, canaries=canaries)
     guesses, fails_at = _planned(claim, norm, claimed_epsilon, delta, canaries)
     return audit(
@@ -114,13 +116,13 @@ def _planned(
 
 def sums_family(claim: DiscreteSum, *, norm: int, delta: float, canaries: int) -> Family:
     """Return the claim's sums with any variance; imitated runs take the noise as normal."""
-    apart = norm * math.sqrt(claim.rounds / claim.variance)
+    shift = norm * math.sqrt(claim.rounds / claim.variance)
 
     def profile(part: float, _both: bool) -> PrivacyProfile:
         return discrete_sum(replace(claim, variance=claim.variance * part**2))
 
     def scores(part: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         coins = rng.random(canaries) < 0.5
-        return coins * apart + rng.standard_normal(canaries) * part, coins
+        return coins * shift + rng.standard_normal(canaries) * part, coins
 
     return Family(profile=profile, delta=delta, canaries=canaries, scores=scores)

@@ -5,10 +5,10 @@ this much noise". The bound asks which amounts of noise the guesses rule out: it
 with different amounts of noise, applies `one_run` to each, and takes the least amount that is refuted. The
 epsilon of that profile, at the claim's delta, is the lower bound.
 
-Guarantees: for whatever mechanism, let n be the most noise with which the family's profile lies nowhere
-below the mechanism's. With probability at least 1 - alpha no noise up to n is refuted, and so the bound is
-at most the epsilon that the family's profile gives noise n. For A8 that is the mechanism's own epsilon, up
-to the profile's grid, if it is one of the family, as our code is said to be. A9's profile comes from Rényi
+Guarantees: for any mechanism, let n be the most noise with which the family's profile lies nowhere below
+the mechanism's. With probability at least 1 - alpha no noise up to n is refuted, and so the bound is at
+most the epsilon that the family's profile gives noise n. For A8 that is the mechanism's own epsilon, up to
+the profile's grid, if it is one of the family, as the code claims to be. A9's profile comes from Rényi
 bounds and lies above the mechanism's own: at delta 1e-5 it says 8 where a Gaussian's is 7.43. If the claim
 is true, the verdict is FAIL with probability at most alpha. No independence between canaries is assumed.
 `without_curve` uses nothing but (epsilon, delta)-DP (`dp_audit`), so it bounds the epsilon of any
@@ -33,23 +33,23 @@ from fedproxy_secure.dp.profile import PrivacyProfile
 from fedproxy_secure.errors import DataError
 
 FINEST = 2 ** (1 / 32)  # ratio between amounts of noise that are tried
-MOST_STEPS = 224  # of that ratio, up and down from the claim
-SHARES = (0.5, 0.25, 0.1, 0.05, 0.02)  # of the canaries, about which guesses may be planned
+MOST_STEPS = 224  # steps of that ratio, up and down from the claim
+SHARES = (0.5, 0.25, 0.1, 0.05, 0.02)  # possible numbers of guesses, as shares of the canaries
 REHEARSALS = 6
 PARTS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the claimed noise, tried by `found_share`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A mechanism with any amount of noise, as a multiple of what is claimed.
+    """A mechanism with any amount of noise, as a multiple of the claimed noise.
 
     Args:
-        profile: of the mechanism with so many times the claimed noise; of both directions if the second
-            argument is true, else of the direction "in against out".
-        delta: of the claim.
-        canaries: number of canaries that scores are made for.
-        scores: of a run with so many times the claimed noise, as an outsider would imitate it: float [m]
-            and the coins, bool [m]. Used for planning alone.
+        profile: the mechanism's profile at this multiple of the claimed noise; of both directions if the
+            second argument is true, else of the direction "in against out".
+        delta: delta of the claim.
+        canaries: number of canaries that have scores.
+        scores: scores of a run at this multiple of the claimed noise, as an outsider would imitate it,
+            float [m], and the coins, bool [m]. Used for planning only.
     """
 
     profile: Callable[[float, bool], PrivacyProfile]
@@ -58,15 +58,15 @@ class Family:
     scores: Callable[[float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
     def epsilon(self, part: float) -> float:
-        """Return the epsilon, at `delta`, of the mechanism with so many times the claimed noise."""
+        """Return the epsilon, at `delta`, of the mechanism with `part` times the claimed noise."""
         return self.profile(part, False).epsilon(self.delta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveAudit:
-    """The lower bound on epsilon beside the claim; see the module for what each number bounds.
+    """The lower bound on epsilon and the claim; the module says what each number bounds.
 
-    `fails_at`: the largest share of the claimed noise with which it would have failed (`found_share`).
+    `fails_at`: the largest share of the claimed noise with which the audit would fail (`found_share`).
     """
 
     canaries: int
@@ -128,15 +128,15 @@ def audit(
 
 
 def shown(family: Family, *, guesses: Guesses, canaries: int, correct: int, alpha: float) -> float:
-    """Return the epsilon of the least noise that so many right guesses refute; 0 if none is refuted."""
+    """Return the epsilon of the least noise that `correct` right guesses refute; 0 if none is refuted."""
 
     def refuted(step: int) -> bool:
         profile = family.profile(FINEST**step, guesses.both)
         return refutes(profile, canaries=canaries, guesses=guesses, correct=correct, alpha=alpha)
 
-    low, high = -MOST_STEPS - 1, MOST_STEPS + 1  # not refuted, refuted: as if tried
+    low, high = -MOST_STEPS - 1, MOST_STEPS + 1  # taken as not refuted and refuted
     near = 8
-    for step in (0, near, -near, 4 * near, -4 * near):  # profiles of little noise are dear: last
+    for step in (0, near, -near, 4 * near, -4 * near):  # profiles of little noise are expensive: last
         if low < step < high:
             low, high = (low, step) if refuted(step) else (step, high)
     while high - low > 1:
@@ -146,11 +146,11 @@ def shown(family: Family, *, guesses: Guesses, canaries: int, correct: int, alph
 
 
 def planned(family: Family, *, claimed_epsilon: float, alpha: float = ALPHA) -> Guesses:
-    """Return the guesses to make, from imitated runs alone: nothing of the audited run is used.
+    """Return the guesses to make, from imitated runs only: nothing of the audited run is used.
 
-    Among the numbers and kinds of guesses with which half of the claimed noise fails in every imitated run,
-    or among all if there is none, the one that shows most of the claim when it is true, on average.
-    `found_share` says which of the two it was.
+    Candidates are the numbers and kinds of guesses with which half of the claimed noise fails in every
+    imitated run, or all if there are none (`found_share` tells which). The result is the candidate with the
+    largest average bound when the claim is true.
     """
     half, whole = (_rehearsed(family, part) for part in (0.5, 1.0))
 
@@ -158,9 +158,9 @@ def planned(family: Family, *, claimed_epsilon: float, alpha: float = ALPHA) -> 
         def bound(right: int) -> float:
             return shown(family, guesses=guesses, canaries=family.canaries, correct=right, alpha=alpha)
 
-        least = min(guesses.correct(*run) for run in half)
-        middle = sum(guesses.correct(*run) for run in whole) // REHEARSALS
-        return bound(least) > claimed_epsilon, bound(middle)
+        worst_case = min(guesses.correct(*run) for run in half)
+        typical = sum(guesses.correct(*run) for run in whole) // REHEARSALS
+        return bound(worst_case) > claimed_epsilon, bound(typical)
 
     return max(_designs(family.canaries), key=worth)
 
@@ -198,5 +198,5 @@ def _rehearsed(family: Family, part: float) -> list[tuple[np.ndarray, np.ndarray
 
 
 def _one(family: Family, part: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    # a run's coins are hardly among these: the suite draws its seed from 2^31 of them
+    # an audited run's coins are unlikely to be among these: the suite draws its seed from 2^31 values
     return family.scores(part, np.random.default_rng(seed))

@@ -11,9 +11,9 @@ with r guesses, v of them right. The lower bound is the largest epsilon with p <
 
 Guarantees: for a mechanism that is (epsilon, delta)-DP and canaries put in by independent fair coins, the
 lower bound exceeds epsilon with probability at most alpha. The number of guesses must be fixed before the
-scores are seen. Not guaranteed: that a small bound means privacy. Even perfect guesses show only so much,
-and for a mechanism like DP-SGD the bound stays far below its epsilon: `curve_audit` knows more of the
-mechanism and shows more.
+scores are seen. Not guaranteed: that a small bound means privacy. Even perfect guesses show a limited
+epsilon, and for a mechanism like DP-SGD the bound stays far below its epsilon: `curve_audit` uses more
+knowledge of the mechanism and shows more.
 
 After Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846).
 """

@@ -54,9 +54,9 @@ _MOST_EPSILON = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Guesses:
-    """What is guessed: `count` canaries, those that seem most surely in, or with `both` half of them out.
+    """The guesses: `count` canaries, those that seem most surely in, or with `both` half of them out.
 
-    To be fixed before the scores are seen.
+    They must be fixed before the scores are seen.
     """
 
     count: int
@@ -87,7 +87,7 @@ class Guesses:
 def refutes(
     profile: PrivacyProfile, *, canaries: int, guesses: Guesses, correct: int, alpha: float
 ) -> bool:
-    """Return whether at least so many right guesses have a probability below alpha under the profile.
+    """Return whether `correct` or more right guesses have a probability below alpha under the profile.
 
     Args:
         profile: of the direction "in against out"; of both directions if guesses are of both kinds.
@@ -105,7 +105,7 @@ def refutes(
 
 
 def _least_total(inverse: _Inverse, canaries: int, guesses: Guesses, correct: int, alpha: float) -> float:
-    """Return the least that P[C >= 0] can be given P[C >= correct] = alpha; above 1 if there is no law."""
+    """Return the least P[C >= 0] given P[C >= correct] = alpha; it is above 1 if there is no law."""
     parts = float(canaries if guesses.both else canaries / 2)
     r = guesses.count
     q = z = alpha

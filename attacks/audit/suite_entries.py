@@ -35,9 +35,9 @@ from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.record.view import View
 
 BROKEN = 0.125  # a positive control has this share of the claimed noise
-LEAST_FOUND = 0.5  # an audit that would not even have failed this share of the noise cannot tell
+LEAST_FOUND = 0.5  # an audit that would not fail even this share of the noise is inconclusive
 WOULD_FAIL = "most of the claimed noise that would have failed"
-LEAST_CANARIES, MOST_CANARIES = 1_000, 10_000  # of A8: as many as the passes of a budget are enough for
+LEAST_CANARIES, MOST_CANARIES = 1_000, 10_000  # of A8, as the passes of a budget allow
 PASSES = {"smoke": 4_000, "standard": 10_000, "full": 40_000}  # of A8, by profile
 CLIENTS = {"smoke": 2_000, "standard": 4_000, "full": 10_000}  # canaries of A9, by profile
 MOST = 500.0  # a larger epsilon is reported as this one; it means no privacy either way
@@ -46,22 +46,22 @@ AUDIT = (("NIST AI RMF", "1.0", "MEASURE 2.10"), ("EU AI Act", "2024/1689", "Art
 
 @dataclass(frozen=True, kw_only=True)
 class Audited:
-    """What an audit found."""
+    """The result of an audit."""
 
     result: CurveAudit
 
     def estimates(self, metric: str) -> tuple[Estimate, ...]:
         """Return the audit's estimates: its headline, the bounds on epsilon, and the guesses behind."""
-        found = self.result
+        result = self.result
 
-        def made(name: str, value: float, unit: str, how: str) -> Estimate:
-            kept = min(value, MOST)
+        def estimate(name: str, value: float, unit: str, how: str) -> Estimate:
+            capped = min(value, MOST)
             return Estimate(
                 metric=name,
-                value=kept,
-                low=kept,
-                high=kept,
-                n=found.canaries,
+                value=capped,
+                low=capped,
+                high=capped,
+                n=result.canaries,
                 unit=unit,
                 seeds=(0,),
                 how=how,
@@ -70,33 +70,35 @@ class Audited:
         how = "one-run audit by the mechanism's own trade-off curve: a lower bound at 95 %"
         any_how = "one-run audit by epsilon and delta alone: a lower bound at 95 %"
         right = replace(
-            counted(found.correct, metric="right guesses", unit="count", seeds=(0,), n=found.guesses.count),
-            how=f"right guesses of n, {'in and out' if found.guesses.both else 'in alone'}, about "
-            f"{found.canaries} canaries",
+            counted(
+                result.correct, metric="right guesses", unit="count", seeds=(0,), n=result.guesses.count
+            ),
+            how=f"right guesses of n, {'in and out' if result.guesses.both else 'in alone'}, about "
+            f"{result.canaries} canaries",
         )
-        would = () if found.fails_at is None else (_would_fail(found.fails_at, found.canaries),)
+        would_fail = () if result.fails_at is None else (_would_fail(result.fails_at, result.canaries),)
         return (
-            made(metric, found.lower_bound / found.claimed_epsilon, "ratio", how),
-            made("audited epsilon", found.lower_bound, "epsilon", how),
-            made("most that these canaries could show", found.ceiling, "epsilon", how),
-            made("audited epsilon, whatever the mechanism", found.without_curve, "epsilon", any_how),
+            estimate(metric, result.lower_bound / result.claimed_epsilon, "ratio", how),
+            estimate("audited epsilon", result.lower_bound, "epsilon", how),
+            estimate("most that these canaries could show", result.ceiling, "epsilon", how),
+            estimate("audited epsilon, whatever the mechanism", result.without_curve, "epsilon", any_how),
             right,
-            *would,
+            *would_fail,
         )
 
 
 def _would_fail(share: float, canaries: int) -> Estimate:
-    made = counted(share, metric=WOULD_FAIL, unit="share", seeds=(0,), n=canaries)
-    return replace(made, how="largest share, in tenths, that failed in each of six imitated runs")
+    estimate = counted(share, metric=WOULD_FAIL, unit="share", seeds=(0,), n=canaries)
+    return replace(estimate, how="largest share, in tenths, that failed in each of six imitated runs")
 
 
 def more_canaries(now: int, *, most: int, room: int | None = None) -> str:
-    """Return what to do for more canaries, by what bounds their number.
+    """Return how to get more canaries, by the limit on their number.
 
     Args:
-        now: how many there are.
-        most: how many the largest profile has.
-        room: how many numbers the adapter has, where each canary needs one of its own.
+        now: the current number of canaries.
+        most: the number in the largest profile.
+        room: the numbers of the adapter, if each canary needs one of its own.
     """
     if room is not None and now >= room:
         return f"an adapter of {room} numbers has no room for more canaries; train a larger one"
@@ -106,12 +108,12 @@ def more_canaries(now: int, *, most: int, room: int | None = None) -> str:
 
 
 def _weakest(faults: Sequence[CurveAudit], *, remedy: str) -> Audited:
-    """Return, of the positive controls' audits, the one that shows least: each fault must be found.
+    """Return the positive control's audit that shows least, as each fault must be found.
 
-    Raises `Inconclusive`, with what gives more canaries, if they are too few to find half of the noise
+    Raises `Inconclusive`, with `remedy`, if there are too few canaries to detect that half of the noise is
     missing.
     """
-    weakest = min(faults, key=lambda found: found.lower_bound)
+    weakest = min(faults, key=lambda audit: audit.lower_bound)
     if weakest.fails_at is not None and weakest.fails_at < LEAST_FOUND:
         raise Inconclusive(
             f"would have failed only with {weakest.fails_at:g} of the claimed noise or less; must be "
@@ -128,14 +130,14 @@ class _Audit(Attack):
         return guess.estimates(self.info.headline)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """The same mechanism with known faults, which the audit must find; the weakest detection counts.
+        """Return the same mechanism with known faults, which the audit must find; the weakest counts.
 
         One fault is an eighth of the claimed noise; for A8 another is a clip ten times the correct length.
         """
         return replace_view(view, threat_model=KNOWN_BAD), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """None: the audit's confidence level limits false accusations, which is tested over seeds."""
+        """Return no control: the audit's confidence level limits false accusations (tested over seeds)."""
         return view, exam
 
 
@@ -249,7 +251,7 @@ class CanaryClientAudit(_Audit):
         count = min(budget.pick(**CLIENTS), settings.d)
         remedy = more_canaries(count, most=max(CLIENTS.values()), room=settings.d)
         bad = view.threat_model == KNOWN_BAD
-        found = audit_sums(
+        result = audit_sums(
             replace(claim, rounds=settings.federate.rounds),
             norm=RESOLUTION,
             claimed_epsilon=settings.privacy.target_epsilon,
@@ -258,4 +260,4 @@ class CanaryClientAudit(_Audit):
             rng=rng,
             noise_share=BROKEN if bad else 1.0,
         )
-        return _weakest([found], remedy=remedy) if bad else Audited(result=found)
+        return _weakest([result], remedy=remedy) if bad else Audited(result=result)

@@ -1,7 +1,7 @@
-"""Does a model descend from an LLM, also where its weights were rotated, permuted and trained on?
+"""Does a model descend from an LLM, even if its weights were rotated, permuted and trained further?
 
-After AWM (arXiv 2510.06738): weights of a descendant can be disguised, but only by what leaves the model's
-function as it is. This module undoes or does not see these disguises:
+After AWM (arXiv 2510.06738): weights of a descendant can be disguised, but only by changes that keep the
+model's function. This module undoes, or is invariant to, these disguises:
 
     rotation of the hidden state, permutation and signs of its numbers
         Both models have the same tokens, so the rotation between them is the one that brings one matrix of
@@ -72,20 +72,20 @@ class Ancestry:
     def chance(self) -> float:
         """How likely one more model like the strangers would score as high, *if* their scores are normal.
 
-        By Student's t for one more number of a sample: few strangers tell little. Scores that all agree
-        tell nothing of how far others lie: 1. Skewed scores go as high more often than this says.
+        By Student's t for one more number of a sample: few strangers give a large chance. If all scores
+        agree, their spread is unknown and the chance is 1. With skewed scores the true chance is higher.
         """
         mean, spread = float(np.mean(self.strangers)), float(np.std(self.strangers, ddof=1))
         if spread < 1e-9:
             return 1.0
-        apart = (self.score - mean) / (spread * math.sqrt(1 + 1 / len(self.strangers)))
-        return float(student_t.sf(apart, len(self.strangers) - 1))
+        distance = (self.score - mean) / (spread * math.sqrt(1 + 1 / len(self.strangers)))
+        return float(student_t.sf(distance, len(self.strangers) - 1))
 
     @property
     def by_rank(self) -> float:
-        """The same chance whatever the form of the scores, if a stranger and the suspect are exchangeable.
+        """The same chance without a form of the scores, if a stranger and the suspect are exchangeable.
 
-        It is 1 / (n + 1) at least, for n strangers.
+        It is at least 1 / (n + 1) for n strangers.
         """
         return (1 + sum(s >= self.score for s in self.strangers)) / (len(self.strangers) + 1)
 
@@ -94,9 +94,9 @@ class Ancestry:
         return self.score >= LEAST and self.score > max(self.strangers) and self.chance <= error
 
     def descends(self, error: float) -> bool:
-        """Return whether it is `alike` beside strangers that were all named.
+        """Return whether it is `alike` and all strangers were named.
 
-        Trained models score above random weights, so that no accusation rests on these.
+        Trained models score above random weights, so random weights justify no accusation.
         """
         return self.alike(error) and not self.untrained
 
@@ -121,10 +121,10 @@ def ancestry(
     score, pairs = likeness(a, b)
     scores, digests = [], []
     for number, folder in enumerate(strangers, 1):
-        other = load_llm(folder, dtype="float32")[0]
-        digests.append(_digest(other))
+        model = load_llm(folder, dtype="float32")[0]
+        digests.append(_digest(model))
         _check_distinct(strangers[:number], digests)
-        scores.append(likeness(other, b)[0])
+        scores.append(likeness(model, b)[0])
     added = max(0, max(untrained, FEWEST) - len(scores)) if len(scores) < FEWEST else 0
     # drawn, since an LLM may have begun with the weights of a small seed such as 0
     seeds = np.random.default_rng(seed).integers(2**31, size=added)
@@ -161,9 +161,9 @@ def likeness(a: nn.Module, b: nn.Module) -> tuple[float, tuple[tuple[int, int], 
     if len(x) != len(y):
         raise ModelError(f"suspect or stranger: has {len(x)} tokens, the LLM {len(y)}; must have the same")
     turn = turning(x, y)
-    mine = [_kernels(block, turn) for block in blocks_of(a)]
-    theirs = [_kernels(block) for block in blocks_of(b)]
-    table = np.array([[_alike(p, q) for q in theirs] for p in mine])
+    suspect_kernels = [_kernels(block, turn) for block in blocks_of(a)]
+    llm_kernels = [_kernels(block) for block in blocks_of(b)]
+    table = np.array([[_alike(p, q) for q in llm_kernels] for p in suspect_kernels])
     rows, columns = linear_sum_assignment(-table)
     pairs = tuple((int(i), int(j)) for i, j in zip(rows, columns, strict=True))
     return float(table[rows, columns].mean()), pairs
@@ -175,8 +175,8 @@ def turning(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     Args:
         x, y: embeddings of the same tokens, float64 [V, a] and [V, b]; token means are taken off.
     """
-    left, _, right = torch.linalg.svd((x - x.mean(0)).T @ (y - y.mean(0)), full_matrices=False)
-    turn: torch.Tensor = left @ right
+    u, _, vt = torch.linalg.svd((x - x.mean(0)).T @ (y - y.mean(0)), full_matrices=False)
+    turn: torch.Tensor = u @ vt
     return turn
 
 

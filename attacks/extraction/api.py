@@ -1,4 +1,4 @@
-"""The fused LLM as a customer reaches it: texts go in, what its policy tells comes out.
+"""The fused LLM behind its API: it answers texts with what its policy discloses.
 
 One **query** is one text. Its answer is what the policy (`api` in the run's settings) discloses after each
 of its tokens: all logits (serving software calls these prompt log-probabilities), the likeliest tokens, or
@@ -33,7 +33,7 @@ EXTRACTION = (
 )
 OPEN = ApiConfig()
 NOISE_KEY = Secret(digest(b"the key of the noise in evaluations"))
-NOTES_BYTES = 2**28  # answers kept; the others are computed again, which costs time but no query
+NOTES_BYTES = 2**28  # of cached answers; other answers are computed again, which costs no query
 
 
 class OverBudget(Inconclusive):
@@ -46,10 +46,10 @@ class Api:
     Args:
         folder: the model's folder.
         limit: the most texts that the adversary asks; a stricter limit of the policy holds, too.
-        policy: what it tells; by default all logits.
+        policy: what the API discloses; by default all logits.
         mode: `true`, or one of two negative controls: `shuffled` gives every text the answer to another
             text of the same call, `noise` answers with noise.
-        notes_bytes: the most that the customer's notes take.
+        notes_bytes: the largest size of the customer's cache.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Api:
 
     @property
     def vocabulary(self) -> int:
-        """The number of tokens that it knows, which its tokenizer tells whoever may ask."""
+        """The number of tokens that it knows, which its public tokenizer reveals."""
         return vocabulary_size(self._model)
 
     def ask(self, texts: torch.Tensor) -> ApiAnswer:
@@ -85,20 +85,20 @@ class Api:
         policy allows; none of them is answered.
         """
         keys = [row.numpy().tobytes() for row in texts.cpu()]
-        wanted = self._seen | dict.fromkeys(keys, texts.shape[1])
-        self._check(wanted)
-        self._seen = wanted
+        requested = self._seen | dict.fromkeys(keys, texts.shape[1])
+        self._check(requested)
+        self._seen = requested
         unknown = [i for i, key in enumerate(keys) if key not in self._notes]
         fresh: dict[bytes, ApiAnswer] = {}
         at_once = windows_a_pass(self._model, texts)
         for at in range(0, len(unknown), at_once):
             part = unknown[at : at + at_once]
             for i, logits in zip(part, self._run(texts[part]), strict=True):
-                told = tell(logits, texts[i], self.policy, NOISE_KEY)
-                fresh[keys[i]] = told
-                if self._noted_bytes + told.nbytes <= self._notes_bytes:
-                    self._notes[keys[i]] = told
-                    self._noted_bytes += told.nbytes
+                answer = tell(logits, texts[i], self.policy, NOISE_KEY)
+                fresh[keys[i]] = answer
+                if self._noted_bytes + answer.nbytes <= self._notes_bytes:
+                    self._notes[keys[i]] = answer
+                    self._noted_bytes += answer.nbytes
         answers = [self._notes[k] if k in self._notes else fresh[k] for k in keys]
         return joined(answers[-1:] + answers[:-1] if self._mode == "shuffled" else answers)
 
@@ -108,17 +108,17 @@ class Api:
         assert numbers is not None
         return numbers
 
-    def _check(self, wanted: dict[bytes, int]) -> None:
+    def _check(self, requested: dict[bytes, int]) -> None:
         """Raise `OverBudget` if these texts are more than the adversary may ask."""
-        asked, tokens = len(wanted), sum(wanted.values())
+        count_texts, tokens = len(requested), sum(requested.values())
         limits = (
-            ("queries", asked, self._limit, "the budget"),
-            ("queries", asked, self.policy.queries, "api.queries"),
+            ("queries", count_texts, self._limit, "the budget"),
+            ("queries", count_texts, self.policy.queries, "api.queries"),
             ("tokens", tokens, self.policy.token_limit, "api.tokens"),
         )
-        for name, count, most, whose in limits:
+        for name, count, most, source in limits:
             if most is not None and count > most:
-                raise OverBudget(f"{name}={count}: must be <= {most}, {whose}")
+                raise OverBudget(f"{name}={count}: must be <= {most}, {source}")
 
     @torch.no_grad()
     def _run(self, texts: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How much a model behaves like the LLM: both answer held-out texts, and the share of the gap is measured.
+"""Measure how much a model behaves like the LLM, by the answers of both on held-out texts.
 
     R = (S_attack - S_proxy) / (S_LLM - S_proxy)
 
@@ -47,7 +47,7 @@ class ExtractionQuestion:
         depth: number of the LLM's blocks, which is taken to be public.
         texts: int64 [n, tokens].
         places: int64 [n, p], each below tokens - 1.
-        records: whole records, since each token of an answer is asked for after those before it. They are
+        records: whole records, since each token of an answer is predicted after those before it. They are
             not texts to learn from.
         sizes: sizes of the LLM's blocks by their names in its configuration, taken to be public, too.
     """
@@ -59,7 +59,7 @@ class ExtractionQuestion:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def first(self, texts: int, records: int) -> ExtractionQuestion:
-        """Return the questions with the first texts and the first records alone."""
+        """Return the questions with only the first texts and the first records."""
         return replace(
             self, texts=self.texts[:texts], places=self.places[:texts], records=self.records[:records]
         )
@@ -88,15 +88,15 @@ class Behaviour:
 def behaviour(
     model: nn.Module, asked: ExtractionQuestion, *, budget: Budget | None = None, writes: bool = True
 ) -> Behaviour:
-    """Return what a model answers to the questions; without `writes` it continues no prompt."""
+    """Return a model's answers to the questions; without `writes` it continues no prompt."""
     logits = logits_after(model, asked.texts.tolist(), asked.places.tolist(), budget=budget)
     logs = np.stack([part.log_softmax(-1).cpu().numpy() for part in logits])
     texts = [item.ids for item in asked.records]
     places = [range(item.response_start - 1, len(item.ids) - 1) for item in asked.records]
     answers = logits_after(model, texts, places, budget=budget)
-    said = tuple(part.argmax(-1).cpu().numpy() for part in answers)
+    likeliest = tuple(part.argmax(-1).cpu().numpy() for part in answers)
     prompts = asked.prompts if writes else asked.prompts[:0]
-    return Behaviour(logs=logs, said=said, written=greedy(model, prompts, budget=budget))
+    return Behaviour(logs=logs, said=likeliest, written=greedy(model, prompts, budget=budget))
 
 
 def scores(mine: Behaviour, llm: Behaviour, asked: ExtractionQuestion) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Train what an adversary holds, all of it or the fillers alone: by distillation or by healing."""
+"""Train an adversary's model, all weights or only the fillers, by distillation or by healing."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ TOP = 20  # tokens that the weaker API of a control tells, with their probabilit
 LEARNING_RATE = 3e-3
 WARM_UP = 0.05  # share of the steps; afterwards the rate falls linearly to 0
 CHECKS = 4  # evaluations on held-out texts during training, one every third step at most
-MOST_CHECKED = 32  # the most texts that are held out to choose by
-GOOD_ENOUGH = 1e-7  # nats; below it nothing is left to learn
-LITTLE_NOISE = 0.5  # nats; up to here KL to noisy logits is nearer to KL to the true ones than `_near` is
-DEVIATIONS = 6.0  # beyond these, what lies outside a head's span is more than noise
+MOST_CHECKED = 32  # the most texts that are held out to choose a state by
+GOOD_ENOUGH = 1e-7  # nats; below it nothing remains to learn
+LITTLE_NOISE = 0.5  # nats; up to here KL to noisy logits estimates the true KL better than `_near`
+DEVIATIONS = 6.0  # beyond these, the part outside a head's span is more than noise
 
 
 def imitate(api: Api, answers: Answers | None = None, span: torch.Tensor | None = None) -> Lesson:
-    """Return the loss of a model that should behave like the API, by what the API tells.
+    """Return the loss of a model that should behave like the API, by the kind of the API's answers.
 
         logits           KL of all logits
-        logits + noise   the same to second order, and half the noise's variance whatever the model;
-                         noise outside of `span` is taken off first, and where what is left is at
+        logits + noise   the same to second order, plus half the noise's variance for every model;
+                         noise outside of `span` is removed first, and if the remaining noise is at
                          most `LITTLE_NOISE`, the loss is KL as without noise
-        top_k            KL of the tokens told and of all others together
-        text             how far the model's first choice is above the API's. Where it is only
-                         measured: the share of tokens at which they differ, which flat logits
-                         cannot make small
+        top_k            KL of the returned tokens and of all others together
+        text             how far the model's first choice is above the API's. Without gradients:
+                         the share of tokens at which they differ, which flat logits cannot make
+                         small
 
     Likelihood of the API's first choice does worse for `text`: it makes the model surer than the API is.
 
     Args:
         api: the API.
-        answers: the kind of answer that is looked at, for controls that are told less (`TOP` tokens); by
-            default the kind that the API gives.
-        span: where the LLM's logits are known to lie (`span_of`), float32 [V, k].
+        answers: the kind of answer that is used, for controls that get less (`TOP` tokens); by default the
+            kind that the API gives.
+        span: the space in which the LLM's logits are known to lie (`span_of`), float32 [V, k].
     """
 
     def lesson(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        told = api.ask(texts)
+        answer = api.ask(texts)
         if answers == "text":
-            told = ApiAnswer(answers="text", tokens=told.likeliest.unsqueeze(-1))
-        elif answers == "top_k" and told.answers == "logits":
-            assert told.numbers is not None
-            told = tell(told.numbers, texts, ApiConfig(answers="top_k", top_k=TOP))
-        numbers = None if told.numbers is None else told.numbers.to(logits.device)
-        if told.tokens is None:
+            answer = ApiAnswer(answers="text", tokens=answer.likeliest.unsqueeze(-1))
+        elif answers == "top_k" and answer.answers == "logits":
+            assert answer.numbers is not None
+            answer = tell(answer.numbers, texts, ApiConfig(answers="top_k", top_k=TOP))
+        numbers = None if answer.numbers is None else answer.numbers.to(logits.device)
+        if answer.tokens is None:
             assert numbers is not None
             noise = api.policy.noise
             if noise and (span is None or noise * math.sqrt(span.shape[1] / span.shape[0]) > LITTLE_NOISE):
@@ -65,22 +65,22 @@ def imitate(api: Api, answers: Answers | None = None, span: torch.Tensor | None 
             if noise and span is not None:
                 numbers = _projected(numbers, span)
             return _divergence(numbers.log_softmax(-1), logits)
-        tokens = told.tokens.to(logits.device)
+        tokens = answer.tokens.to(logits.device)
         if numbers is None:
             return _first_choice(tokens, logits)
-        mine = logits.log_softmax(-1).gather(-1, tokens)
-        theirs, mine = (torch.cat([x, _rest(x)], dim=-1) for x in (numbers, mine))
-        return (theirs.exp() * (theirs - mine)).sum(-1).mean()
+        model_logs = logits.log_softmax(-1).gather(-1, tokens)
+        api_logs, model_logs = (torch.cat([x, _rest(x)], dim=-1) for x in (numbers, model_logs))
+        return (api_logs.exp() * (api_logs - model_logs)).sum(-1).mean()
 
     return lesson
 
 
-def _first_choice(said: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return by how much a model's likeliest token is above the one that was said, int64 [..., 1], nats.
+def _first_choice(first: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return by how much a model's likeliest token is above the API's `first`, int64 [..., 1], in nats.
 
     Without gradients, where models are compared, it is the share of tokens at which they differ.
     """
-    lead = logits.amax(-1, keepdim=True) - logits.gather(-1, said)
+    lead = logits.amax(-1, keepdim=True) - logits.gather(-1, first)
     return lead.mean() if torch.is_grad_enabled() else (lead > 0).float().mean()
 
 
@@ -89,15 +89,16 @@ def _near(
 ) -> torch.Tensor:
     """Return half the variance of a model's error in logits under its own probabilities, nats.
 
-    It is the KL to second order, above half the noise's variance: what noise adds on average depends on the
-    model only through p, and its level tells that part, so that a surer model gains nothing by it.
+    It is the KL to second order, plus half the noise's variance. The average effect of noise depends on the
+    model only through p and is known from the noise's level, so it is subtracted: a surer model gains
+    nothing by it.
 
     Args:
         noisy: logits with noise of standard deviation `noise`, float32 [..., V].
         logits: the model's.
         noise: the level.
         span: an orthonormal basis, float32 [V, k], of a space in which the logits without noise lie; the
-            noise outside of it is taken off.
+            noise outside of it is removed.
     """
     p = logits.detach().softmax(-1)
     if span is None:
@@ -114,16 +115,16 @@ def _near(
 
 
 def _projected(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """Return logits, float32 [..., V], without what lies outside of a span, [V, k]."""
+    """Return logits, float32 [..., V], projected onto a span, [V, k]."""
     span = span.to(logits.device)
     projected: torch.Tensor = logits @ span @ span.T
     return projected
 
 
-def _divergence(theirs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return the mean KL from log-probabilities [..., V] to a model's logits, nats: few arrays of V."""
-    p = theirs.exp()
-    entropy = -torch.linalg.vecdot(p, theirs)
+def _divergence(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return the mean KL from log-probabilities [..., V] to a model's logits, nats; few arrays of V."""
+    p = log_p.exp()
+    entropy = -torch.linalg.vecdot(p, log_p)
     mean: torch.Tensor = (logits.logsumexp(-1) - torch.linalg.vecdot(p, logits) - entropy).mean()
     return mean
 
@@ -131,9 +132,9 @@ def _divergence(theirs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 def span_of(model: nn.Module) -> torch.Tensor:
     """Return an orthonormal basis, float32 [V, k], of the space in which a model's logits lie.
 
-    They are the head's matrix times a hidden state, so those of all texts lie in the span of its columns:
+    Logits are the head's matrix times a hidden state, so those of all texts lie in the span of its columns:
     k is the hidden size, 1 more for a number that all logits of a token share, and 1 more for a bias. Noise
-    in every logit has only k / V of its variance there; who holds the head can take off the rest.
+    in every logit has only k / V of its variance there; whoever holds the head can remove the rest.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     columns = [head.weight.detach().float()]
@@ -145,9 +146,9 @@ def span_of(model: nn.Module) -> torch.Tensor:
 
 
 def holds(basis: torch.Tensor, noisy: torch.Tensor, noise: float) -> bool:
-    """Return whether what lies outside of a span is no more than the noise.
+    """Return whether the part of logits outside of a span is no more than the noise.
 
-    It is more where the span is of a head that says less than the LLM's: a narrower one, or of low rank.
+    It is more if the span's head is poorer than the LLM's head: narrower, or of low rank.
 
     Args:
         basis: float32 [V, k].
@@ -164,7 +165,7 @@ def holds(basis: torch.Tensor, noisy: torch.Tensor, noise: float) -> bool:
 
 
 def predict(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Return the loss of predicting the next token of a text: the language model's own loss."""
+    """Return the language model's own loss: that of predicting the next token of a text."""
     targets = texts[:, 1:].to(logits.device)
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
 
@@ -194,7 +195,7 @@ def teach(
     checks: int = CHECKS,
     keeps_best: bool = True,
 ) -> float:
-    """Train the parameters of `trained` in place, leave all others, and return the held-out loss.
+    """Train only the parameters of `trained`, in place, and return the held-out loss.
 
     Args:
         model: the model, in evaluation mode.
@@ -207,7 +208,7 @@ def teach(
         budget: checked in every step.
         rate: the highest learning rate, after `WARM_UP`.
         checks: the most evaluations on `held_out` after the first.
-        keeps_best: whether it ends in its best state rather than in its last.
+        keeps_best: whether the model ends in its best state instead of its last.
 
     Guarantees: with `keeps_best` the model ends in the state that was best on `held_out`, among its start
     and at most `checks` evaluations.
@@ -234,9 +235,9 @@ def teach(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step + 1 in looks:
-            now = loss_of(model, held_out, lesson, budget=budget)
-            if now < best or not keeps_best:
-                best = now
+            current = loss_of(model, held_out, lesson, budget=budget)
+            if current < best or not keeps_best:
+                best = current
                 _copy(parameters, state)
     _copy(state, parameters)
     for p in parameters:
@@ -246,12 +247,12 @@ def teach(
 
 
 def held_out_count(count: int) -> int:
-    """Return how many of so many texts are not learned from, but chosen by."""
+    """Return how many of `count` texts are held out to choose a state by."""
     return min(MOST_CHECKED, max(4, count // 8))
 
 
 def split(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return texts to train on, and an eighth of them, 4 to `MOST_CHECKED`, to choose by."""
+    """Return texts to train on, and an eighth of them, 4 to `MOST_CHECKED`, to choose a state by."""
     aside = held_out_count(len(texts))
     return texts[:-aside], texts[-aside:]
 

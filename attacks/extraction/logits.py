@@ -1,4 +1,4 @@
-"""A12 at its cheapest: the LLM's hidden size, from its logits alone.
+"""A12 at its cheapest: the LLM's hidden size, from its logits only.
 
 Logits are a linear map of the last hidden state, so the rank of a matrix of logits is at most the hidden
 size, and its singular values drop to rounding noise there. Any texts will do; random ones are used. Rows
@@ -40,11 +40,11 @@ from fedproxy_secure.record.view import View
 
 TRIES = {"smoke": 4, "standard": 8, "full": 8}
 QUERY_TOKENS = 64
-FEWEST, MOST = 256, 8192  # rows of a matrix: positions asked about in one try
-COLUMNS = 8192  # tokens looked at, twice as many as rows; of a large vocabulary they are drawn at random
+FEWEST, MOST = 256, 8192  # rows of a matrix: positions queried in one try
+COLUMNS = 8192  # tokens used, twice as many as rows; of a large vocabulary they are drawn at random
 CLIFF = 10.0  # factor by which the next singular value must be smaller
 NOISE = 0.01  # of the root mean square of all singular values, which the next one must not exceed
-SHARE = 0.5  # of its seconds that the attack spends on tries; the controls as much, if it is left
+SHARE = 0.5  # of its seconds that the attack spends on tries; the controls as much, if time remains
 MARGIN = 8  # rows and columns that the matrix must have beyond the rank
 
 
@@ -69,7 +69,7 @@ def width_of(logits: np.ndarray) -> int:
     table = logits.astype(np.float64)
     table -= table.mean(axis=1, keepdims=True)
     table -= table.mean(axis=0)
-    # rows beyond the rank depend on those before: far cheaper to see than singular values
+    # rows beyond the rank depend on those before: far cheaper to test than singular values
     new = np.abs(np.diagonal(np.linalg.qr(table.T, mode="r")))
     if new[-MARGIN:].max() * CLIFF > new.max():
         return 0
@@ -106,8 +106,8 @@ class LogitSvd(Attack):
     def guess(self, view: View, question: Any, budget: Budget, rng: np.random.Generator) -> Widths:
         """Return hidden sizes from different texts; the first try finds how many texts are needed.
 
-        There are as many tries as the profile has, or, from two on, as get done in the share `SHARE` of
-        the seconds.
+        The number of tries is that of the profile, or as many, two at least, as fit into the share `SHARE`
+        of the seconds.
         """
         assert view.api is not None
         policy, tries = view.api_policy, TRIES[budget.profile]
@@ -148,16 +148,16 @@ class LogitSvd(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """An API that tells all logits as they are: this one, where it does."""
+        """Return a view of an API that returns all logits unchanged: the same view if it already does."""
         return (view if view.api_policy.open else replace_view(view, api_policy=OPEN)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """An API that answers with noise."""
+        """Return a view of an API that answers with noise."""
         return replace_view(view, threat_model=NOBODY), exam
 
 
 def _texts_for(width: int) -> int:
-    """Return how many texts have twice the margin more tokens than a hidden size."""
+    """Return how many texts have as many tokens as a hidden size plus twice the margin."""
     return -(-(width + 2 * MARGIN) // QUERY_TOKENS)
 
 

@@ -2,25 +2,25 @@
 
 A client holds the tuned proxy, which is made of the fused LLM, and it may query the fused LLM. From the
 proxy it makes starts (`attacks.extraction.starts`), and trains the best of them on the API's answers to K
-texts (distillation): what it put in the proxy's gaps alone, or all weights. **R** is the share of the
-proxy's KL to the LLM that is gone (see `attacks.extraction.behaviour`). The attack succeeds if it removes
-more than half of that KL.
+texts (distillation): only the fillers of the proxy's gaps, or all weights. **R** is the share of the
+proxy's KL to the LLM that is removed (see `attacks.extraction.behaviour`). The attack succeeds if it
+removes more than half of that KL.
 
 Extraction R is that of the **strongest** attack: the model nearest to the LLM among those of every K, the
 closed form and healing, which is the worst case for the owner. The **KL that is left** is the KL of that
 model, or of the proxy if no model is nearer. Unlike R, it can be compared between proxies.
 
-    healing     the same without a query: the best start, trained as long on texts alone, by next-token
-                loss there
+    healing     the same without a query: the best start, trained as long on texts only, by next-token
+                loss on them
     closed form the best start and a linear map after the last block, from queries and no training step
-    API gain    R of the strongest that asks, minus healing's R or 0 (the proxy's), whichever is more
+    API gain    R of the strongest attack with queries, minus the larger of healing's R and 0 (the proxy's)
     proxy gain  by how many nats KL is lower than that of random weights that get the same queries; their R
                 is far below 0
     top k, text the same R, by the same steps, from weaker APIs: one returns the 20 likeliest tokens, one
                 only the likeliest
 
-A training reads `steps of each training` batches. Where there are more texts than that, it does not see
-all: `texts asked about` counts every text that was, by trainings, trials, checks and the closed form.
+A training reads `steps of each training` batches, which may be fewer than the texts. `texts asked about`
+counts every text that was queried, by trainings, trials, checks and the closed form.
 
 The adversary has texts (`attacks.extraction.texts`) and knows the LLM's depth and sizes, which are assumed
 to be public. It also knows how proxies are made: it fills gaps where blocks are missing, widens blocks that
@@ -29,8 +29,8 @@ spread evenly, or placed next to the first block if they learn more from public 
 blocks were withheld). The places of missing blocks are also guessed, by KL on held-out texts, but only for
 the record: on the demo LLM the guess is no better than chance, and R does not depend on it.
 An eighth of the queries is held out. The start, recipe and learning rate with the lowest loss on it are
-used, and the model with the lowest loss is submitted, whether it was trained or not. Models made with fewer
-queries are starts for more. With an API that answers fewer than 16 texts, only healing runs. The number
+used, and the model with the lowest loss is submitted, trained or not. Models made with fewer queries are
+starts for more queries. With an API that answers fewer than 16 texts, only healing runs. The number
 `extraction R by ...` names the strongest attack. Its interval is over held-out texts; it covers neither the
 variation between trainings nor the choice of the strongest attack on the same texts.
 
@@ -88,7 +88,7 @@ from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.record.view import View
 
 RECORDS = 160  # of an exam
-Answer = Callable[[nn.Module], Behaviour]  # asks a model the exam's questions
+Answer = Callable[[nn.Module], Behaviour]  # returns a model's answers to the exam's questions
 
 
 @attack(
@@ -113,7 +113,7 @@ Answer = Callable[[nn.Module], Behaviour]  # asks a model the exam's questions
     )
 )
 class ProxyExtraction(Attack):
-    """The attack that fills the proxy's gaps: with queries, without, and with queries alone."""
+    """The attack that fills the proxy's gaps: with queries, without queries, and without the proxy."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
         """Return the questions: held-out texts (stories or samples of the LLM), honest clients' records."""
@@ -126,11 +126,12 @@ class ProxyExtraction(Attack):
         posed_records, seed = tuple(records[i] for i in chosen), int(rng.integers(2**31))
         question = replace(questions(view.api, posed_records, seed=seed), sizes=sizes_in(view.api))
         proxy, _ = held_model(view)
-        mine = held(proxy.state_dict(), read_tensors(view.api))
-        whole = len(mine.kept) == len(blocks_of(proxy))
-        gaps = gaps_of(mine.kept, mine.depth) if whole else None
+        held_weights = held(proxy.state_dict(), read_tensors(view.api))
+        whole = len(held_weights.kept) == len(blocks_of(proxy))
+        gaps = gaps_of(held_weights.kept, held_weights.depth) if whole else None
         return Exam(
-            question=question, answer=Original(llm=view.api, asked=question, gaps=gaps, share=mine.share)
+            question=question,
+            answer=Original(llm=view.api, asked=question, gaps=gaps, share=held_weights.share),
         )
 
     def guess(
@@ -185,21 +186,21 @@ class ProxyExtraction(Attack):
         return estimates_of(guess, answer, headline=self.info.headline)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return a view whose attacker starts from a noisy copy of the LLM and asks the same API.
+        """Return a view whose attacker starts from a noisy copy of the LLM and queries the same API.
 
         The copy is worse than the proxy, and R counts from it: an attack that learns nothing has R 0.
         """
         return replace_view(view, threat_model=KNOWN_BAD, llm=view.api), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Every query gets the answer to another query."""
+        """Return a view in which every query gets the answer to another query."""
         return replace_view(view, threat_model=NOBODY), exam
 
 
 def _from_a_copy(
     thief: Thief, proxy: nn.Module, llm: Path, last: int, answer: Answer
 ) -> dict[str, Behaviour]:
-    """Return a noisy copy of the LLM, from which R counts, and what training makes of it."""
+    """Return a noisy copy of the LLM, from which R counts, and the copy after training."""
     copy = leaked(proxy, llm, loss=thief.next_token_loss, seed=thief.seed)
     before = answer(copy.make()[0])
     won = thief.distilled(last, [copy]) if last else thief.healed([copy])
@@ -218,12 +219,12 @@ def _from_starts(thief: Thief, starts: Sequence[Offer], grid: Sequence[int]) -> 
 
 
 def _with_less(
-    thief: Thief, starts: Sequence[Offer], last: int, depth: int, told: Answers, answer: Answer
+    thief: Thief, starts: Sequence[Offer], last: int, depth: int, kind_told: Answers, answer: Answer
 ) -> dict[str, Behaviour]:
-    """Return the models of the same attack on APIs that tell less than `told`, and without the proxy."""
+    """Return the models of the same attack on APIs that tell less, and without the proxy."""
     models = {
         name: answer(thief.distilled(last, starts, answers=kind).model)
         for kind, name in TOLD.items()
-        if ANSWERS.index(kind) < ANSWERS.index(told)
+        if ANSWERS.index(kind) < ANSWERS.index(kind_told)
     }
     return models | {NOTHING: answer(thief.without_proxy(last, depth))}

@@ -1,6 +1,6 @@
-"""The questions of A12, what the LLM answers, and what an adversary has before it trains.
+"""The questions of A12, the LLM's answers, and the adversary's inputs before it trains.
 
-All are kept for the next call: controls, and other views of a run, need the same.
+All are cached: controls, and other views of a run, need the same.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from fedproxy_secure.models.adapters import attach, block_deltas, set_vector
 from fedproxy_secure.models.llm import Tokenizer, blocks_of, load_llm, sharing_copy, weights_written_ns
 from fedproxy_secure.record.view import View
 
-HELD_OUT = 64  # texts; half as many of an LLM with a large vocabulary, which take long to write
+HELD_OUT = 64  # texts; half as many for an LLM with a large vocabulary, which writes them slowly
 LARGE = 2**14
-NUMBERS = 2**24  # the most log-probabilities that a model hands in
+NUMBERS = 2**24  # the most log-probabilities of a model's answers
 _ANSWERS: dict[tuple[object, ...], Behaviour] = {}
 _READY: dict[tuple[object, ...], Ready] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What to spend, the texts for queries and to heal on, int64 [n, tokens], and the proxy's answers."""
+    """The effort, the texts for queries and healing, int64 [n, tokens], and the proxy's answers."""
 
     spent: Effort
     texts: torch.Tensor
@@ -62,7 +62,7 @@ def questions(folder: Path, records: tuple[Encoded, ...], *, seed: int) -> Extra
 
 
 def answers_of(folder: Path, question: ExtractionQuestion) -> Behaviour:
-    """Return what the LLM in a folder answers; the last answers are kept."""
+    """Return the answers of the LLM in a folder; the last answers are cached."""
     sizes = (len(question.texts), len(question.records))
     key = (folder, weights_written_ns(folder), question.texts.tobytes(), question.records, sizes)
     if key not in _ANSWERS:
@@ -94,13 +94,13 @@ def prepared(
     *,
     seed: int,
 ) -> Ready:
-    """Return what an adversary has before it trains, and what it spends, by this machine's pace.
+    """Return an adversary's inputs before it trains, and its effort by this machine's speed.
 
     Args:
         view: the view that holds the proxy.
         proxy: its proxy, as `held_model` returns it.
         tokenizer: the proxy's tokenizer.
-        question: what models will be asked.
+        question: the questions that models will answer.
         budget: the attack's limits.
         seed: seed of the texts.
     """

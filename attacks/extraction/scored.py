@@ -1,4 +1,4 @@
-"""R of every model that A12's adversary hands in, and what else its findings say.
+"""Score every model that A12's adversary submits: R, and all other numbers of its findings.
 
 `attacks.extraction.proxy` says which model each name means, and which scores the report has.
 """
@@ -26,7 +26,7 @@ TOLD: Mapping[Answers, str] = {"top_k": f"top {TOP} tokens told", "text": "likel
 
 @dataclass(frozen=True, kw_only=True)
 class Stolen:
-    """The models that an adversary hands in, and the queries and steps they took.
+    """The models that an adversary submits, and the queries and steps they took.
 
     Args:
         models: the behaviour of each model by its name.
@@ -34,7 +34,7 @@ class Stolen:
         grid: numbers of queries.
         gaps: where blocks are missing; None: not guessed.
         asked: queries made.
-        steps: steps of a training, trials aside.
+        steps: steps of a training, without trials.
     """
 
     models: Mapping[str, Behaviour]
@@ -47,10 +47,10 @@ class Stolen:
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """The exam's answer: the LLM, and what of it the proxy holds.
+    """The exam's answer: the LLM, and the part of it that the proxy holds.
 
     Args:
-        llm: the LLM's folder; it answers when it is known how many questions the adversary took.
+        llm: the LLM's folder; it answers once the number of the adversary's questions is known.
         asked: the questions.
         gaps: the true gaps; None where the proxy's blocks are not the LLM's.
         share: share of the LLM's weights that the proxy holds.
@@ -63,7 +63,7 @@ class Original:
 
 
 def queries(count: int) -> str:
-    """Return the name of the model that was made with so many queries."""
+    """Return the name of the model that was made with `count` queries."""
     return f"{count} queries"
 
 
@@ -106,7 +106,7 @@ def strongest(r: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
 
 
 def _extraction(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen, best: str) -> Iterator[Estimate]:
-    """Yield R for each number of queries, and R of what was handed in by how it was made."""
+    """Yield R for each number of queries, and R of the submitted models by how they were made."""
     for count in guess.grid:
         if queries(count) in r:
             yield scale.estimate(r[queries(count)], f"extraction R, {count} queries")
@@ -147,15 +147,15 @@ def _weaker_apis(
 
 def _other_scores(scale: Mapping[str, Scale], best: Mapping[str, np.ndarray]) -> Iterator[Estimate]:
     """Yield, for each score but KL, the LLM's lead over the proxy and the strongest model's R."""
-    for name, other in scale.items():
+    for name, score_scale in scale.items():
         if name != KL:
-            yield replace(other.gap, metric=f"LLM minus proxy, {name}")
-            if other.usable:
-                yield other.estimate(best[name], f"R of {name}")
+            yield replace(score_scale.gap, metric=f"LLM minus proxy, {name}")
+            if score_scale.usable:
+                yield score_scale.estimate(best[name], f"R of {name}")
 
 
 def _half(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen) -> list[Estimate]:
     """Return the fewest queries of the grid whose R lies above one half; nothing if none does."""
     tried = {k: scale.estimate(r[queries(k)], "R") for k in guess.grid if queries(k) in r}
-    enough = [k for k, one in tried.items() if one.low is not None and one.low > 0.5]
+    enough = [k for k, estimate in tried.items() if estimate.low is not None and estimate.low > 0.5]
     return [counted(min(enough), metric="queries to R > .5", unit="queries", seeds=(0,))] if enough else []

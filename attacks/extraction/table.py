@@ -1,19 +1,19 @@
-"""R of every way to extract an LLM from a proxy, by what the API tells and by how many queries it answers.
+"""R of every way to extract an LLM from a proxy, by the API's kind of answers and number of queries.
 
     rows = extraction_table(proxy, llm, grid=(0, 64, 1024))
 
-What the attack A12 hands in is the best of these by held-out queries. Here each is judged, so that an owner
-sees what a weaker API or fewer queries would take from each. R counts from the proxy, whose own KL is
-another for each proxy: to compare proxies, compare the KL that is left.
+The attack A12 submits the best of these by held-out queries. Here each one is judged, so that an owner sees
+how much a weaker API or fewer queries would reduce it. R counts from the proxy, and proxies differ in their
+own KL: to compare proxies, compare the KL that is left.
 
     the proxy       as it is: R is 0
     linear          no query: closed-form fillers, the best on public text, where blocks are missing
     healed          no query: the best start, trained on public text
     closed form     the best start in closed form; without logits that is the best start; what was best
                     with fewer queries of the same kind is among the starts
-    fillers         what was put into gaps is trained on the answers, from the best start
-    all weights     the same, all weights
-    the best        of a line's attacks, by held-out queries, which is what an adversary hands in
+    fillers         the fillers of gaps are trained on the answers, from the best start
+    all weights     the same with all weights
+    the best        of a line's attacks, by held-out queries, which an adversary would submit
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ PROXY, LLM, HEALED, BEST = "the proxy", "LLM", "healed", "the best"
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """One way to extract an LLM, and what it brings.
+    """One way to extract an LLM, and its result.
 
     Args:
         attack: one of the attacks in this module's description.
-        how: what was handed in, in words.
-        answers: what the API tells; None without queries.
+        how: the submitted model, in words.
+        answers: the kind of the API's answers; None without queries.
         queries: how many texts the API was asked about.
         r: R of KL, with its interval over held-out texts.
         kl: the KL to the LLM that is left, nats a token.
         others: R of each other score for which the LLM is better than the proxy, by the score's name.
-        seconds: wall-clock time of the attack, s; what several attacks share counts for each.
+        seconds: wall-clock time of the attack, s; work that several attacks share counts for each.
     """
 
     attack: str
@@ -86,32 +86,32 @@ def extraction_table(
     Args:
         proxy, llm: folders of the models.
         grid: numbers of queries, 0 or at least 16.
-        answers: what APIs tell.
+        answers: kinds of answers of the APIs.
         records: records whose answers are judged, too.
-        seed: of texts and trainings.
+        seed: seed of texts and trainings.
         budget: profile, seconds of the whole table and most queries; by default `standard` in an hour.
-            Where the LLM is large for the seconds, trainings have fewer steps.
-        progress: told of each line.
+            If the LLM is large for the seconds, trainings have fewer steps.
+        progress: advanced with each line.
 
     Raises `ValueError` for a number of queries that is neither 0 nor at least 16 or above the budget's;
     `OutOfTime` if the seconds are used up.
     """
     budget = budget or Budget(profile="standard", seconds=3600)
-    wrong = [k for k in grid if k != 0 and not FEWEST_QUERIES <= k <= budget.queries]
-    if wrong:
-        raise ValueError(f"grid={wrong[0]}: must be 0, or {FEWEST_QUERIES} to {budget.queries}")
-    shown = progress or NoProgress()
+    invalid = [k for k in grid if k != 0 and not FEWEST_QUERIES <= k <= budget.queries]
+    if invalid:
+        raise ValueError(f"grid={invalid[0]}: must be 0, or {FEWEST_QUERIES} to {budget.queries}")
+    bars = progress or NoProgress()
     lines = 1 + len(answers) * sum(k > 0 for k in grid)
-    shown.start(TASK, lines)
+    bars.start(TASK, lines)
     counts = tuple(sorted(k for k in grid if k > 0))
     table = _Table(proxy, llm, records, counts, seed, budget, lines)
     rows = list(table.without_queries())
-    shown.advance(TASK, note="no query")
+    bars.advance(TASK, note="no query")
     for kind in answers:
         for count in counts:
             rows += table.line(kind, count)
-            shown.advance(TASK, note=f"{kind}, {count} queries")
-    shown.done(TASK)
+            bars.advance(TASK, note=f"{kind}, {count} queries")
+    bars.done(TASK)
     return tuple(rows if 0 in grid else [row for row in rows if row.queries > 0])
 
 
@@ -168,7 +168,7 @@ class _Table:
         linear = [offer for offer in self.starts if "linear" in offer.name]
         if linear:
             began = time.monotonic()
-            offer = min(linear, key=lambda one: thief.next_token_loss(one.make()[0]))
+            offer = min(linear, key=lambda candidate: thief.next_token_loss(candidate.make()[0]))
             model, _ = offer.make()
             seconds = time.monotonic() - began
             yield self._row("linear", offer.name, None, 0, self._answers(model), seconds)
@@ -181,7 +181,7 @@ class _Table:
         """Return the attacks with one kind of answer and one number of queries, the best last."""
         thief = self.thief(kind, count)
         began = time.monotonic()
-        cheaper = [one.offer for one in (self.healed, self.won.get(kind)) if one is not None]
+        cheaper = [won.offer for won in (self.healed, self.won.get(kind)) if won is not None]
         closed = thief.closed_form(count, [*self.starts, *cheaper])
         shared = time.monotonic() - began
         tried = [("closed form", closed, shared)]

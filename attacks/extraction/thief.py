@@ -34,14 +34,14 @@ from attacks.extraction.starts.offered import ALL, FEW_RECIPES, FILLERS, MORE_RE
 from fedproxy_secure.config import Answers
 from fedproxy_secure.models.llm import blocks_of
 
-PUBLIC_TEXTS = {"smoke": 64, "standard": 1024, "full": 4096}  # to heal on, however few queries there are
-FEWEST_QUERIES = 16  # with fewer, a proxy is healed alone: too few could be held out
+PUBLIC_TEXTS = {"smoke": 64, "standard": 1024, "full": 4096}  # for healing, for any number of queries
+FEWEST_QUERIES = 16  # with fewer, a proxy is only healed: too few could be held out
 TEXT_TOKENS = 64  # length of a query, and of a held-out text
 RECORD_TOKENS = 48  # of a record, roughly
 ANSWERS, STEPS = 0.2, 0.35  # shares of the seconds for answers to the questions and for training steps
-STEP = 5.0  # what a training step takes, in forward passes: with the backward pass, and the API's own
+STEP = 5.0  # time of a training step, in forward passes: with the backward pass, and the API's own
 FEWEST_STEPS, FEWEST_TEXTS = 4, 8
-TRIAL = 6  # a trial of a recipe has one step for so many of the training that follows
+TRIAL = 6  # a trial of a recipe has one step for every 6 of the training that follows
 CHECKS_OF_TRIAL = 1
 CLEARLY = 0.02  # nats on public text by which gaps must beat even ones, which are right for most proxies
 CHECKS = 24  # evaluations on held-out queries for each number of queries: of starts, trials, training
@@ -50,14 +50,14 @@ WITH_TRIALS = 1 + len(FEW_RECIPES) / TRIAL  # steps of the best of all recipes, 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """What one attack spends.
+    """The effort of one attack.
 
     Args:
-        grid: numbers of queries in turn; none where too few are allowed.
+        grid: numbers of queries in turn; empty if too few are allowed.
         steps, batch: steps of each training, and texts of a step.
         all_controls: also training without the proxy, and weaker APIs.
         texts, records: held-out texts and records that each model answers.
-        recipes: what a training can be; all are tried first where there are several.
+        recipes: ways to train; if there are several, all are tried first.
     """
 
     grid: tuple[int, ...]
@@ -70,7 +70,7 @@ class Effort:
 
 
 def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
-    """Return what fits a budget: the profile's sizes, or less where the LLM is large for the seconds.
+    """Return the effort that fits a budget: the profile's sizes, or less if the LLM is too large for them.
 
     Args:
         budget: the attack's limits.
@@ -124,7 +124,7 @@ class Thief:
 
     @cached_property
     def public(self) -> torch.Tensor:
-        """The texts that no number of queries holds out: to know those would look like knowing the LLM."""
+        """The texts that no number of queries holds out, as training on those would bias the judgement."""
         kept = torch.ones(len(self.texts), dtype=torch.bool)
         for count in self.spent.grid:
             kept[max(0, count - held_out_count(count)) : count] = False
@@ -132,7 +132,7 @@ class Thief:
 
     @cached_property
     def span(self) -> torch.Tensor | None:
-        """Where the API's noisy logits lie without their noise, or None where that is not known."""
+        """The span of the API's logits without their noise, or None if it is not known."""
         noise = self.api.policy.noise
         if not noise or self.api.policy.answers != "logits":
             return None
@@ -150,32 +150,32 @@ class Thief:
         return guess_gaps(self.proxy, missing, lambda m: self._loss(m, held_out, self.lesson()))
 
     def shapes(self, missing: int) -> tuple[Gaps, ...]:
-        """Return where blocks may be missing, first where fillers learn most from public text in a trial.
+        """Return the possible gaps, first those whose fillers learn most from public text in a trial.
 
-        That is the even spread unless another is better by `CLEARLY`.
+        These are the evenly spread gaps unless others are better by `CLEARLY`.
         """
-        found = shapes(len(blocks_of(self.proxy)), missing)
+        possible = shapes(len(blocks_of(self.proxy)), missing)
         losses = []
-        for gaps in found if missing else ():
+        for gaps in possible if missing else ():
             start = Won(name="", start=grown(self.proxy, gaps, "zero"), loss=float("inf"))
             steps = max(1, self.spent.steps // TRIAL)
             losses.append(self._taught(start, FILLERS, self.public, predict, steps, 0).loss)
         if not losses or losses[0] - min(losses) < CLEARLY:
-            return found
-        best = found[losses.index(min(losses))]
-        return (best, *(gaps for gaps in found if gaps != best))
+            return possible
+        best = possible[losses.index(min(losses))]
+        return (best, *(gaps for gaps in possible if gaps != best))
 
     def next_token_loss(self, model: nn.Module) -> float:
         """Return a model's loss on the first held-out public texts, nats per token: no query is made."""
         return self._loss(model, split(self.public)[1][:FEWEST_TEXTS], predict)
 
     def healed(self, starts: Sequence[Offer]) -> Won:
-        """Return the best of the starts, and of the best trained on texts alone, by next-token loss."""
+        """Return the best start, or the best start trained on texts only, by next-token loss."""
         won = self._best_start(starts, split(self.public)[1], predict)
         return self._trained(won, self.public, predict)
 
     def closed_form(self, count: int, starts: Sequence[Offer], *, answers: Answers | None = None) -> Won:
-        """Return the best start on `count` queries, or its closed-form fit where that has a lower loss."""
+        """Return the best start on `count` queries, or its closed-form fit if that has a lower loss."""
         texts, lesson = self.texts[:count], self.lesson(answers)
         train, held_out = split(texts)
         won = self._best_start(starts, held_out, lesson)
@@ -186,7 +186,7 @@ class Thief:
             fitted = self._ghosted(won, train, held_out, lesson)
             if count != max(self.spent.grid, default=0):
                 return fitted
-            self._fitted = {key: fitted}  # models are large: only the one that is also handed in is kept
+            self._fitted = {key: fitted}  # models are large: only the submitted one is kept
         return self._fitted[key]
 
     def _ghosted(self, won: Won, train: torch.Tensor, held_out: torch.Tensor, lesson: Lesson) -> Won:
@@ -205,13 +205,13 @@ class Thief:
     ) -> Won:
         """Train on `count` queries and return the best model, judged on an eighth of them that is held out.
 
-        The best start, in closed form where that is better, is trained by each recipe for a while, and by
-        the recipe that was best for longer.
+        The best start, in closed form if that is better, is trained by each recipe for a while, and by the
+        best recipe for longer.
 
         Args:
-            count: how many texts are asked about.
-            starts: what to start from.
-            answers: the kind of answer that is looked at; by default the kind that the API gives.
+            count: number of queries.
+            starts: the models to start from.
+            answers: the kind of answer that is used; by default the kind that the API gives.
             recipes: ways to train; by default those of the effort.
         """
         won = self.closed_form(count, starts, answers=answers)
@@ -219,8 +219,8 @@ class Thief:
 
     def without_proxy(self, count: int, depth: int) -> nn.Module:
         """Return a model trained from random weights on the same queries."""
-        own = len(blocks_of(self.proxy))
-        model = newborn(grown(self.proxy, spread(own, max(0, depth - own)), "copy")[0], self.seed)
+        present = len(blocks_of(self.proxy))
+        model = newborn(grown(self.proxy, spread(present, max(0, depth - present)), "copy")[0], self.seed)
         recipe = Recipe(trained="all", rate=LEARNING_RATE)
         start = Won(name="random weights", start=(model, []), loss=float("inf"))
         return self._trained(start, self.texts[:count], self.lesson(), recipes=(recipe,)).model
@@ -228,7 +228,7 @@ class Thief:
     def usable(self, start: Start) -> list[Recipe]:
         """Return the effort's recipes that a start can be trained by.
 
-        Without fillers to train, the highest learning rate is chosen among several all the same.
+        Without fillers to train, several learning rates are still tried.
         """
         recipes = self.spent.recipes
         if not start[1] and len(recipes) > 1:
@@ -254,7 +254,7 @@ class Thief:
         *,
         recipes: Sequence[Recipe] | None = None,
     ) -> Won:
-        """Return a copy of a model trained by the best recipe, or the model where no training is better."""
+        """Return a copy of a model trained by the best recipe, or the model if no training is better."""
         steps = self.spent.steps
         usable = self.usable(won.start) if recipes is None else [r for r in recipes if r.modules(won.start)]
         usable = usable or [ALL]
@@ -264,12 +264,12 @@ class Thief:
             tried, recipe = min(trials, key=lambda pair: pair[0].loss)  # few are held at once
         done = self._taught(tried, recipe, texts, lesson, steps, 1)
         done = replace(done, name=f"{won.name}; {recipe.name}")
-        return min(won, tried, done, key=lambda one: one.loss)
+        return min(won, tried, done, key=lambda candidate: candidate.loss)
 
     def _taught(
         self, won: Won, recipe: Recipe, texts: torch.Tensor, lesson: Lesson, steps: int, part: int
     ) -> Won:
-        """Return a copy of a model after so many steps; `part` is 0 for a trial, 1 for what follows."""
+        """Return a copy of a model after `steps` steps; `part` is 0 for a trial, 1 for the training."""
         start = copy.deepcopy(won.start)
         train, held_out = split(texts)
         loss = teach(
@@ -284,7 +284,7 @@ class Thief:
             budget=self.budget,
             rate=recipe.rate,
             checks=CHECKS_OF_TRIAL if part == 0 else CHECKS_OF_TRAINING,
-            keeps_best=part > 0,  # trials are compared by where they lead, not by where they began
+            keeps_best=part > 0,  # trials are compared by their last state
         )
         return Won(name=f"{won.name}; {recipe.name}", start=start, loss=loss)
 

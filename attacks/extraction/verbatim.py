@@ -1,7 +1,7 @@
 """The share of an LLM's weights that another model has, equal bit for bit.
 
-Blocks are matched one to one, so no block plan is needed: the share is what anybody finds who holds both
-folders. The unit is the tensor: a tensor that differs in one bit of the LLM's file is not held.
+Blocks are matched one to one, so no block plan is needed: anybody who holds both folders finds the same
+share. The unit is the tensor: a tensor that differs in one bit from the LLM's file is not held.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What of an LLM another model holds bit for bit.
+    """The part of an LLM that another model holds bit for bit.
 
     Args:
         share: share of the LLM's parameters that are held, [0, 1].
@@ -59,7 +59,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def held(mine: Tensors, llm: Tensors) -> Held:
-    """Return what of an LLM another model's tensors hold; tied tensors must stand in both once.
+    """Return the part of an LLM that another model's tensors hold; tied tensors must be in both once.
 
     Numbers are compared in the precision of the LLM's file: a model in memory may have been widened.
     """
@@ -89,6 +89,6 @@ def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], list[dict[str, t
 
 
 def _equal(a: Tensors, b: Tensors) -> int:
-    """Return how many parameters of `b` stand in tensors that `a` holds too, in the precision of `b`."""
+    """Return how many parameters of `b` are in tensors that `a` holds too, in the precision of `b`."""
     same = (n for n, t in b.items() if n in a and torch.equal(a[n].to(t), t))
     return sum(b[n].numel() for n in same)

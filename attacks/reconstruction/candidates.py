@@ -1,8 +1,8 @@
 """All tokens as the first adapted block reads them, and how near each lies to the row spaces of an update.
 
-Rows of the whole vocabulary are large (49,152 tokens x 576 numbers are 113 MB as float32), and so is what
-it takes to make updates of random text. Both follow from the proxy alone, with one adapter, so a process
-computes them once and every vector, control and view has them.
+Rows of the whole vocabulary are large (49,152 tokens x 576 numbers are 113 MB as float32), and updates of
+random text are expensive. Both follow from the proxy and one adapter, so a process computes them once for
+all vectors, controls and views.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedproxy_secure.runtime.randomness import stream
 
 TEXTS = 10  # updates of random text
 REFERENCE = 8192  # tokens of a large vocabulary whose inputs give the second moments of all
-ALL_INSIDE = 1e-6  # squared distance of half of the tokens from a span that tells nothing
+ALL_INSIDE = 1e-6  # if half of the tokens have a smaller squared distance, the span is uninformative
 TEXT_RECORDS, RANDOM_TOKENS = 16, 24  # size of an update of random text
 
 
@@ -31,8 +31,8 @@ class Scores:
     """Raw scores of all tokens, float64 [V], averaged over matrices.
 
     `span`: minus the distance from the span; `weighted`: squared cosines with the singular directions,
-    weighted by singular values. `rank`: dimensions of the largest space; `free`: those outside the fullest,
-    and 0 if most tokens lie in a space.
+    weighted by singular values. `rank`: dimensions of the largest space; `free`: dimensions outside of it,
+    the fewest of all matrices, and 0 if most tokens lie in a space.
     """
 
     span: np.ndarray
@@ -43,10 +43,10 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """All tokens as the first adapted block reads them, and what they score where they are absent.
+    """All tokens as the first adapted block reads them, and the scores of absent tokens.
 
     `rows`, `whiten`: whitened unit inputs, float32 [V x positions, k], per matrix of the spaces, and the
-    transforms, float64 [k, k]. `exact`: the block reads exactly this, whatever is before the token.
+    transforms, float64 [k, k]. `exact`: the block reads exactly these inputs after any text.
     `texts`: scores of random text.
     """
 
@@ -62,13 +62,13 @@ class Candidates:
 
         Scores of random text are those at the last adapter: in the first round, adapters' B is zero.
         """
-        held = white_box.held_proxy(view)
+        proxy = white_box.held_proxy(view)
         if not view.adapters:
-            return _without_texts(held)
+            return _without_texts(proxy)
         assert view.settings is not None
         last = view.adapters[max(view.adapters)]
-        texts = _random_texts(held, last.astype(np.float32).tobytes(), view.settings.seed)
-        return replace(_without_texts(held), texts=texts)
+        texts = _random_texts(proxy, last.astype(np.float32).tobytes(), view.settings.seed)
+        return replace(_without_texts(proxy), texts=texts)
 
     @classmethod
     def from_inputs(
@@ -78,11 +78,11 @@ class Candidates:
         flat = inputs.reshape(-1, inputs.shape[-1])
         rows, whiten = [], []
         for change in maps:
-            seen = flat if change is None else flat @ change.T.astype(flat.dtype)
-            w = whitening(seen)
-            whitened = np.empty(seen.shape, np.float32)
-            for at in range(0, len(seen), ROWS):  # in float64, but never all at once
-                whitened[at : at + ROWS] = unit(seen[at : at + ROWS].astype(np.float64) @ w)
+            mapped = flat if change is None else flat @ change.T.astype(flat.dtype)
+            w = whitening(mapped)
+            whitened = np.empty(mapped.shape, np.float32)
+            for at in range(0, len(mapped), ROWS):  # in float64, but not all at once
+                whitened[at : at + ROWS] = unit(mapped[at : at + ROWS].astype(np.float64) @ w)
             rows.append(whitened)
             whiten.append(w)
         return cls(tokens=len(inputs), rows=tuple(rows), whiten=tuple(whiten), exact=exact)
@@ -108,9 +108,9 @@ def _random_texts(held: HeldProxy, adapter: bytes, seed: int) -> tuple[Scores, .
 
 
 def usual_inputs(box: WhiteBox, block: int) -> np.ndarray:
-    """Return what a block reads for single tokens, float32 [n, k]: for all of them, or `REFERENCE` or more.
+    """Return a block's inputs for single tokens, float32 [n, k]: for all tokens, or `REFERENCE` or more.
 
-    They serve for second moments alone, and a sample of some thousand has those of the vocabulary.
+    They are used for second moments only, for which a sample of some thousand tokens is enough.
     """
     step = max(1, box.vocabulary // REFERENCE)
     tokens = torch.arange(0, box.vocabulary, step)[:, None]
@@ -136,7 +136,7 @@ def token_scores(candidates: Candidates, spaces: Spaces) -> Scores:
         rank, free = max(rank, len(sigma)), min(free, matrix.shape[1] - len(sigma))
         inside = np.square((rows @ right.T.astype(rows.dtype)).astype(np.float64))
         outside = np.clip(1 - inside.sum(axis=1), 0, None)
-        if np.median(outside) < ALL_INSIDE:  # inputs need not take all dimensions: norms may take one away
+        if np.median(outside) < ALL_INSIDE:  # a norm may remove a dimension of the inputs
             free = 0
         span -= np.sqrt(outside) / count
         if len(sigma):

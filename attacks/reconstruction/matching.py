@@ -105,9 +105,9 @@ def _edited(
     if kind == 0:
         edited[[i, j]] = ids[[j, i]]
     elif kind == 1:
-        rest = torch.cat([ids[:i], ids[i + 1 :]])
-        at = int(min(j, len(rest)))
-        edited = torch.cat([rest[:at], ids[i : i + 1], rest[at:]])
+        remainder = torch.cat([ids[:i], ids[i + 1 :]])
+        at = int(min(j, len(remainder)))
+        edited = torch.cat([remainder[:at], ids[i : i + 1], remainder[at:]])
     else:
         last = int(i) == len(ids) - 1
         edited[i] = int(rng.integers(vocabulary)) if last else pool[int(rng.integers(len(pool)))]
@@ -198,17 +198,17 @@ class GradientMatching(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One round on one record, seen in the clear, for up to three clients."""
+        """Return one round on one record, seen in the clear, for up to three clients."""
         updates: dict[tuple[int, str], np.ndarray] = {}
         clients: dict[str, PrivateState] = {}
         changed: View | None = None
         for name, state in sorted(truth.clients.items()):
-            one = as_in_the_run(
+            client_control = as_in_the_run(
                 one_step_control(view, Truth(clients={name: state}), records=1), view.settings
             )
-            if one is None:  # a client that trained in no round that the view has
+            if client_control is None:  # a client that trained in no round that the view has
                 continue
-            changed, single = one
+            changed, single = client_control
             control = next(iter(single.clients.values()))
             label = f"{control.client}{len(clients)}"
             clients[label] = replace(control, client=label)

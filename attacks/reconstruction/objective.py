@@ -1,4 +1,4 @@
-"""What A4 minimises: how far a sequence's gradient points from an update, and how unlikely its text is."""
+"""The objective of A4: the angle between a sequence's gradient and an update, and the text's loss."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class Objective:
         loss = torch.nn.functional.cross_entropy(logits[at], ids[at + 1])
         grads = torch.autograd.grad(loss, trained_parameters(model), create_graph=create)
         dot = torch.stack([(g * t).sum() for g, t in zip(grads, self.target, strict=True)]).sum()
-        size = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
-        other = torch.stack([t.square().sum() for t in self.target]).sum().sqrt()
-        return 1 - dot / (size * other + 1e-12)
+        gradient_norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+        target_norm = torch.stack([t.square().sum() for t in self.target]).sum().sqrt()
+        return 1 - dot / (gradient_norm * target_norm + 1e-12)
 
     def nearest(self, embedded: torch.Tensor) -> torch.Tensor:
         """Return the pool's token nearest in angle to each embedding, int64 [n], after the start token."""
@@ -91,6 +91,6 @@ class Objective:
         """Return a sequence's distance plus its weighted loss as text, and the cosine of its gradient."""
         model: Any = self.box.tuned
         table = model.get_input_embeddings().weight.detach()
-        apart = float(self.distance(table[ids], ids, create=False).detach())
+        distance = float(self.distance(table[ids], ids, create=False).detach())
         fluency = self.box.losses([Encoded(ids=tuple(ids.tolist()), response_start=1)])[0]
-        return apart + LM_WEIGHT * float(fluency), 1 - apart
+        return distance + LM_WEIGHT * float(fluency), 1 - distance

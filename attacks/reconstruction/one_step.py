@@ -1,7 +1,7 @@
 """The positive control of attacks on updates: one client's round on few records, seen in the clear.
 
-It takes one step of SGD. Where the run's clients use AdamW, an update is no combination of gradients, and
-attacks read it in another way: the control must take that way, too.
+It takes one step of SGD. If the run's clients use AdamW, an update is no combination of gradients and
+attacks read it differently, so the control uses AdamW, too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def one_step_control(
     """Return a view in which one client took one long SGD step on some of its records, and its truth.
 
     The step is taken in the last round with a broadcast adapter, where the adapters' B are no longer zero.
-    The records are the client's shortest, the likeliest to be within capacity, or with `drawn` any: where
-    they are told from others, their length must not tell. Planted canaries are not among them. Returns None
-    if the view has no settings or no proxy, or if no honest client trained in such a round; the first that
-    did is taken.
+    The records are the client's shortest, the likeliest to be within capacity, or with `drawn` random ones,
+    so that their length does not reveal them. Planted canaries are not among them. Returns None if the view
+    has no settings or no proxy, or if no honest client trained in such a round; the first that did is
+    taken.
     """
     if view.settings is None or view.proxy is None:
         return None
@@ -41,12 +41,12 @@ def one_step_control(
     if name is None:
         return None
     state, rounds = truth.clients[name], trained[name]
-    own = state.own_records
+    own_records = state.own_records
     if drawn:
-        order = np.random.default_rng(0).permutation(len(own))
-        items = [own[i] for i in order[:records]]
+        order = np.random.default_rng(0).permutation(len(own_records))
+        items = [own_records[i] for i in order[:records]]
     else:
-        items = sorted(own, key=lambda item: len(item.ids))[:records]
+        items = sorted(own_records, key=lambda item: len(item.ids))[:records]
     r = max(rounds)
     start = view.adapters[r]
     with white_box.opened(view, start) as box:
@@ -91,8 +91,8 @@ def _with_adamw(control: View, truth: Truth, settings: PublicSettings, *, steps:
     ((number, name),) = control.updates
     state = truth.clients[name]
     start = control.adapters[number]
-    own = {**vars(settings.local), "steps": steps, "batch_size": len(state.train)}
-    local = LocalConfig(**own)
+    changes = {**vars(settings.local), "steps": steps, "batch_size": len(state.train)}
+    local = LocalConfig(**changes)
     with white_box.opened(control, start) as box:
         train(
             box.tuned,

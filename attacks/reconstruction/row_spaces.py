@@ -17,8 +17,8 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.models.adapters import ADAPTER
 
 FLOAT32_NOISE = 6e-8  # error of the arithmetic, relative to the largest singular value
-ROWS = 8192  # inputs of the vocabulary that are computed with at once
-EDGE = 2.0  # a direction counts from this multiple of the noise's own largest singular value on
+ROWS = 8192  # inputs of the vocabulary that are processed at once
+EDGE = 2.0  # a direction counts if it is above this multiple of the noise's largest singular value
 
 
 def row_space(
@@ -31,8 +31,8 @@ def row_space(
     Args:
         matrix: [rows, k].
         whiten: [k, k], applied to the right vectors; None leaves them as they are.
-        noise: standard deviation of what is random in each number of the matrix. Noise alone has singular
-            values of at most `noise (sqrt(rows) + sqrt(k))` (Marchenko and Pastur).
+        noise: standard deviation of the noise in each number of the matrix. Noise alone has singular values
+            of at most `noise (sqrt(rows) + sqrt(k))` (Marchenko and Pastur).
     """
     _, sigma, right = np.linalg.svd(matrix, full_matrices=False)
     edge = EDGE * noise * (np.sqrt(matrix.shape[0]) + np.sqrt(matrix.shape[1]))
@@ -94,12 +94,12 @@ def spaces_of(box: WhiteBox, update: np.ndarray, block: int, kind: str) -> Space
     group = box.shared_input(block)
     matrices: list[np.ndarray] = []
     maps: list[np.ndarray | None] = []
-    wanted = {"lora": "lora_A.", "ffa": "lora_B.", "core": "lora_B.default.core."}[kind]
+    suffix = {"lora": "lora_A.", "ffa": "lora_B.", "core": "lora_B.default.core."}[kind]
     parameters = dict(box.tuned.named_parameters())
     spacings: list[np.ndarray] = []
     for name, layer in zip(group.names, group.layers, strict=True):
         for parameter, piece in pieces.items():
-            if f".{block}.{name}.{wanted}" in parameter:
+            if f".{block}.{name}.{suffix}" in parameter:
                 matrices.append(piece)
                 maps.append(None if kind == "lora" else _frozen_input_map(layer))
                 after = parameters[parameter].detach().numpy() + piece.astype(np.float32)

@@ -136,7 +136,7 @@ def search(
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One map's span: `change` makes what it reads of a block's input; `right` spans that, whitened."""
+    """One map's span: `change` maps a block's input to the map's input; `right` spans that, whitened."""
 
     change: np.ndarray | None
     whitening: np.ndarray
@@ -144,7 +144,7 @@ class _Part:
 
 
 def _parts(box: WhiteBox, spaces: Spaces, block: int) -> list[_Part] | None:
-    """Return what the vector spans at a block, map by map, or None if one of the spans is full."""
+    """Return the spans of the vector at a block, one per map, or None if one of them is full."""
     reference = usual_inputs(box, block)
     parts = []
     for matrix, change in zip(spaces.matrices, spaces.maps, strict=True):
@@ -157,7 +157,7 @@ def _parts(box: WhiteBox, spaces: Spaces, block: int) -> list[_Part] | None:
 
 
 def _residuals(states: np.ndarray, parts: Sequence[_Part]) -> np.ndarray:
-    """Return how far each input of the block [n, d] lies outside the spans, at worst: float64 [n]."""
+    """Return the largest distance of each input of the block [n, d] from the spans: float64 [n]."""
     worst = np.zeros(len(states))
     for part in parts:
         seen = unit((states if part.change is None else states @ part.change.T) @ part.whitening)
@@ -166,7 +166,7 @@ def _residuals(states: np.ndarray, parts: Sequence[_Part]) -> np.ndarray:
 
 
 def telling_block(box: WhiteBox) -> int:
-    """Return the first block whose adapted maps read something that depends on the text before.
+    """Return the first block in which the input of the adapted maps depends on the text before.
 
     Raises `NotApplicable` if there is none.
     """
@@ -259,18 +259,18 @@ class LoraSpanSequences(Attack):
 
     def score(self, guess: tuple[Found, ...], answer: Truth) -> tuple[Estimate, ...]:
         """Return exact recall and precision over all records, ROUGE of the best match, and the cost."""
-        hits = there = named = 0
+        hits = records = named = 0
         rouge: list[tuple[float, float, float]] = []
         for result in guess:
             true = [item.ids[:-1] for item in answer.used(result.round, result.clients)]
             true = list(dict.fromkeys(true))
             hits += matched(result.sequences, true)
-            there, named = there + len(true), named + len(result.sequences)
+            records, named = records + len(true), named + len(result.sequences)
             rouge += best_rouge(true, result.sequences)
         columns = list(zip(*rouge, strict=True))
         return (
             # records of one update or sum are found or missed together
-            share(hits, there, metric="exact recall", groups=len(guess)),
+            share(hits, records, metric="exact recall", groups=len(guess)),
             share(hits, named, metric="exact precision", groups=len(guess)),
             *(
                 over_targets(values, metric=name, unit="share", within=(0, 1))
@@ -280,9 +280,9 @@ class LoraSpanSequences(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One step of SGD on one record of an honest client, seen in the clear."""
+        """Return one step of SGD on one record of an honest client, seen in the clear."""
         return one_step_control(view, truth, records=CONTROL_RECORDS)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The numbers of every vector are shuffled."""
+        """Return the view with the numbers of every vector shuffled."""
         return shuffled(view, rng), exam

@@ -21,13 +21,13 @@ moments, which leaves spans unchanged. Second, a token's average score on update
 found (shuffled updates, and the adversary's own updates on random text) is regressed out over the
 vocabulary. On both kinds of update the residual carries no information (AUC .50, spread .02 to .05).
 
-Embeddings do not move in a round, so it does not matter at which adapter an update of several steps is
-read, whether the one that the round began with, the one it led to, or a point between (a surrogate as in
-SME, Zhu et al. 2023): the candidates are the same. The two places where a point could enter are updates of
-random text and what B's update holds of A's outputs; `tests/bench/midpoint.py` measures both.
+Embeddings do not move in a round, so an update of several steps may be read at any adapter: the first of
+the round, the last, or a point between (a surrogate as in SME, Zhu et al. 2023). The candidates are the
+same. The adapter matters only for updates of random text and for the part of A's outputs in B's update;
+`tests/bench/midpoint.py` measures both.
 
-If block 0 is not adapted, or only its MLP is, the first adapted maps read something that depends on the
-text before. Tokens are then compared with an approximation of their input; A3 is the exact attack.
+If block 0 is not adapted, or only its MLP is, the inputs of the first adapted maps depend on the text
+before. Tokens are then compared with an approximation of their input; A3 is the exact attack.
 
 After Petrov et al. 2024 (DAGER, arXiv 2405.15586), here for adapters, many steps and sums.
 """
@@ -54,7 +54,7 @@ from fedproxy_secure.record.view import PublicSettings, View
 
 EXACT = 0.1  # whitened residual below which a token lies in the span
 BY_CHANCE = 1e-4  # share of absent tokens that may lie as close to a span with few free dimensions
-STANDS_OUT = 3.0  # deviations above which a token is named where no span is exact
+STANDS_OUT = 3.0  # deviations above which a token is named if no span is exact
 CONTROL_RECORDS = 4
 FEWEST_TOKENS = 10  # of each kind, for an AUC of them
 SHUFFLES = 10  # shuffled updates, beside those of random text: neither has anything to find
@@ -80,15 +80,15 @@ class Target:
 
 
 def unexplained(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Return what values [V] hold beyond usual scores [n, V] and their squares, in deviations."""
+    """Return the residual of values [V] on usual scores [n, V] and their squares, in deviations."""
     columns = [np.ones_like(values)]
     for row in usual:
         z = (row - row.mean()) / max(float(row.std()), 1e-12)
         columns += [z, np.square(z)]
     design = np.stack(columns, axis=1)
-    rest: np.ndarray = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    spread = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))  # robust to present tokens
-    return rest / max(spread, 1e-12)
+    residual: np.ndarray = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    spread = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))  # robust to present tokens
+    return residual / max(spread, 1e-12)
 
 
 def adds_up(settings: PublicSettings, *, summed: bool) -> bool:
@@ -133,13 +133,16 @@ def attack_one(
     shuffled = [token_scores(candidates, shuffled_rows(spaces, rng)) for _ in range(SHUFFLES)]
     groups = [g for g in (shuffled, list(candidates.texts)) if g]
     scores, *null = (
-        np.mean([unexplained(getattr(one, p), _usual(p, groups, but=one)) for p in parts], axis=0)
-        for one in (raw, *(one for group in groups for one in group))
+        np.mean(
+            [unexplained(getattr(part_scores, p), _usual(p, groups, excluded=part_scores)) for p in parts],
+            axis=0,
+        )
+        for part_scores in (raw, *(part_scores for group in groups for part_scores in group))
     )
     chosen = scores > STANDS_OUT
     if exact:
         chosen = in_span(raw, positions=len(candidates.rows[0]) // candidates.tokens)
-        # a token in the span comes before all that are not
+        # tokens in the span come before all others
         scores = np.where(chosen, scores + np.ptp(scores) + 1, scores)
     at = np.cumsum([len(g) for g in groups])[:-1]
     return Target(
@@ -160,9 +163,9 @@ def shuffled_rows(spaces: Spaces, rng: np.random.Generator) -> Spaces:
     )
 
 
-def _usual(part: str, groups: list[list[Scores]], *, but: Scores) -> np.ndarray:
+def _usual(part: str, groups: list[list[Scores]], *, excluded: Scores) -> np.ndarray:
     """Return the mean scores of each group, [groups, V], without the scores that are judged."""
-    return np.array([np.mean([getattr(s, part) for s in g if s is not but], axis=0) for g in groups])
+    return np.array([np.mean([getattr(s, part) for s in g if s is not excluded], axis=0) for g in groups])
 
 
 @attack(
@@ -214,20 +217,20 @@ class LoraSpanTokens(Attack):
         """
         labelled = []
         for target in guess:
-            there = np.zeros(len(target.scores), dtype=bool)
-            there[list(answer.tokens(target.round, target.clients))] = True
-            if 2 <= there.sum() <= len(there) - 2:
-                labelled.append((target, there))
+            present = np.zeros(len(target.scores), dtype=bool)
+            present[list(answer.tokens(target.round, target.clients))] = True
+            if 2 <= present.sum() <= len(present) - 2:
+                labelled.append((target, present))
         if not labelled:
             raise Inconclusive("no vector has both tokens that it contains and tokens that it does not")
-        pairs = [(t.scores, there) for t, there in labelled]
+        pairs = [(t.scores, present) for t, present in labelled]
         # tokens' scores depend on each other: by chance AUCs spread further than DeLong assumes
-        inflation = float(np.mean([_inflation(t.null, there) for t, there in labelled]))
-        recalls = [float(t.chosen[there].mean()) for t, there in labelled]
-        precise = [float(there[t.chosen].mean()) if t.chosen.any() else 0.0 for t, there in labelled]
+        inflation = float(np.mean([_inflation(t.null, present) for t, present in labelled]))
+        recalls = [float(t.chosen[present].mean()) for t, present in labelled]
+        precisions = [float(present[t.chosen].mean()) if t.chosen.any() else 0.0 for t, present in labelled]
         # scores are comparable within a target only, so rates over all targets are taken on ranks
         ranks = np.concatenate([rankdata(s) / len(s) for s, _ in pairs])
-        labels = np.concatenate([there for _, there in pairs])
+        labels = np.concatenate([present for _, present in pairs])
         rates = [
             replace(
                 rate, low=None, high=None, how="share of tokens; they depend on each other: no interval"
@@ -239,20 +242,20 @@ class LoraSpanTokens(Attack):
             *rates,
             *_of_these_records([t for t, _ in labelled], answer),
             over_targets(recalls, metric="recall of named tokens", unit="share", within=(0, 1)),
-            over_targets(precise, metric="precision of named tokens", unit="share", within=(0, 1)),
+            over_targets(precisions, metric="precision of named tokens", unit="share", within=(0, 1)),
             over_targets(
-                [float(there.sum()) / max(t.capacity, 1) for t, there in labelled],
+                [float(present.sum()) / max(t.capacity, 1) for t, present in labelled],
                 metric="tokens over capacity",
                 unit="ratio",
             ),
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """One round on a few records of an honest client, seen in the clear and without noise."""
+        """Return one round on a few records of an honest client, in the clear and without noise."""
         return as_in_the_run(one_step_control(view, truth, records=CONTROL_RECORDS), view.settings)
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The numbers of every vector are shuffled."""
+        """Return the view with the numbers of every vector shuffled."""
         return shuffled(view, rng), exam
 
 
@@ -265,17 +268,17 @@ def _of_these_records(targets: Sequence[Target], answer: Truth) -> list[Estimate
             t for record in answer.drawn_or_set_aside(target.round, target.clients) for t in record
         )
         once = sorted(token for token, count in counts.items() if count == 1)
-        there = np.array([token in read for token in once], dtype=bool)
-        if FEWEST_TOKENS <= there.sum() <= len(once) - FEWEST_TOKENS:
-            pairs.append((target.scores[once], there))
-            inflations.append(_inflation([n[:, once] for n in target.null], there))
+        present = np.array([token in read for token in once], dtype=bool)
+        if FEWEST_TOKENS <= present.sum() <= len(once) - FEWEST_TOKENS:
+            pairs.append((target.scores[once], present))
+            inflations.append(_inflation([n[:, once] for n in target.null], present))
     if not pairs:
         return []
     return [mean_auc(pairs, metric="auc, these records", inflation=float(np.mean(inflations)))]
 
 
-def _inflation(null: Sequence[np.ndarray], there: np.ndarray) -> float:
-    """Return how much further AUCs spread where nothing can be found than those of independent scores."""
-    count = int(there.sum())
-    spreads = [float(np.std([auc_value(n, there) for n in group], ddof=1)) for group in null]
-    return max(1.0, max(spreads) / spread_by_chance(count, len(there) - count))
+def _inflation(null: Sequence[np.ndarray], present: np.ndarray) -> float:
+    """Return the spread of AUCs without information, relative to that of independent scores; at least 1."""
+    count = int(present.sum())
+    spreads = [float(np.std([auc_value(n, present) for n in group], ddof=1)) for group in null]
+    return max(1.0, max(spreads) / spread_by_chance(count, len(present) - count))

@@ -1,4 +1,4 @@
-"""What a view offers to attacks: single updates, or aggregates without the attacker's part; round 0."""
+"""The vectors of a view that attacks read: single updates, or aggregates without the attacker's part."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Vector = tuple[int, tuple[str, ...], np.ndarray]  # round, clients in it, the me
 
 
 def vectors(view: View, *, most: int) -> list[Vector]:
-    """Return at most `most` vectors of a view: individual updates where it has them, else aggregates.
+    """Return at most `most` vectors of a view: individual updates if it has them, else aggregates.
 
-    They are spread evenly over the rounds. A single one is of the last round: in the first one LoRA's
+    They are spread evenly over the rounds. A single vector is of the last round: in the first round LoRA's
     gradient of A is zero.
     """
     if view.updates:
@@ -25,8 +25,8 @@ def vectors(view: View, *, most: int) -> list[Vector]:
         for r in sorted({*view.sums, *view.adapters}):
             mean = view.aggregate(r)
             if mean is not None:
-                seen = view.cohort_of(r)
-                candidates.append((r, seen, without_own(view, r, seen, mean)))
+                cohort = view.cohort_of(r)
+                candidates.append((r, cohort, without_own(view, r, cohort, mean)))
     candidates.sort(key=lambda f: (f[0], f[1]))
     # distant rounds tell more than neighbouring ones
     picks = np.unique(np.linspace(len(candidates) - 1, 0, min(most, len(candidates))).round().astype(int))
@@ -36,7 +36,7 @@ def vectors(view: View, *, most: int) -> list[Vector]:
 def with_round_0(view: View) -> View:
     """Return the view with the adapter that round 0 began with, if it has a proxy but not that adapter.
 
-    A client that missed round 0 was not sent it, but proxy and settings tell it: nothing was trained yet.
+    A client that missed round 0 was not sent it, but it follows from proxy and settings.
     """
     if 0 in view.adapters or view.proxy is None or view.settings is None:
         return view
@@ -45,9 +45,9 @@ def with_round_0(view: View) -> View:
 
 
 def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: np.ndarray) -> np.ndarray:
-    """Return the mean update of the others: corrupted clients know their own updates and take them out.
+    """Return the mean update of the honest clients: corrupted clients subtract their own updates.
 
-    It is zero where the corrupted clients were alone.
+    It is zero if all clients were corrupted.
     """
     updates = [
         state.rounds[round_number].update
@@ -56,16 +56,16 @@ def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: n
     ]
     if not updates:
         return mean
-    others = max(1, len(clients) - len(updates))
-    rest: np.ndarray = ((mean * len(clients) - np.sum(updates, axis=0)) / others).astype(np.float32)
-    return rest if len(updates) < len(clients) else np.zeros_like(rest)
+    honest = max(1, len(clients) - len(updates))
+    honest_mean: np.ndarray = ((mean * len(clients) - np.sum(updates, axis=0)) / honest).astype(np.float32)
+    return honest_mean if len(updates) < len(clients) else np.zeros_like(honest_mean)
 
 
 def shuffled(view: View, rng: np.random.Generator) -> View:
     """Return a view whose vectors have their numbers in other places, for negative controls.
 
-    The adapters stay: an attack that reads vectors alone computes at them and finds nothing in them. Where
-    the vectors are steps between adapters, the view gets sums of the shuffled steps.
+    The adapters stay, as attacks compute gradients at them. If the vectors are steps between adapters, the
+    view gets sums of the shuffled steps.
     """
     if view.updates:
         return replace_view(view, updates={k: rng.permutation(u) for k, u in view.updates.items()})
@@ -74,7 +74,7 @@ def shuffled(view: View, rng: np.random.Generator) -> View:
         mean = view.aggregate(r)
         if mean is not None:
             clients = view.cohort_of(r)
-            others = view.sums[r].segments if r in view.sums else {}
+            segments = view.sums[r].segments if r in view.sums else {}
             update = rng.permutation(mean) * len(clients)
-            sums[r] = Sums(clients=clients, segments={**others, "update": update})
+            sums[r] = Sums(clients=clients, segments={**segments, "update": update})
     return replace_view(view, sums=sums)

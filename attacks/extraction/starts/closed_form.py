@@ -1,7 +1,7 @@
 """Closed-form starts: linear maps beside blocks, by least squares, without a step of gradient descent.
 
-Two are known. Ghosted Layers (arXiv 2605.15491) fits one linear map at the place of missing blocks to what
-stood behind them. A client does not have that, so each of its two ways makes do with what it has:
+Ghosted Layers (arXiv 2605.15491) fits one linear map at the place of missing blocks to the states behind
+them. A client does not have these states, so each of its two ways uses what it has:
 
     linear      without queries: each filler adds what a neighbouring block adds, as a linear function of
                 the hidden state. The neighbour (below, above, the mean of both) and a factor are those with
@@ -10,8 +10,8 @@ stood behind them. A client does not have that, so each of its two ways makes do
                 since the head is a linear map with far more outputs than inputs, and a linear map after the
                 last block is fitted to them. It needs no missing block.
 
-Logits are read through the client's own head. Where that is not the LLM's, the states found are those with
-which the client's head comes nearest to the LLM's logits, which is what is wanted.
+Logits are read through the client's own head. If it is not the LLM's, the resulting states are those with
+which the client's head comes nearest to the LLM's logits, as intended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.models.passes import windows_a_pass
 
 Neighbour = Literal["below", "above", "mean"]
-FACTORS = (-0.5, -0.25, 0.25, 0.5, 1.0)  # what a neighbour's change is multiplied by; 0 is a zero filler
+FACTORS = (-0.5, -0.25, 0.25, 0.5, 1.0)  # factors of a neighbour's change; 0 is a zero filler
 RIDGES = (1e-5, 1e-3, 1e-1)  # of the mean variance of a coordinate
 MOST_ROWS = 2**14  # tokens that a fit reads; more would change its 10^2 to 10^3 inputs' weights little
 
@@ -37,8 +37,8 @@ MOST_ROWS = 2**14  # tokens that a fit reads; more would change its 10^2 to 10^3
 class Mapped(nn.Module):
     """A block with an affine map added to its output h: it gives h + W h + c, W and c zero at first.
 
-    It takes the block's place in a model and may be trained. What a model asks of a block besides its
-    forward pass is asked of the block inside.
+    It takes the block's place in a model and may be trained. Attributes other than its own are those of the
+    block inside.
 
     Args:
         block: a decoder block, which is not copied.
@@ -55,10 +55,10 @@ class Mapped(nn.Module):
 
     def forward(self, hidden: torch.Tensor, *args: Any, **more: Any) -> Any:
         """Return what the block returns, its hidden state float [..., width] mapped."""
-        out = self.block(hidden, *args, **more)
-        if isinstance(out, tuple):
-            return (out[0] + self.map(out[0]), *out[1:])
-        return out + self.map(out)
+        output = self.block(hidden, *args, **more)
+        if isinstance(output, tuple):
+            return (output[0] + self.map(output[0]), *output[1:])
+        return output + self.map(output)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of this module, or of the block inside."""
@@ -124,9 +124,9 @@ def linearly_filled(
 
     for kind, factor in itertools.product(kinds, FACTORS):
         put(kind, factor)
-        now = loss(model)
-        if now < best:
-            best, chosen = now, (kind, factor)
+        current = loss(model)
+        if current < best:
+            best, chosen = current, (kind, factor)
     put(*chosen)
     return model, list(fillers)
 
@@ -152,14 +152,14 @@ def ghosted(
     model, fillers = copy.deepcopy(start)
     head = cast(Any, model).get_output_embeddings()
     base = _before_norm(model)
-    found: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for part in logits:  # asked for as they are needed
-        found.append(_states_of(head, part))
-        if sum(map(len, found)) >= MOST_ROWS:
+        parts.append(_states_of(head, part))
+        if sum(map(len, parts)) >= MOST_ROWS:
             break
-    wanted = torch.cat(found)[:MOST_ROWS]
-    states = torch.cat([y for _, y in _passed(model, texts, last=True)])[: len(wanted)]
-    targets = base(states, wanted)
+    llm_states = torch.cat(parts)[:MOST_ROWS]
+    states = torch.cat([y for _, y in _passed(model, texts, last=True)])[: len(llm_states)]
+    targets = base(states, llm_states)
     at = len(blocks_of(model)) - 1
     mapped = Mapped(blocks_of(model)[at], states.shape[1])
     blocks_of(model)[at] = mapped
@@ -167,9 +167,9 @@ def ghosted(
     for penalty in RIDGES:
         fitted = ridge(states, targets - states, penalty)
         mapped.fit(*fitted)
-        now = loss(model)
-        if now < best:
-            best, chosen = now, fitted
+        current = loss(model)
+        if current < best:
+            best, chosen = current, fitted
     mapped.fit(*chosen)
     kept = [mapped if f is mapped.block else f for f in fillers]
     return model, kept if any(f is mapped for f in kept) else [*kept, mapped.map]
@@ -263,8 +263,8 @@ def _passed(
 def _wrap(model: nn.Module, fillers: Sequence[nn.Module]) -> None:
     """Put a map beside each filler, in place."""
     width = int(cast(Any, model).get_input_embeddings().weight.shape[1])
-    wanted = {id(f) for f in fillers}
+    filler_ids = {id(f) for f in fillers}
     blocks = blocks_of(model)
     for at, block in enumerate(blocks):
-        if id(block) in wanted:
+        if id(block) in filler_ids:
             blocks[at] = Mapped(block, width)

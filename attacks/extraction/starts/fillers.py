@@ -1,4 +1,4 @@
-"""Fillers: what an adversary puts where the proxy lacks blocks of the LLM, and where it puts them.
+"""Fillers: the blocks that an adversary puts where the proxy lacks blocks of the LLM, and their places.
 
 `gaps[i]` is the number of blocks missing below proxy block i; the last entry is the number missing above
 all of them.
@@ -77,15 +77,15 @@ def spread(present: int, missing: int) -> Gaps:
 def shapes(present: int, missing: int) -> tuple[Gaps, ...]:
     """Return the gaps that kinds of proxies leave: spread evenly, or all beside the first block.
 
-    The kind is public. Where the first blocks are withheld (`withheld_bottom`), all that are missing were
-    above or below the block that stands in for them.
+    The kind is public. If the first blocks are withheld (`withheld_bottom`), all missing blocks were above
+    or below the block that replaces them.
 
     >>> shapes(4, 3)
     ((0, 1, 1, 1, 0), (0, 3, 0, 0, 0), (3, 0, 0, 0, 0))
     """
     none = (0,) * (present - 1)
-    found = (spread(present, missing), (0, missing, *none), (missing, 0, *none))
-    return tuple(dict.fromkeys(found))
+    possible = (spread(present, missing), (0, missing, *none), (missing, 0, *none))
+    return tuple(dict.fromkeys(possible))
 
 
 def guess_gaps(proxy: nn.Module, missing: int, loss: Callable[[nn.Module], float]) -> Gaps:
@@ -148,8 +148,8 @@ def _number(model: nn.Module, sources: Sequence[int]) -> None:
 
 @torch.no_grad()
 def _average(filler: nn.Module, above: nn.Module) -> None:
-    for mine, other in zip(filler.parameters(), above.parameters(), strict=True):
-        mine.add_(other).mul_(0.5)
+    for own, other in zip(filler.parameters(), above.parameters(), strict=True):
+        own.add_(other).mul_(0.5)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""What an adversary can start from, by name, and how a start can be trained.
+"""The starts of an adversary, by name, and the recipes to train them.
 
-Where the proxy lacks blocks, gaps are filled where its kind would leave them (`shapes`). Where it has all
-of them, but narrower ones, they are widened. A proxy that was made of low rank, rounded or rotated starts
-as it is: it is an ordinary model.
+If the proxy lacks blocks, the gaps that its kind leaves (`shapes`) are filled. If it has all blocks, but
+narrower ones, they are widened. A proxy of low rank, rounded or rotated is a start as it is: it is an
+ordinary model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEAK_LOSS = 0.5  # nats per token by which the noise makes the LLM worse than th
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A start by its name; `make` makes it, or returns the one that was made before."""
+    """A start by its name; `make` builds it, or returns the one that was built before."""
 
     name: str
     make: Callable[[], Start]
@@ -37,7 +37,7 @@ class Offer:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a start is trained: the fillers alone or all weights, and the highest learning rate."""
+    """How a start is trained: only the fillers or all weights, and the highest learning rate."""
 
     trained: Trained
     rate: float
@@ -48,14 +48,14 @@ class Recipe:
         return f"{'fillers' if self.trained == 'fillers' else 'all weights'} at {self.rate:g}"
 
     def modules(self, start: Start) -> list[nn.Module]:
-        """Return the modules of a start that are trained; [] where it has no fillers to train."""
+        """Return the modules of a start that are trained; [] if it has no fillers to train."""
         model, fillers = start
         return list(fillers) if self.trained == "fillers" else [model]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Won:
-    """A model that an adversary hands in.
+    """A model that an adversary submits.
 
     Args:
         name: how it was made.
@@ -94,7 +94,7 @@ def offers(
     seed: int,
     gaps: Sequence[Gaps] = (),
 ) -> tuple[Offer, ...]:
-    """Return the starts that take no query, the one that does what the proxy does first.
+    """Return the starts that take no query, first the one that behaves like the proxy.
 
     Args:
         proxy: the proxy.
@@ -102,25 +102,25 @@ def offers(
         sizes: sizes of the LLM's blocks, by their names in its configuration.
         texts: public text that closed forms are fitted on, int64 [n, tokens].
         loss: next-token loss on other public text.
-        seed: of what is drawn.
-        gaps: where blocks may be missing; by default `shapes`. Only copies are put into each: fillers that
-            do nothing do nothing in any, and a closed form is a model as large as the LLM that is kept.
+        seed: seed of random weights.
+        gaps: where blocks may be missing; by default `shapes`. Only copies are put into all of them: zero
+            fillers are the same in each, and a closed form keeps a model as large as the LLM.
     """
     as_it_is = Offer(name="the proxy", make=lambda: (proxy, []))
     wide = widened(proxy, sizes, seed=seed)
-    base, called = (proxy, "") if wide is None else (wide, "widened, ")
+    base, prefix = (proxy, "") if wide is None else (wide, "widened, ")
     if missing == 0:
         return (as_it_is,) if wide is None else (Offer(name="widened", make=lambda: (wide, [])), as_it_is)
-    made: list[Offer] = []
-    for number, one in enumerate(gaps or shapes(len(blocks_of(base)), missing)):
-        where = f", gaps {'-'.join(map(str, one))}" if number else ""
+    starts: list[Offer] = []
+    for number, gaps_here in enumerate(gaps or shapes(len(blocks_of(base)), missing)):
+        suffix = f", gaps {'-'.join(map(str, gaps_here))}" if number else ""
         if number == 0:
-            fitted = cache(partial(linearly_filled, base, one, texts, loss))
-            made.append(Offer(name=f"{called}zero fillers", make=partial(grown, base, one, "zero")))
-            made.append(Offer(name=f"{called}linear fillers", make=fitted))
-            made.append(Offer(name=f"{called}averages", make=partial(grown, base, one, "average")))
-        made.append(Offer(name=f"{called}copies{where}", make=partial(grown, base, one, "copy")))
-    return (*made, as_it_is)
+            fitted = cache(partial(linearly_filled, base, gaps_here, texts, loss))
+            starts.append(Offer(name=f"{prefix}zero fillers", make=partial(grown, base, gaps_here, "zero")))
+            starts.append(Offer(name=f"{prefix}linear fillers", make=fitted))
+            starts.append(Offer(name=f"{prefix}averages", make=partial(grown, base, gaps_here, "average")))
+        starts.append(Offer(name=f"{prefix}copies{suffix}", make=partial(grown, base, gaps_here, "copy")))
+    return (*starts, as_it_is)
 
 
 def leaked(proxy: nn.Module, llm: Path, *, loss: Callable[[nn.Module], float], seed: int) -> Offer:
@@ -141,13 +141,13 @@ def leaked(proxy: nn.Module, llm: Path, *, loss: Callable[[nn.Module], float], s
     dropped = [blocks_of(original)[i] for i in range(match.depth) if i not in match.kept]
     weights = [w for block in dropped for w in block.parameters()]
     generator = torch.Generator().manual_seed(seed)
-    enough, before = loss(proxy) + LEAK_LOSS, 0.0
+    bar, before = loss(proxy) + LEAK_LOSS, 0.0
     with torch.no_grad():
         noise = [w.std(correction=0) * torch.randn(w.shape, generator=generator) for w in weights]
         for scale in LEAK_NOISES:
-            for weight, own in zip(weights, noise, strict=True):
-                weight.add_(own, alpha=scale - before)
+            for weight, tensor_noise in zip(weights, noise, strict=True):
+                weight.add_(tensor_noise, alpha=scale - before)
             before = scale
-            if loss(original) >= enough:
+            if loss(original) >= bar:
                 break
     return Offer(name="the LLM's own blocks, with noise", make=lambda: (original, dropped))

@@ -1,6 +1,6 @@
-"""A proxy with fewer channels or heads than its LLM, widened again by ones that do nothing until trained.
+"""Widen a proxy that has fewer channels or heads than its LLM; new ones do nothing until trained.
 
-The sizes in an LLM's configuration are taken to be public, as its depth is. New channels and heads read at
+The sizes in an LLM's configuration are assumed to be public, like its depth. New channels and heads read at
 random and write nothing: the columns with which they would write into the hidden state are zero.
 """
 
@@ -34,9 +34,9 @@ def sizes_in(folder: Path) -> dict[str, int]:
 
 
 def narrower(proxy: nn.Module, sizes: Mapping[str, int]) -> bool:
-    """Return whether a proxy's configuration has one of the sizes, and a smaller one."""
-    mine = public_sizes(cast(Any, proxy).config)
-    return any(mine.get(name, size) < size for name, size in sizes.items())
+    """Return whether one of the sizes is smaller in a proxy's configuration."""
+    own_sizes = public_sizes(cast(Any, proxy).config)
+    return any(own_sizes.get(name, size) < size for name, size in sizes.items())
 
 
 def widened(proxy: nn.Module, sizes: Mapping[str, int], *, seed: int) -> nn.Module | None:
@@ -45,11 +45,11 @@ def widened(proxy: nn.Module, sizes: Mapping[str, int], *, seed: int) -> nn.Modu
     Args:
         proxy: the proxy; all of its blocks have the sizes that its configuration names.
         sizes: the LLM's sizes, by their names in the configuration.
-        seed: seed of what new channels and heads read.
+        seed: seed of the weights with which new channels and heads read.
 
     Returns:
-        None where the proxy is not narrower, or where it cannot be widened: its blocks have another number
-        of heads for each head of keys than the LLM's, or another part that does not fit.
+        None if the proxy is not narrower, or if it cannot be widened: its blocks have another number of
+        heads for each head of keys than the LLM's, or another part that does not fit.
 
     Guarantees: a model that is returned gives the proxy's logits up to rounding on some made-up tokens, on
     which it has been tried, and on all tokens where blocks write through maps of `WRITERS` alone.
@@ -74,9 +74,9 @@ def widened(proxy: nn.Module, sizes: Mapping[str, int], *, seed: int) -> nn.Modu
 @torch.no_grad()
 def _fill(wide: nn.Module, proxy: nn.Module) -> bool:
     """Put the proxy's numbers into the first rows and columns of each tensor; return whether all fit."""
-    mine = dict(proxy.named_parameters())
+    own_tensors = dict(proxy.named_parameters())
     for name, tensor in wide.named_parameters():
-        old = mine.get(name)
+        old = own_tensors.get(name)
         if old is None or old.dim() != tensor.dim():
             return False
         if any(a > b for a, b in zip(old.shape, tensor.shape, strict=True)):
