@@ -2,12 +2,12 @@
 
 `ledger.jsonl` has one JSON line for each round and kind of message: `round`, `message`, `to`, `count`,
 `bytes` (of payload), `reveals`; `computed: true` for a sum that the server computed and no message
-contained; `vector: true` for a message that carries weights or updates, sealed or open (the others are
-keys, shares, names and signatures); `aborted: true` where the round did not end. The protocols of secure
-sums write it from their messages. Where a client sends one message a round, the protection says how large
-it is and what it reveals.
+contained; `vector: true` for a message that carries weights or updates, sealed or open (other messages are
+keys, shares, names and signatures); `aborted: true` if the round did not end. The protocols of secure sums
+write it from their messages. If a client sends one message per round, the protection states its size and
+what it reveals.
 
-Not in it: what flowed in a round during which the server's process was killed.
+Not in it: the messages of a round during which the server's process was killed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Ledger:
         """Count one message of this kind.
 
         Args:
-            computed: no message contained it, `to` computed it.
-            vector: it carries weights or updates.
+            computed: whether no message contained it and `to` computed it.
+            vector: whether it carries weights or updates.
         """
         marks = {name: True for name, set_ in (("computed", computed), ("vector", vector)) if set_}
         new = {"message": message, "to": to, "reveals": reveals, "count": 0, "bytes": 0, **marks}

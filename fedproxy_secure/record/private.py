@@ -39,7 +39,7 @@ class PrivateRound:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateState:
-    """Everything that one client held. `rounds`: its state in each round in which it trained.
+    """All of one client's records, canaries and rounds. `rounds`: its state in each round it trained in.
 
     `train` ends with the canaries, each as often as it is repeated.
     """
@@ -61,7 +61,7 @@ class PrivateState:
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *used]))
 
     def own_drawn(self, *rounds: int) -> np.ndarray:
-        """Return what `drawn` does without the canaries."""
+        """Return the same as `drawn`, without the canaries."""
         drawn = self.drawn(*rounds)
         return drawn[drawn < len(self.own_records)]
 
@@ -74,7 +74,7 @@ def write_records(
     holdout: Sequence[Encoded],
     canaries: Sequence[Canary],
 ) -> None:
-    """Write what the client holds before the first round."""
+    """Write the client's state before the first round."""
     place = _place(folder, client)
     arrays = {**_packed("train", train), **_packed("holdout", holdout)}
     write_bytes(place / "records.safetensors", save(arrays), private=True)
@@ -83,15 +83,15 @@ def write_records(
 
 
 def write_round(folder: Path, client: str, round_number: int, update: np.ndarray, used: list[int]) -> None:
-    """Write what the client did in a round."""
+    """Write the client's update in a round, and the records that it drew."""
     data = save({"update": update, "used": np.array(used, dtype=np.int64)})
     write_bytes(_place(folder, client) / f"round-{round_number}.safetensors", data, private=True)
 
 
 def forget_rounds(folder: Path, from_round: int) -> None:
-    """Delete what clients did in rounds from `from_round` on.
+    """Delete the clients' rounds from `from_round` on.
 
-    Those rounds run again, perhaps without some of the clients.
+    These rounds run again, perhaps without some of the clients.
     """
     for file in (folder / CLIENTS).glob("*/round-*.safetensors"):
         if _round_of(file) >= from_round:
@@ -99,12 +99,12 @@ def forget_rounds(folder: Path, from_round: int) -> None:
 
 
 def has_records(folder: Path, client: str) -> bool:
-    """Return whether the client's records are written already."""
+    """Return whether the client's records are already written."""
     return (folder / CLIENTS / client / "canaries.json").exists()
 
 
 def read_private(folder: Path, client: str) -> PrivateState:
-    """Read what `client` held. Raises `RunFolderError` if it is missing or damaged."""
+    """Read the state of `client`. Raises `RunFolderError` if it is missing or damaged."""
     place = folder / CLIENTS / client
     try:
         records = load_file(place / "records.safetensors")
@@ -124,7 +124,7 @@ def read_private(folder: Path, client: str) -> PrivateState:
 
 
 def _place(folder: Path, client: str) -> Path:
-    """Return the client's folder below a transcript, and make it and those above it if they are missing."""
+    """Return the client's folder below a transcript; create it and its parents if they are missing."""
     private_folder(folder)
     private_folder(folder / CLIENTS)
     return private_folder(folder / CLIENTS / client)

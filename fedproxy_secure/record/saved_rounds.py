@@ -3,10 +3,10 @@
     state.safetensors   the server's state after the last whole round
     rounds.jsonl        a line for each whole round: who took part, losses, seconds
     ledger.jsonl        what flowed (`record.leakage`), of aborted rounds too
-    unmasked.json       for whom a round was about to be unmasked
+    unmasked.json       the clients for whom a round was about to be unmasked
 
-A round's lines are written before its state. What has lines and no state did not end: `resumed` drops the
-line of such a round and keeps its ledger, marked as aborted.
+A round's lines are written before its state. A round with lines but no state did not end: `resumed` drops
+its line in `rounds.jsonl` and keeps its ledger, marked as aborted.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ UNMASKED = "unmasked.json"
 
 
 def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
-    """Return the state that was saved in a run's folder, or the initial one; put the lines in order.
+    """Return the state saved in a run's folder, or the initial one; correct the files of lines by it.
 
-    Guarantees: a file of lines is replaced whole or not at all.
+    Guarantees: a file of lines is replaced atomically.
 
     Raises `RunFolderError` if the state is another run's, or a file cannot be read or written.
     """
@@ -49,13 +49,13 @@ def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
 def _replace(
     folder: RunFolder, name: str, before: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]
 ) -> None:
-    """Write a file of lines anew unless they are as before."""
+    """Write a file of lines again if they have changed."""
     if lines != before:
         folder.write_text(name, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
 
 def note_unmasked(folder: RunFolder | None, number: int, names: Sequence[str]) -> None:
-    """Keep, on disk, for whom a round is about to be unmasked. Raises `RunFolderError` if that fails."""
+    """Write the clients for whom a round will be unmasked. Raises `RunFolderError` if that fails."""
     if folder is not None:
         folder.write_json(UNMASKED, {"round": number, "clients": list(names)})
 
@@ -63,9 +63,9 @@ def note_unmasked(folder: RunFolder | None, number: int, names: Sequence[str]) -
 def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
     """Return the clients for whom an earlier attempt was to unmask the round, or None if there was none.
 
-    Clients unmask a round for no others: two sums would tell apart those who are in one of them.
+    Clients unmask a round for no other set: the difference of two sums would reveal clients in one of them.
 
-    Raises `RunFolderError` if the file that says so cannot be read or is damaged.
+    Raises `RunFolderError` if the file cannot be read or is damaged.
     """
     if folder is None or not (folder.path / UNMASKED).exists():
         return None
@@ -88,12 +88,12 @@ def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
 
 
 def with_remedy(reason: str, unmasked: Sequence[str] | None, present: Sequence[str]) -> str:
-    """Return why a round was aborted and, if clients it was unmasked for are missing, what to do."""
-    gone = sorted(set(unmasked or ()) - set(present))
-    if not gone:
+    """Return why a round was aborted and, if clients of its earlier unmasking are missing, the remedy."""
+    missing = sorted(set(unmasked or ()) - set(present))
+    if not missing:
         return reason
     return (
-        f"{reason}; an earlier attempt at this round included {', '.join(gone)}, now not connected, and a "
-        "round is unmasked for one set of clients only: try again when all are back, or start a new run "
+        f"{reason}; an earlier attempt at this round included {', '.join(missing)}, now not connected, and "
+        "a round is unmasked for one set of clients only: try again when all are back, or start a new run "
         "with another seed"
     )

@@ -1,4 +1,4 @@
-"""What the server's own messages reveal to clients, for the leakage ledger: the proxy, then adapters."""
+"""Note in the leakage ledger what the server's messages reveal to clients: the proxy, then adapters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ADAPTER_REVEALS = "the adapter so far: what all clients' updates have made of it
 
 
 def note_proxy(ledger: Ledger, shipped: Mapping[str, int], had: Collection[str] = ()) -> None:
-    """Note the proxy, once for each client that was sent some of it or has it anyway.
+    """Note the proxy, once for each client that was sent some of it or already has it.
 
     Args:
-        shipped: by client's name, how many bytes of the proxy were sent, also to those who were left out.
-        had: clients that have it.
+        shipped: by client's name, how many bytes of the proxy were sent, also to clients left out later.
+        had: clients that already have it.
     """
     for name in {*had, *shipped}:
         size = shipped.get(name, 0)
@@ -25,7 +25,7 @@ def note_proxy(ledger: Ledger, shipped: Mapping[str, int], had: Collection[str] 
 
 
 def note_adapter(ledger: Ledger, clients: Collection[str], payload_bytes: int) -> None:
-    """Note the adapter so far, of so many bytes, once for each client of a round."""
+    """Note the broadcast adapter, of `payload_bytes` bytes, once for each client of a round."""
     for _ in clients:
         ledger.note(
             "Broadcast", to="clients", reveals=ADAPTER_REVEALS, payload_bytes=payload_bytes, vector=True
@@ -36,11 +36,11 @@ def note_adapter(ledger: Ledger, clients: Collection[str], payload_bytes: int) -
 def proxy_noted_if_aborted(
     folder: RunFolder | None, round: int, shipped: Mapping[str, int]
 ) -> Iterator[None]:
-    """Write into the folder's ledger what was sent of the proxy if the block, which is set-up, raises.
+    """Write into the folder's ledger what was sent of the proxy, if the set-up in the block raises.
 
     Args:
         round: the round that set-up was for; the lines are marked `aborted`.
-        shipped: as for `note_proxy`; read when the block has raised.
+        shipped: as for `note_proxy`; read after the block has raised.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The transcript: every message that flowed and every state the server reached, streamed to disk.
+"""The transcript: every message and every state of the server after a round, streamed to disk.
 
     events.jsonl             one line per event: index, round, kind, sender, receiver, values, blob
     blobs/SHA256.safetensors an event's arrays; equal arrays are kept once
@@ -6,8 +6,7 @@
 
 Guarantees: memory is bounded (one event's arrays at a time), a line is whole or absent, and events are in
 the order in which the server sent and received. The transcript holds what protection hides, so its folders
-are 0700 and its files 0600 whatever the umask: the user who ran it, and root, can read all of it; nobody
-else can.
+are 0700 and its files 0600 under any umask: only the user who ran it, and root, can read it.
 """
 
 from __future__ import annotations
@@ -78,10 +77,10 @@ class Recorder:
         self.round = 0
 
     def forget_from(self, round_number: int) -> None:
-        """Delete what rounds from `round_number` on left, because they were not finished and run again.
+        """Delete rounds from `round_number` on, because they were not finished and run again.
 
-        Events go in one step, then the clients' rounds, then the arrays that no event names any more. After
-        a crash in between, the next call deletes the rest.
+        Events are deleted in one step, then the clients' rounds, then the arrays that no event names any
+        more. After a crash in between, the next call deletes the remaining files.
         """
         lines = self._folder.read_jsonl(EVENTS)
         kept = [line for line in lines if line["round"] < round_number]
@@ -127,14 +126,14 @@ class Recorder:
         clients: list[str],
         updates: Mapping[str, np.ndarray],
     ) -> None:
-        """Write the server's state after a round: the new adapter, and what it learnt beside messages.
+        """Write the server's state after a round: the new adapter, and what messages do not contain.
 
         Args:
             adapter: the new adapter, float32 [d].
             sums: the sums it was made from, by segment; empty without protection.
             clients: names of the clients whose updates were fused.
-            updates: updates of single clients, as the server decoded them, where messages do not hold them
-                as they are.
+            updates: updates of single clients, as the server decoded them, if messages hold them in another
+                form.
         """
         arrays = {
             "adapter": adapter,

@@ -4,9 +4,8 @@ A threat model says who is corrupted; `view` reads the transcript and keeps what
 take a view, never the run. The truth, which is the state of honest parties, is read by the scorer only.
 
 The settings of a run are public to server and clients, because the server sends them; only the places of
-records, keys and ledgers are not. What the API tells (`api` in the settings) is known to whoever asks it. A
-client also gets the final adapter, as the tuned proxy, though no
-message contains it.
+records, keys and ledgers are not. The API's policy (`api` in the settings) is known to its customers. A
+client also gets the final adapter, as the tuned proxy, though no message contains it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fedproxy_secure.runtime.files.names import FEDERATION, FUSED, PROXY, SETTIN
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
 SETUP = "query.setup"  # goes to every client before any has a name
-# message -> the value that names the clients: those invited, then those left, then those fused
+# message -> the value that names the clients: invited, then still in the round, then fused
 COHORT_NAMED_BY = {
     "train": "terms/cohort",
     "query.confirm": "protocol/clients",
@@ -37,7 +36,7 @@ COHORT_NAMED_BY = {
 
 
 class Corruption(Protocol):
-    """What `view` needs to know about a threat model."""
+    """The attributes of a threat model that `view` reads."""
 
     @property
     def name(self) -> str:
@@ -65,7 +64,7 @@ class Corruption(Protocol):
 
 
 class PublicSettings(AgreedSettings):
-    """What server and clients know about the run.
+    """The settings of a run that server and clients know.
 
     Args:
         d: numbers in an update.
@@ -78,7 +77,7 @@ class PublicSettings(AgreedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """What a protected round revealed: sums over `clients`, by segment (`update` float32 [d], ...)."""
+    """The sums that a protected round revealed, over `clients`, by segment (`update` float32 [d], ...)."""
 
     clients: tuple[str, ...]
     segments: Mapping[str, np.ndarray]
@@ -86,22 +85,22 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a set of corrupted parties knows.
+    """The knowledge of a set of corrupted parties.
 
-    Vectors are float32 [d]; a key that a mapping lacks was not seen.
+    Vectors are float32 [d]; a key that is missing in a mapping was not seen.
 
     Args:
         threat_model: name of the threat model.
         settings: the run's public settings; None if it does not know them.
         adapters: the adapter that was broadcast in each round, and after the last round the final one.
         updates: (round, client) -> that client's update, honest clients only.
-        sums: what protected rounds revealed, by round.
-        cohorts: who was in a round, as far as seen.
+        sums: the sums that protected rounds revealed, by round.
+        cohorts: the clients of a round, as far as seen.
         masked: (round, client) -> packed ring words, uint8, honest clients only.
         own: the corrupted clients' state, by name.
         proxy, llm: model folders that it holds.
         api: a model folder that it may only query.
-        api_policy: what that API tells, and how often.
+        api_policy: what that API answers, and how often.
         active: whether it may deviate from the protocol.
     """
 
@@ -121,12 +120,12 @@ class View:
 
     @property
     def open_api(self) -> Path | None:
-        """The API's folder, if it tells all logits as they are, as often as one likes; else None."""
+        """The API's folder, if it returns all logits unchanged and without limit; else None."""
         return self.api if self.api_policy.open else None
 
     @property
     def surfaces(self) -> frozenset[str]:
-        """Those of IND, AGG, MR, MOD, API, ACT of which this view has something (see `attacks.base`)."""
+        """The surfaces (IND, AGG, MR, MOD, API, ACT; see `attacks.base`) that this view has."""
         available = {
             "IND": bool(self.updates),
             "AGG": bool(self.sums) or len(self.adapters) > 1,
@@ -135,30 +134,30 @@ class View:
             "API": self.api is not None,
             "ACT": self.active,
         }
-        return frozenset(name for name, there in available.items() if there)
+        return frozenset(name for name, is_available in available.items() if is_available)
 
     @property
     def has_white_box(self) -> bool:
-        """Whether it has a proxy, the settings and an adapter: all it takes to run the tuned model."""
+        """Whether it has a proxy, the settings and an adapter, and so can run the tuned model."""
         return self.proxy is not None and self.settings is not None and bool(self.adapters)
 
     def cohort_of(self, round_number: int) -> tuple[str, ...]:
-        """Return who was in a round as far as seen, else all clients as far as they are known."""
+        """Return the clients of a round as far as seen, else all clients that are known."""
         return self.cohorts.get(round_number, () if self.settings is None else self.settings.clients)
 
     def aggregate(self, round_number: int) -> np.ndarray | None:
         """Return the mean update of a round as far as this view knows it, or None.
 
-        Under protection the server reads the mean from the sum; without protection it takes the mean
-        itself. Everybody else has the difference between two broadcasts, divided by the server's learning
+        Under protection the server reads the mean from the sum; without protection it computes the mean of
+        the updates. All others have the difference between two broadcasts, divided by the server's learning
         rate.
         """
         if round_number in self.sums:
             sums = self.sums[round_number]
             return (sums.segments["update"] / len(sums.clients)).astype(np.float32)
-        seen = [u for (r, _), u in self.updates.items() if r == round_number]
-        if seen:
-            return np.asarray(np.stack(seen).mean(axis=0))
+        updates = [u for (r, _), u in self.updates.items() if r == round_number]
+        if updates:
+            return np.asarray(np.stack(updates).mean(axis=0))
         if {round_number, round_number + 1} <= set(self.adapters) and self.settings is not None:
             step = self.adapters[round_number + 1] - self.adapters[round_number]
             scaled: np.ndarray = step / np.float32(self.settings.fusion.server_learning_rate)
@@ -168,7 +167,7 @@ class View:
 
 @dataclass(kw_only=True)
 class _Seen:
-    """What the events up to now have shown.
+    """The content of the events so far.
 
     Args:
         bad: names of corrupted clients.
@@ -185,7 +184,7 @@ class _Seen:
     cohorts: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
-        """Add what one event shows."""
+        """Add the content of one event."""
         arrays = event.arrays()
         if "vectors/adapter" in arrays:
             self.adapters[event.round] = arrays["vectors/adapter"]
@@ -194,9 +193,9 @@ class _Seen:
                 self.updates[event.round, event.sender] = arrays["vectors/update"]
             if "protocol/masked" in arrays:
                 self.masked[event.round, event.sender] = arrays["protocol/masked"]
-        named = event.values.get(COHORT_NAMED_BY.get(event.kind, ""))
-        if named is not None:
-            self.cohorts[event.round] = tuple(named)
+        names = event.values.get(COHORT_NAMED_BY.get(event.kind, ""))
+        if names is not None:
+            self.cohorts[event.round] = tuple(names)
         if event.kind == STATE:
             self._take_state(event.round, arrays)
         self.job = self.job or event.values.get("job/json")
@@ -224,10 +223,10 @@ def client_names(transcript: Path) -> tuple[str, ...]:
 
 
 def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) -> View:
-    """Return what `corrupted` saw of a run; the seed's folder is such as `DIR/seed-0`.
+    """Return what `corrupted` saw of a run.
 
     Args:
-        seed_folder: folder of the run's seed.
+        seed_folder: folder of the run's seed, such as `DIR/seed-0`.
         corrupted: the threat model.
         llm: the owner's model, for views of the server.
 
@@ -242,8 +241,8 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
     bad = names[: corrupted.clients]
     everything = corrupted.server or corrupted.network
     if not (everything or bad):  # an outsider
-        fused, told = _folder(seed_folder / FUSED), api_policy_of(seed_folder.parent)
-        return View(threat_model=corrupted.name, api=fused, api_policy=told)
+        fused, policy = _folder(seed_folder / FUSED), api_policy_of(seed_folder.parent)
+        return View(threat_model=corrupted.name, api=fused, api_policy=policy)
     seen = _Seen(bad=bad)
     last: Event | None = None
     for event in read_events(transcript):
@@ -272,7 +271,7 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
 
 
 def api_policy_of(run: Path) -> ApiConfig:
-    """Return what the settings in a run's folder say of the API; all of it is told where there are none.
+    """Return the API's policy from the settings in a run's folder; without settings it discloses all.
 
     Raises `RunFolderError` for settings that cannot be read.
     """
