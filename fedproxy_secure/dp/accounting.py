@@ -1,19 +1,19 @@
-"""Compute epsilon from events, and the noise that an epsilon takes.
+"""Compute epsilon from events, and the noise that an epsilon needs.
 
 Record level: Opacus's PRV accountant (Gopi, Lee & Wutschitz 2021) and RDP accountant (Mironov, Talwar &
 Zhang 2019), both upper bounds; the tighter one counts. Client level: RDP of the Skellam mechanism
 (Agarwal, Kairouz & Liu 2021, Theorem 3.5) or of sums of discrete Gaussians (Kairouz, Liu & Steinke 2021,
-Proposition 14), and what it costs that numbers are drawn almost, not exactly, by those laws
+Proposition 14), plus the cost of drawing numbers approximately, not exactly, by those laws
 (`sampler_delta`).
 
-Guarantees: `epsilon` bounds (epsilon, delta)-DP of everything in the events together, for neighbours that
-differ by one record (or one client) being there or not, or there or replaced by one that adds zero, where
+Guarantees: `epsilon` bounds (epsilon, delta)-DP of everything in the events together, for neighbours in
+which one record (or one client) is present or absent, or present or replaced by one that adds zero, if
 neither rate nor noise follows from the exact number of records. The PRV accountant bounds one direction, a
-record there against not there; that the other one never costs more, known for every single step, is tested
-for many steps, not proved (`profile` computes both). Record level: accountants get `1 - SAMPLER_SHARE` of
-delta. What is left covers the sampler's error for D numbers in all with D (1 + e^epsilon) <= delta 2^80:
-10^12 numbers at epsilon 16 and delta 1e-5. Not guaranteed: anything that is no event. Other runs on the
-same records add up; nothing here knows of them.
+record present against absent. That the other direction never costs more is known for every single step; for
+many steps it is tested, not proved (`profile` computes both). Record level: accountants get
+`1 - SAMPLER_SHARE` of delta. The remaining share covers the sampler's error for D numbers in all with
+D (1 + e^epsilon) <= delta 2^80: 10^12 numbers at epsilon 16 and delta 1e-5. Not guaranteed: anything that
+is no event. The costs of other runs on the same records add up; this module does not know of them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from fedproxy_secure.dp.discrete import DISTANCE
 from fedproxy_secure.dp.events import DiscreteSum, Event, SampledGaussian
 from fedproxy_secure.errors import ConfigError, DataError
 
-SAMPLER_SHARE = 2.0**-20  # of delta, at the record level: for noise that is drawn almost by its law
+SAMPLER_SHARE = 2.0**-20  # of delta, at the record level: for noise whose law is approximate
 PRV_ERROR = 0.002  # relative error of epsilon; the upper bound counts
 MOST_NOISE = 1e4  # noise multipliers above are refused: nothing could be learned
-CALIBRATION = 1e-3  # relative width to which a noise multiplier is searched
+CALIBRATION = 1e-3  # relative precision of a noise multiplier
 _MOST_TURNS = 200  # of a search for a fixed point; if there is one, a few turns find it
-# integers, because the Skellam bound is proved for them alone
+# integers, because the Skellam bound is proved for integers only
 DISCRETE_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(int)
 
 
@@ -44,7 +44,7 @@ DISCRETE_ORDERS = np.unique(np.round(np.logspace(np.log10(2), 4, 200))).astype(i
 class Spent:
     """The cost of events at `delta`. `epsilon` is the tighter bound, `accountant` the one that gave it.
 
-    `prv` is None where that accountant does not apply. Without noise epsilon is infinite.
+    `prv` is None if that accountant does not apply. Without noise epsilon is infinite.
     """
 
     epsilon: float
@@ -72,9 +72,9 @@ def spent(events: Sequence[Event], *, delta: float) -> Spent:
         return Spent(epsilon=bound, delta=delta, accountant="rdp", rdp=bound, prv=None)
     if min(e.noise_multiplier for e in gaussian) == 0:
         return Spent(epsilon=math.inf, delta=delta, accountant="rdp", rdp=math.inf, prv=None)
-    history, left = _merged(gaussian), delta * (1 - SAMPLER_SHARE)
-    rdp = _rdp_epsilon(history, left)
-    prv = _prv_epsilon(history, left, about=rdp)
+    history, accountant_delta = _merged(gaussian), delta * (1 - SAMPLER_SHARE)
+    rdp = _rdp_epsilon(history, accountant_delta)
+    prv = _prv_epsilon(history, accountant_delta, about=rdp)
     if prv is not None and prv < rdp:
         return Spent(epsilon=prv, delta=delta, accountant="prv", rdp=rdp, prv=prv)
     return Spent(epsilon=rdp, delta=delta, accountant="rdp", rdp=rdp, prv=prv)
@@ -149,7 +149,7 @@ def variance_for(
 
 
 def _merged(events: Sequence[SampledGaussian]) -> list[tuple[float, float, int]]:
-    """Return (noise multiplier, sampling rate, steps) once per pair: the order of events does not count."""
+    """Return (noise multiplier, sampling rate, steps) once per pair, as the order does not matter."""
     steps: dict[tuple[float, float], int] = {}
     for e in events:
         key = (e.noise_multiplier, e.sampling_rate)
@@ -165,15 +165,17 @@ def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float
 
     accountant = RDPAccountant()
     accountant.history = history
-    with warnings.catch_warnings():  # it warns that the best order lies at an end: a loose bound is a bound
+    with (
+        warnings.catch_warnings()
+    ):  # it warns if the best order is the first or last: the bound is loose, but valid
         warnings.simplefilter("ignore")
         return float(accountant.get_epsilon(delta=delta))
 
 
 def _prv_epsilon(history: list[tuple[float, float, int]], delta: float, *, about: float) -> float | None:
-    """Return the PRV bound, or None where very little noise would need too large a grid.
+    """Return the PRV bound, or None if very little noise would need too large a grid.
 
-    `about`: another bound on epsilon, which sets how fine the grid must be.
+    `about`: another bound on epsilon, which determines the grid's width.
     """
     from opacus.accountants import PRVAccountant
 
@@ -200,10 +202,10 @@ def _discrete_epsilon(events: Sequence[DiscreteSum], delta: float) -> float:
     total = np.sum([e.rounds * discrete_rdp(e, DISCRETE_ORDERS) for e in events], axis=0)
     epsilon = 0.0
     for _ in range(_MOST_TURNS):  # each turn leaves less of delta and so needs a larger epsilon
-        left = delta - sampler_delta(events, epsilon)
-        if left <= 0:
+        remaining = delta - sampler_delta(events, epsilon)
+        if remaining <= 0:
             return math.inf
-        needed = rdp_to_epsilon(DISCRETE_ORDERS, total, delta=left)
+        needed = rdp_to_epsilon(DISCRETE_ORDERS, total, delta=remaining)
         if needed <= epsilon:
             return epsilon
         epsilon = needed * (1 + 1e-9)
@@ -211,13 +213,13 @@ def _discrete_epsilon(events: Sequence[DiscreteSum], delta: float) -> float:
 
 
 def sampler_delta(events: Sequence[DiscreteSum], epsilon: float) -> float:
-    """Return what the sampler's error adds to delta: (1 + e^epsilon) rounds d n `DISTANCE`.
+    """Return the sampler's addition to delta: (1 + e^epsilon) rounds d n `DISTANCE`.
 
     The law of each drawn number is within `DISTANCE` of the exact one, in statistical distance. The n
-    clients that are counted on draw d numbers each in every round. So all that is released is within eta =
-    rounds d n `DISTANCE` of what exact noise would give, whatever is chosen from round to round: a coupling
-    of the two fails with at most that probability. Let exact noise be (epsilon, delta)-DP. For neighbours
-    P, Q with the noise that was drawn, P', Q' with exact noise, and any event S,
+    counted clients draw d numbers each in every round. So the law of all releases is within eta = rounds d
+    n `DISTANCE` of that with exact noise, for any choices from round to round: a coupling of the two fails
+    with at most that probability. Let exact noise be (epsilon, delta)-DP. For neighbours P, Q with the
+    drawn noise, P', Q' with exact noise, and any event S,
 
         P(S) <= P'(S) + eta <= e^epsilon Q'(S) + delta + eta
              <= e^epsilon Q(S) + delta + (1 + e^epsilon) eta.
@@ -246,13 +248,13 @@ def discrete_rdp(event: DiscreteSum, orders: np.ndarray) -> np.ndarray:
         return np.zeros_like(alpha)
     gaussian = alpha * l2**2 / (2 * mu)
     if event.mechanism == "skellam":
-        more = np.minimum(((2 * alpha - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
-        return np.asarray(gaussian + more)
-    n, own, d = event.summands, mu / event.summands, event.dimension
-    if n > 1 and own < 0.25:
+        extra = np.minimum(((2 * alpha - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
+        return np.asarray(gaussian + extra)
+    n, client_variance, d = event.summands, mu / event.summands, event.dimension
+    if n > 1 and client_variance < 0.25:
         return np.full_like(alpha, math.inf)
     k = np.arange(1, n)
-    tau = 10 * float(np.exp(-2 * math.pi**2 * own * k / (k + 1)).sum())
+    tau = 10 * float(np.exp(-2 * math.pi**2 * client_variance * k / (k + 1)).sum())
     second = alpha / 2 * (l2**2 / mu + 2 * tau * l1 / math.sqrt(mu) + tau**2 * d)
     third = alpha / 2 * (l2 / math.sqrt(mu) + tau * math.sqrt(d)) ** 2
     return np.minimum(np.minimum(gaussian + tau * d, second), third)

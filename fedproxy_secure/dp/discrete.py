@@ -1,13 +1,13 @@
 """Integer noise for sums of integers: Skellam, discrete Gaussian, and rounded Gaussian.
 
 Skellam noise of variance v is the difference of two Poisson numbers of mean v / 2; sums of independent
-ones are Skellam again, which is what a sum over clients needs. A rounded Gaussian is a normal number of
-variance v, rounded to the nearest integer, which is what `record_sum` needs. Numbers are drawn by inverting
-a table of the tail P(|X| >= k) in steps of 2^-127, made with decimals of 60 digits.
+Skellam numbers are Skellam again, as a sum over clients needs. A rounded Gaussian is a normal number of
+variance v, rounded to the nearest integer, for sums over records. Numbers are drawn by inverting a table of
+the tail P(|X| >= k) in steps of 2^-127, computed with decimals of 60 digits.
 
 Guarantees: each number's law is within `DISTANCE` of the named one (statistical distance): at most 2^-110
 from rounding the table, less than 2^-120 from the tail beyond it, the uniforms are exact. `accounting` adds
-to delta what that costs. Not guaranteed: the time a draw takes may depend on the value.
+the cost to delta. Not guaranteed: that the time of a draw does not depend on the value.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fedproxy_secure.errors import DataError
 Law = Literal["skellam", "discrete_gaussian", "rounded_gaussian"]
 DISTANCE = 2.0**-100
 MOST_VARIANCE = 2.0**28  # tables grow with the deviation
-LEAST_ROUNDED = 2.0**20  # the least variance of a rounded Gaussian: from here on `_cells` is exact enough
+LEAST_ROUNDED = 2.0**20  # the least variance of a rounded Gaussian for which `_cells` is exact enough
 _TAIL = 13.0  # standard deviations in the table; beyond lies less than 2^-120
-_TAIL_NUMBERS = 40  # and at least so many numbers: small variances have heavier tails
+_TAIL_NUMBERS = 40  # more numbers in the table: small variances have heavier tails
 _BITS = 127  # in a table's entry and in a uniform number; the 128th is the sign
 _DIGITS = 60
 

@@ -1,4 +1,4 @@
-"""Privacy events: plain facts about what was done to private data. Accountants read nothing else.
+"""Privacy events: the uses of private data, which are all that accountants read.
 
 Two privacy units, never mixed in one ledger:
 
@@ -41,8 +41,8 @@ class SampledGaussian:
 class DiscreteSum:
     """`rounds` sums of integer vectors, each with integer noise from the clients that did not drop out.
 
-    `variance`: the variance, in squared steps of the ring, of the noise that `summands` clients alone add.
-    `l2`, `l1`: how far one client's vector can move the sum. `dimension`: numbers in a vector.
+    `variance`: the variance, in squared steps of the ring, of the noise that `summands` clients together
+    add. `l2`, `l1`: how far one client's vector can move the sum. `dimension`: numbers in a vector.
     """
 
     mechanism: DiscreteMechanism
@@ -74,7 +74,7 @@ def to_fields(event: Event) -> dict[str, Any]:
 
 
 def from_fields(raw: Mapping[str, Any]) -> Event:
-    """Read what `to_fields` returned. Raises `DataError` for an unknown kind, whose cost nobody knows."""
+    """Read what `to_fields` returned. Raises `DataError` for an unknown kind, as its cost is unknown."""
     fields = dict(raw)
     kind = fields.pop("kind", None)
     if kind not in _KINDS:

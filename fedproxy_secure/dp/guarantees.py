@@ -34,7 +34,7 @@ CLIENT = (
     "RDP over rounds.",
 )
 DIGITS = 4  # of epsilon and delta in sentences
-ROUNDING = 1e-9  # relative: of adding up in floating point, far below what the accountants leave room for
+ROUNDING = 1e-9  # relative error of floating-point sums, far below the accountants' margins
 NOT_COVERED = (
     "Not covered: accuracies on clients' test records; scores of attacks and their n, which are computed "
     "from the records themselves; settings chosen after looking at results; the fact that a client takes "
@@ -51,7 +51,7 @@ SIMULATED = (
     "run; it only shows the utility of a run whose noise comes from the operating system."
 )
 
-# the stamp of such a run, by which a gate knows it
+# the stamp of a run with simulated noise, by which a gate recognises it
 SIMULATED_NOISE = "unsafe_simulated: the noise follows from the seed, so nothing is private."
 
 
@@ -70,10 +70,10 @@ def guarantees(
     """
     if unit == "none":
         return (NONE,)
-    told = {"epsilon": rounded_up(epsilon), "delta": rounded_up(delta)}
+    numbers = {"epsilon": rounded_up(epsilon), "delta": rounded_up(delta)}
     named = MECHANISMS[mechanism]
     lines = [
-        line.format(**told, clip_norm=clip_norm, mechanism=named)
+        line.format(**numbers, clip_norm=clip_norm, mechanism=named)
         for line in (RECORD if unit == "record" else CLIENT)
     ]
     return (*lines, NOT_COVERED, *((SIMULATED,) if simulated else ()))

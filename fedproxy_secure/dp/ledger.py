@@ -1,4 +1,4 @@
-"""One client's privacy ledger: each expense, written before it is made, and the one result of each round.
+"""One client's privacy ledger: each event, written before it happens, and the one result of each round.
 
     NAME.ledger.jsonl   a header (run, unit, delta, limit), then one event a line
     NAME.ledger.lock    held while a round is judged, written down and computed
@@ -6,29 +6,29 @@
     NAME.result.key     the last round's result, and the line of the ledger that paid for it
     NAME.salt.key       goes into the hash of the records in `run`
 
-`PrivacyLedger.once` takes a round through these steps, alone among all threads and processes:
+`PrivacyLedger.once` takes a round through these steps, under a lock against all threads and processes:
 
-    judge, append the event, keep a fresh noise key, compute, store the result, remove the key
+    check the limit, append the event, keep a fresh noise key, compute, store the result, remove the key
 
-A round asked for again with the same inputs gets the stored result; nothing is computed. So it gives the
-same bytes also where training does not repeat to the bit, and noise never serves two results. What is left
-when the process ends between two steps, and what the next call with the same inputs does:
+A repeated request for a round with the same inputs gets the stored result; nothing is computed. So it gives
+the same bytes even if training does not repeat to the bit, and noise is never used for two results. The
+files that remain if the process ends between two steps, and what the next call with the same inputs does:
 
-    before the event is whole   nothing          a line cut short is dropped; as if never asked
+    before the event is whole   nothing          drops an incomplete line; pays as for a first call
     before the key is whole     event            pays again: what was drawn, if anything, is unknown
     before the result is whole  event, key       computes again, same key, for nothing: no result has left
     before the key is removed   event, both      returns the result, removes the key
     after that                  event, result    returns the result
 
-Any other inputs make a new event and a new key, which takes the old one's place. So the events are never
-fewer than the results that left. An exception of `compute` is an answer too, which the server may get to
-see: its key is removed, its event stays, and another attempt pays for other noise. A process that is
-interrupted (`KeyboardInterrupt`, `SystemExit`) has answered nothing and keeps its key.
+Other inputs make a new event and a new key, which replaces the old one. So there are never fewer events
+than results that were returned. An exception of `compute` is also an answer, which the server may see: its
+key is removed, its event stays, and another attempt pays for other noise. A process that is interrupted
+(`KeyboardInterrupt`, `SystemExit`) has answered nothing and keeps its key.
 
-Guarantees: all events together never exceed the limit, however many processes ask at once; every result's
-event is on disk before the result is computed; a noise key is deleted from the folder before its result is
-returned. All files are mode 0600. Not guaranteed: anything after somebody deletes the ledger or restores an
-older copy; that deleted keys are overwritten in free disk blocks (see `runtime.files`).
+Guarantees: all events together never exceed the limit, for any number of concurrent processes; every
+result's event is on disk before the result is computed; a noise key is deleted from the folder before its
+result is returned. All files are mode 0600. Not guaranteed: anything after somebody deletes the ledger or
+restores an older copy; that deleted keys are overwritten in free disk blocks (see `runtime.files`).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ WAIT_S = 3600.0  # for another process that trains the same client's round; as l
 class PrivacyLedger:
     """One client's ledger. `run` names the settings and records of its events; `max_epsilon` is the limit.
 
-    `wait_s`: how long to wait for another process or thread that has this client's round under way. Its
-    lock ends with it, however it ends; if it hangs, somebody must end it.
+    `wait_s`: how long to wait for another process or thread that computes this client's round. Its lock
+    ends with it, even after a crash; if it hangs, somebody must end it.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class PrivacyLedger:
         return self.folder / f"{self.client}{PRIVACY_LEDGER}"
 
     def open(self) -> None:
-        """Start the file, or check that the one there belongs to this run.
+        """Create the file, or check that the existing one belongs to this run.
 
         Raises `RunFolderError` for another run's ledger or a damaged one.
         """
@@ -97,9 +97,9 @@ class PrivacyLedger:
                 if not self.path.exists():
                     write_private(self.path, (json.dumps(header) + "\n").encode())
         stored = self._read()[0][0]
-        for name, own in header.items():
-            if stored.get(name) != own:
-                difference = "" if name == "run" else f" ({stored.get(name)!r}); must be {own!r}"
+        for name, expected in header.items():
+            if stored.get(name) != expected:
+                difference = "" if name == "run" else f" ({stored.get(name)!r}); must be {expected!r}"
                 raise RunFolderError(f"{self.path}: is of another run: {name} differs{difference}")
 
     def events(self) -> list[Event]:
@@ -107,18 +107,18 @@ class PrivacyLedger:
         return self._read()[1]
 
     def spent(self) -> Spent:
-        """Return what all events so far cost."""
+        """Return the cost of all events so far."""
         return spent(self.events(), delta=self.delta)
 
     def once(
         self, *, round: int, inputs_sha256: bytes, event: Event, compute: Callable[[bytes], bytes]
     ) -> bytes:
-        """Return a round's result for these inputs: the stored one, or what `compute` makes of a noise key.
+        """Return a round's result for these inputs: the stored one, or that of `compute` with a noise key.
 
         Args:
             inputs_sha256: hash, 32 bytes, of all that the result depends on besides the key and `run`.
-            event: what `compute` spends of the records' privacy.
-            compute: from 32 secret bytes to the result. It must not use this ledger.
+            event: the privacy event of `compute`.
+            compute: makes the result from 32 secret bytes. It must not use this ledger.
 
         Raises `PrivacyError` if the event would exceed `max_epsilon`; nothing is written then. Raises
         `RunFolderError` for files that are damaged or cannot be written, or a lock held too long. What
@@ -142,12 +142,13 @@ class PrivacyLedger:
     def _pay(self, place: dict[str, Any], events: list[Event], event: Event) -> tuple[int, bytes]:
         """Append the event if the limit allows; return the number of its line and a key kept for it.
 
-        The event comes first: a key kept before it could be taken for an earlier event's with these inputs.
+        The event comes first: a key kept before it could be mistaken for that of an earlier event with
+        these inputs.
         """
-        would = spent([*events, event], delta=self.delta)
-        if not would.epsilon <= self.max_epsilon:  # also if it is NaN
+        total = spent([*events, event], delta=self.delta)
+        if not total.epsilon <= self.max_epsilon:  # also if it is NaN
             raise PrivacyError(
-                f"client {self.client}, round {place['round']}: epsilon would become {would.epsilon:.4g}; "
+                f"client {self.client}, round {place['round']}: epsilon would become {total.epsilon:.4g}; "
                 f"must be <= {self.max_epsilon:.4g} (privacy.max_epsilon); raise that limit, or stop here"
             )
         RunFolder(path=self.folder, private=True).append_jsonl(self.path.name, place)
@@ -179,21 +180,21 @@ class PrivacyLedger:
         try:
             kept = parse_json(self._file(KEY_SUFFIX).read_bytes())
             number, key = kept.pop("line"), bytes.fromhex(kept.pop("key"))
-            mine = kept == place == lines[number] and number > 0 and len(key) == KEY_BYTES
+            matches = kept == place == lines[number] and number > 0 and len(key) == KEY_BYTES
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
-        return (number, key) if mine else None
+        return (number, key) if matches else None
 
     def _kept_result(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> bytes | None:
-        """Return the stored result of this place, or None (missing, damaged: it is paid for again)."""
+        """Return the stored result of this place, or None: if missing or damaged, it is paid for again."""
         try:
             head, _, result = self._file(RESULT_SUFFIX).read_bytes().partition(b"\n")
             kept = parse_json(head)
             number, sha256 = kept.pop("line"), kept.pop("sha256")
-            mine = kept == place == lines[number] and number > 0 and sha256 == _sha256(result)
+            matches = kept == place == lines[number] and number > 0 and sha256 == _sha256(result)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
-        return result if mine else None
+        return result if matches else None
 
     def _keep_result(self, place: dict[str, Any], number: int, result: bytes) -> None:
         head = {"line": number, **place, "sha256": _sha256(result)}
@@ -201,7 +202,7 @@ class PrivacyLedger:
 
 
 def own_salt(folder: Path, client: str) -> bytes:
-    """Return 32 secret bytes of this client, made once and kept in `folder`, mode 0600."""
+    """Return 32 secret bytes of this client, drawn once and kept in `folder`, mode 0600."""
     path = private_folder(folder) / f"{client}{SALT_SUFFIX}"
     try:
         if not path.exists():
@@ -217,7 +218,7 @@ def own_salt(folder: Path, client: str) -> bytes:
 
 
 def read_all(folder: Path) -> dict[str, Spent]:
-    """Return what every client of a run on this machine spent, by name."""
+    """Return the spending of every client of a run on this machine, by name."""
     return {ledger.client: ledger.spent() for ledger in _ledgers(folder)}
 
 
@@ -233,10 +234,10 @@ def _ledgers(folder: Path) -> Iterator[PrivacyLedger]:
     for path in sorted(folder.glob(f"*{PRIVACY_LEDGER}")):
         try:
             header = parse_json(path.read_bytes().splitlines()[0])
-            own = {k: header[k] for k in ("client", "run", "unit", "delta", "max_epsilon")}
+            fields = {k: header[k] for k in ("client", "run", "unit", "delta", "max_epsilon")}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise RunFolderError(f"{path}: is damaged: {error}; what was spent is unknown") from error
-        yield PrivacyLedger(folder=folder, **own)
+        yield PrivacyLedger(folder=folder, **fields)
 
 
 def _locked(folder: Path, client: str, wait_s: float) -> AbstractContextManager[None]:

@@ -1,9 +1,9 @@
 """Noise and sampling for differential privacy, from AES-256 in counter mode under one 32-byte key.
 
-Guarantees: with a key from the operating system, which records are sampled and what noise is drawn cannot
-be told from ideal randomness (AES-256 as a pseudo-random function). A record's chance to be sampled is the
-rate, rounded down to a multiple of 2^-64. Noise is integers, drawn from uniform words by tables: see
-`discrete`. No floating-point number is noise.
+Guarantees: with a key from the operating system, samples and noise cannot be distinguished from ideal
+randomness (AES-256 as a pseudo-random function). A record's chance to be sampled is the rate, rounded down
+to a multiple of 2^-64. Noise is integers, drawn from uniform words by tables: see `discrete`. No
+floating-point number is noise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def fresh_key() -> bytes:
 def simulated_key(seed: int, client: str, round_number: int) -> bytes:
     """Return the key that `privacy.randomness: unsafe_simulated` gives a client's round, 32 bytes.
 
-    It follows from the run's seed: a simulation repeats, and whoever knows the seed knows the noise.
+    It follows from the run's seed: a simulation is repeatable, and whoever knows the seed knows the noise.
     """
     return hashlib.sha256(str(stream_seed(seed, "noise", client, round_number)).encode()).digest()
 

@@ -1,4 +1,4 @@
-"""What record-level privacy would take and allow, before anything is trained and without any record."""
+"""Plan record-level privacy: its noise and what an attacker can find, before training, without records."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from fedproxy_secure.dp.record_noise import RecordNoise, public_size, record_noi
 
 SHARES = np.linspace(0, 1, 4001)[1:]
 FALSE_POSITIVES = 0.01
-MOST_MU = 64.0  # of a Gaussian mechanism that is searched for: an epsilon of some 2,000
+MOST_MU = 64.0  # of a searched Gaussian mechanism: an epsilon of about 2,000
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
-    """What a client of so many records would add, spend and let an attacker find.
+    """The noise and spending of a client with a given number of records, and what attackers can find.
 
     Args:
         noise: noise multiplier, clip and sampling rate of each step.
         public_size: the number of records that the noise discloses.
         steps: private steps in all rounds.
         batch_size: records by which a step's sum is divided.
-        epsilon, delta: what one training spends.
-        all_epsilon: what `trainings` trainings on the same records spend together.
-        trainings: how many.
+        epsilon, delta: the spending of one training.
+        all_epsilon: the epsilon of `trainings` trainings on the same records together.
+        trainings: number of trainings.
         auc: the largest AUC that any membership attack on one record can have.
         rate: the largest share of members that any attack finds at 1 % false positives.
         person_records: records of one person.
-        person_epsilon: about what these records together have, as under a Gaussian mechanism of `epsilon`.
+        person_epsilon: approximate epsilon of these records together, as under a Gaussian mechanism of
+            `epsilon`.
     """
 
     noise: RecordNoise
@@ -52,7 +53,7 @@ class PrivacyPlan:
     def noise_norm(self, trained_numbers: int) -> float:
         """Return the length of the noise in a step's mean gradient, in clips.
 
-        The mean gradient itself has about 1 at most: as many records are drawn as `batch_size` on average.
+        The mean gradient's length is about 1 at most: on average at most `batch_size` records are drawn.
         """
         return self.noise.noise_multiplier * math.sqrt(trained_numbers) / self.batch_size
 
@@ -66,11 +67,11 @@ def plan_privacy(
     trainings: int = 1,
     person_records: int = 1,
 ) -> PrivacyPlan:
-    """Return what these settings of unit `record` take for a client of `records` records, >= 1.
+    """Return the plan of settings of unit `record` for a client of `records` records, >= 1.
 
-    Guarantees: `auc` and `rate` bound every attack that asks whether one record was there in one training,
-    whatever it reads: the mechanism's own profile, of a record there against not there, bounds the share of
-    members found at every share of false positives. `person_epsilon` is no bound.
+    Guarantees: `auc` and `rate` bound every attack that decides whether one record was present in one
+    training, whatever it reads: the mechanism's own profile, of a record present against absent, bounds the
+    share of members found at every share of false positives. `person_epsilon` is no bound.
 
     Raises `ConfigError` as `record_noise` does.
     """

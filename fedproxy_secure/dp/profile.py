@@ -1,13 +1,14 @@
 """Privacy profiles: the least delta at every epsilon, for one-run audits and as a second accountant.
 
 A mechanism's *profile* at epsilon (any real number) is the least delta with P(S) <= e^epsilon Q(S) + delta
-for all events S, where P is its law with a record and Q without it, or the other way round. Profiles say
-more than one pair (epsilon, delta): all of them together are the trade-off function of f-DP (Dong, Roth &
-Su 2022), as P(S) <= g(Q(S)) with g(x) = min over epsilon of delta(epsilon) + e^epsilon x.
+for all events S, where P is its law with a record and Q without it, or the other way round. A profile
+states more than one pair (epsilon, delta): all pairs together are the trade-off function of f-DP (Dong,
+Roth & Su 2022), as P(S) <= g(Q(S)) with g(x) = min over epsilon of delta(epsilon) + e^epsilon x.
 
 Guarantees: every profile here lies on or above the mechanism's own, and so does a g made of finitely many
-epsilons. `dp_sgd` rounds privacy losses up, and counts what it cuts off, and the rounding of its FFT, into
-delta. Unlike Opacus's PRV accountant it takes both directions, "there against not" and "not against there".
+epsilons. `dp_sgd` rounds privacy losses up, and adds the mass that it cuts off and the rounding of its FFT
+to delta. Unlike Opacus's PRV accountant it covers both directions, "present against absent" and the
+reverse.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian
 from fedproxy_secure.errors import DataError
 
 POINTS = 801  # epsilons of a profile that has one at every epsilon
-CUT = 1e-12  # mass of losses that is counted as infinite, in a step and in all steps
+CUT = 1e-12  # mass of losses that counts as infinite, in one step and in all steps
 FFT_ERROR = 1e-9  # more than the sum of all rounding errors of a transform of `MOST_CELLS` numbers
 MOST_CELLS = 2**19
-SMALL = 1e-8  # a delta from which on a profile need not go to larger epsilons
-LOSS_ERROR = 0.01  # at most so much is added to a loss by rounding it up in all steps, if the cells allow
+SMALL = 1e-8  # at this delta a profile may end
+LOSS_ERROR = 0.01  # the most that rounding up in all steps adds to a loss, if the cells allow
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,11 +42,11 @@ class PrivacyProfile:
     deltas: np.ndarray
 
     def epsilon(self, delta: float) -> float:
-        """Return the least epsilon >= 0 with at most this delta, between listed ones by their chord.
+        """Return the least epsilon >= 0 with at most this delta; between listed epsilons, by their chord.
 
-        Delta is convex in e^epsilon, not in epsilon, so that a chord in epsilon may lie below it: between
-        listed epsilons the result may be too small, by less than their distance. `most` has no such error.
-        Infinity if no listed epsilon has so small a delta.
+        Delta is convex in e^epsilon, not in epsilon, so a chord in epsilon may lie below it: between listed
+        epsilons the result may be too small, by less than their distance. `most` has no such error. It is
+        infinite if no listed epsilon has a delta as small.
         """
         fits = np.flatnonzero((self.deltas <= delta) & (self.epsilons >= 0))
         if not len(fits):
@@ -73,7 +74,7 @@ def gaussian(mu: float) -> PrivacyProfile:
 
 @lru_cache(maxsize=256)
 def dp_sgd(event: SampledGaussian, *, both: bool) -> PrivacyProfile:
-    """Return the profile of DP-SGD: a record there against not there, or with `both` both directions.
+    """Return the profile of DP-SGD: a record present against absent, or with `both` both directions.
 
     One step is the mixture of N(1, s^2), with the sampling rate as weight, and N(0, s^2), against
     N(0, s^2). No other pair of neighbours of a clip of 1 is further apart, in either direction (Zhu, Dong &
@@ -83,7 +84,7 @@ def dp_sgd(event: SampledGaussian, *, both: bool) -> PrivacyProfile:
         raise DataError("noise_multiplier=0: has no profile; must be > 0")
     if event.sampling_rate == 1:
         return gaussian(math.sqrt(event.steps) / event.noise_multiplier)
-    parts = [_composed(event, there=there) for there in ((True, False) if both else (True,))]
+    parts = [_composed(event, present=present) for present in ((True, False) if both else (True,))]
     first = parts[0]
     small = first.epsilons[(first.deltas <= SMALL) & (first.epsilons > 0)]
     reach = float(small[0]) if len(small) else float(first.epsilons[-1])
@@ -114,9 +115,9 @@ def discrete_sum(event: DiscreteSum) -> PrivacyProfile:
     )
 
 
-def _composed(event: SampledGaussian, *, there: bool) -> PrivacyProfile:
+def _composed(event: SampledGaussian, *, present: bool) -> PrivacyProfile:
     """Return the profile of all steps for one direction, by FFT over a grid of privacy losses."""
-    below = _loss_law(event, there=there)
+    below = _loss_law(event, present=present)
     least, most = _ends(below)
     width = max(LOSS_ERROR / event.steps, (most - least) / (MOST_CELLS / 8))
     while True:
@@ -134,16 +135,16 @@ def _composed(event: SampledGaussian, *, there: bool) -> PrivacyProfile:
     summed = irfft(rfft(masses, size) ** event.steps, size)
     losses = first * event.steps + np.arange(size)  # what is beyond the end has wrapped around to the start
     start = math.floor(low / width)
-    turns = np.ceil((start - losses) / size)
-    losses = (losses + turns * size) * width
+    wraps = np.ceil((start - losses) / size)
+    losses = (losses + wraps * size) * width
     order = np.argsort(losses)
     losses, summed = losses[order], np.clip(summed[order], 0.0, None)
     # delta at a loss of the grid is the sum over larger ones of p (1 - e^(epsilon - loss))
     tail = np.append(np.cumsum(summed[::-1])[::-1][1:], 0.0)
     deltas = np.clip(tail - _decayed_tail(summed, math.exp(-width)), 0, 1)
-    lost = event.steps * infinite + 2 * CUT + FFT_ERROR
+    cut_mass = event.steps * infinite + 2 * CUT + FFT_ERROR
     keep = slice(None, None, max(1, size // (64 * POINTS)))
-    return PrivacyProfile(epsilons=losses[keep], deltas=np.minimum(deltas[keep] + lost, 1.0))
+    return PrivacyProfile(epsilons=losses[keep], deltas=np.minimum(deltas[keep] + cut_mass, 1.0))
 
 
 def _decayed_tail(masses: np.ndarray, decay: float) -> np.ndarray:
@@ -154,7 +155,7 @@ def _decayed_tail(masses: np.ndarray, decay: float) -> np.ndarray:
     return np.asarray(reversed_sums)[::-1]
 
 
-def _loss_law(event: SampledGaussian, *, there: bool) -> Callable[[np.ndarray], np.ndarray]:
+def _loss_law(event: SampledGaussian, *, present: bool) -> Callable[[np.ndarray], np.ndarray]:
     """Return the distribution function of one step's privacy loss.
 
     The loss at x is log(1 - q + q e^((x - 1/2) / s^2)) under the mixture, or minus that under N(0, s^2).
@@ -162,7 +163,7 @@ def _loss_law(event: SampledGaussian, *, there: bool) -> Callable[[np.ndarray], 
     s, q = event.noise_multiplier, event.sampling_rate
 
     def place(loss: np.ndarray) -> np.ndarray:
-        """Return the x at which the loss is reached; minus infinity where it is never as small."""
+        """Return the x at which the loss is reached; minus infinity if it is never as small."""
         inner = (np.expm1(loss) + q) / q
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(inner > 0, 0.5 + s * s * np.log(np.maximum(inner, 1e-300)), -np.inf)
@@ -174,7 +175,7 @@ def _loss_law(event: SampledGaussian, *, there: bool) -> Callable[[np.ndarray], 
     def null(loss: np.ndarray) -> np.ndarray:
         return np.asarray(ndtr(-place(-loss) / s))
 
-    return mixture if there else null
+    return mixture if present else null
 
 
 def _ends(below: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:

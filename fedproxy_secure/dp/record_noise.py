@@ -1,8 +1,8 @@
-"""The noise that a client's training steps need for the record-level privacy that the settings ask for.
+"""The noise that a client's training steps need for the record-level privacy of the settings.
 
-Two sets of records that differ by one record must get the same sampling rate and the same noise: if the
-noise followed from the exact number of records, whoever sees an update could read the number off the
-noise, and with it whether one certain record is there. So both follow from the settings and from a *public
+Two sets of records that differ by one record must get the same sampling rate and the same noise. If the
+noise followed from the exact number of records, whoever sees an update could infer the number from the
+noise, and so whether a certain record is present. So both follow from the settings and from a *public
 size*, the number of records rounded up to a power of two. The sampling rate is batch size / public size, so
 that a step takes between half a batch and a batch of records on average; its sum is divided by the batch
 size.
@@ -43,11 +43,11 @@ def public_size(records: int) -> int:
 
 
 def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, records: int) -> RecordNoise:
-    """Return the noise with which a client of so many records stays within the target over all rounds.
+    """Return the noise with which a client of `records` records stays within the target over all rounds.
 
     Raises `ConfigError` for a delta of 1 / `public_size` or more, a batch larger than that size, a target
-    that no noise reaches, or one that takes less than `LEAST_NOISE`. A client's error goes to the server,
-    so its text does not say the size.
+    that no noise reaches, or a target that needs less than `LEAST_NOISE`. A client's error goes to the
+    server, so its text does not state the size.
     """
     size = public_size(records)
     if privacy.target_delta >= 1 / size:
@@ -69,7 +69,7 @@ def record_noise(privacy: PrivacyConfig, local: LocalConfig, *, rounds: int, rec
         sampling_rate=rate,
         steps=rounds * local.steps,
     )
-    if multiplier < LEAST_NOISE:  # training would refuse it, when the ledger has been charged
+    if multiplier < LEAST_NOISE:  # training would refuse it, but only after the ledger is charged
         raise ConfigError(
             f"privacy.target_epsilon={privacy.target_epsilon:g}: needs a noise multiplier below "
             f"{LEAST_NOISE:g}, which is too small to compute with; lower it, or set privacy.unit=none"
