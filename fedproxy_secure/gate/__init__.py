@@ -1,1 +1,1 @@
-"""The gate: a policy, and whether a report meets it."""
+"""The gate: it judges a report by a policy."""

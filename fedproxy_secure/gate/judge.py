@@ -1,13 +1,13 @@
-"""A gate: does every configuration of a report keep every rule of a policy?
+"""Judge whether every configuration of a report keeps every rule of a policy.
 
     exit code   0 all rules kept   1 a rule was broken   3 evidence is missing or inconclusive
 
 Each measure is judged by the unfavourable end of its interval. The verdict is INCONCLUSIVE if the interval
 includes the bound or there is no interval, if the attack behind the measure was inconclusive or had too few
 targets to decide the bound, and if an attack was resisted but could not have detected a leak as large as
-its positive control's (`resolution`). Epsilon is infinite without differential privacy, and also if the
-noise follows from the run's seed. A measure that was not measured does not pass; neither does a rule that
-applies to no configuration, nor a report signed by a key that neither the policy nor the caller named.
+that of its positive control (`resolution`). Epsilon is infinite without differential privacy, and also if
+the noise follows from the run's seed. These do not pass: a measure that was not measured, a rule that
+applies to no configuration, and a report signed by a key that neither the policy nor the caller named.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def judge(report: Report, policy: Policy, *, signed: Signed | None = None) -> Ju
     Args:
         report: the report.
         policy: the policy.
-        signed: what `audit verify` found out about the report's signature; None if it did not run.
+        signed: the result of `audit verify` on the report's signature; None if it did not run.
     """
     rows: list[Judged] = []
     if policy.require_signed_audit:
@@ -61,8 +61,8 @@ def judge(report: Report, policy: Policy, *, signed: Signed | None = None) -> Ju
         fits = [c for c in report.configurations if _applies(rule, c)]
         judged |= {c.name: c for c in fits}
         if not fits:
-            wanted = "; ".join(f"{k}: {' or '.join(v)}" for k, v in rule.applies_to.items())
-            why = f"no configuration has {wanted}" if wanted else "the report has no configuration"
+            settings = "; ".join(f"{k}: {' or '.join(v)}" for k, v in rule.applies_to.items())
+            why = f"no configuration has {settings}" if settings else "the report has no configuration"
             rows.append(
                 Judged(rule=rule.text, configuration=WHOLE_REPORT, verdict=Verdict.MISSING, why=why)
             )
@@ -142,7 +142,7 @@ def _compared(rule: Rule, limit: Limit, configuration: Configuration, measure: M
 def _resolved(
     rule: Rule, configuration: Configuration, key: str, verdict: Verdict, why: str
 ) -> tuple[Verdict, str]:
-    """Return the verdict on a number of attacks, with the remedy where their targets were too few."""
+    """Return the verdict on a number of attacks, with the remedy if their targets were too few."""
     blind = unresolved(configuration, key, rule.bound)
     if blind is not None:
         return Verdict.INCONCLUSIVE, f"{blind}; {remedy(key, rule.bound)}"
@@ -170,14 +170,14 @@ def _named(measure: Measure, configuration: Configuration) -> str:
 def _without(rule: Rule, attempts: Attempts | None, what: str) -> tuple[Verdict, str]:
     """Return the verdict and the reason for a missing number.
 
-    Without attempts the run itself would have measured it.
+    `attempts` is None for a number that the run itself measures.
     """
     if attempts is None:
         return Verdict.MISSING, f"{what} was not measured"
-    evidence, reason = attempts.shown()
-    if evidence == Outcome.NOT_APPLICABLE and rule.not_applicable:
+    outcome, reason = attempts.shown()
+    if outcome == Outcome.NOT_APPLICABLE and rule.not_applicable:
         return Verdict.PASSED, f"not applicable: {reason}"
-    verdict = Verdict.INCONCLUSIVE if evidence in UNDECIDED else Verdict.MISSING
+    verdict = Verdict.INCONCLUSIVE if outcome in UNDECIDED else Verdict.MISSING
     return verdict, f"{what} was not measured: {reason}"
 
 
@@ -185,9 +185,9 @@ def _resist(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
     for attack in rule.bound:
         for view in rule.views or (None,):
             attempts = Attempts.by_attack(configuration, attack, view)
-            evidence, reason = attempts.shown()
+            outcome, reason = attempts.shown()
             able, clause = resisted(attempts.findings)
-            if evidence == Outcome.RESISTED and clause:
+            if outcome == Outcome.RESISTED and clause:
                 reason = f"{reason}; {clause}"
             verdict = {
                 Outcome.SUCCEEDED: Verdict.FAILED,
@@ -196,7 +196,7 @@ def _resist(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
                 Outcome.ERROR: Verdict.INCONCLUSIVE,
                 Outcome.NOT_APPLICABLE: Verdict.PASSED if rule.not_applicable else Verdict.MISSING,
                 None: Verdict.MISSING,
-            }[evidence]
+            }[outcome]
             yield _row(rule, configuration, verdict, reason)
 
 
@@ -216,24 +216,24 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
                 source=audited.source,
             )
     audits = Attempts.on_measure(configuration, AUDITED_OVER_CLAIMED.key)
-    evidence, reason = audits.shown()
-    if evidence == Outcome.SUCCEEDED:
+    outcome, reason = audits.shown()
+    if outcome == Outcome.SUCCEEDED:
         return _row(rule, configuration, Verdict.FAILED, reason)
-    if evidence == Outcome.RESISTED:
+    if outcome == Outcome.RESISTED:
         return _row(rule, configuration, Verdict.PASSED, reason)
     return _row(rule, configuration, *_without(rule, audits, "audited epsilon"))
 
 
 def _api(rule: Rule, configuration: Configuration) -> Judged:
-    told = configuration.api_answers
-    if told is None:
+    answers = configuration.api_answers
+    if answers is None:
         return _row(rule, configuration, Verdict.MISSING, "the report does not say what the API tells")
-    no_more = ANSWERS.index(told) <= ANSWERS.index(rule.bound)
-    return _kept(rule, configuration, no_more, f"the API is assumed to tell {told}")
+    allowed = ANSWERS.index(answers) <= ANSWERS.index(rule.bound)
+    return _kept(rule, configuration, allowed, f"the API is assumed to tell {answers}")
 
 
 def _total(report: Report, rule: Rule) -> Judged:
-    """Return the judgement of the epsilon that all configurations together spent on the same records."""
+    """Return the judgement of the total epsilon of all configurations on the same records."""
     total = report.total_epsilon
     simulated = next((c.name for c in report.configurations if c.simulated_noise), None)
     if simulated is not None:
@@ -280,7 +280,7 @@ def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
 
 
 def _applies(rule: Rule, configuration: Configuration) -> bool:
-    """Return whether each setting that the rule names is there and like one of the rule's patterns."""
+    """Return whether each setting that the rule names exists and matches one of the rule's patterns."""
     settings = configuration.settings
     return all(
         key in settings and any(fnmatchcase(settings[key], pattern) for pattern in patterns)

@@ -49,11 +49,11 @@ class Rule:
         name: name of the rule.
         bound: its value in the policy: a number, `True`, a unit or a tuple of attacks.
         limit: what the number bounds; None for a rule that is not a limit.
-        applies_to: settings that a configuration must have, each with patterns of the values that are
-            meant, such as `masking*`; empty: all configurations.
+        applies_to: settings that a configuration must have, each with patterns of its values, such as
+            `masking*`; empty: all configurations.
         views: for `resist`, the views from which each attack must have been resisted; empty: every view
             from which it was tried.
-        not_applicable: whether an attack that had nothing to attack counts as resisted.
+        not_applicable: whether an attack without anything to attack counts as resisted.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Rule:
 
     @property
     def text(self) -> str:
-        """The rule as it stands in the policy."""
+        """The rule as written in the policy."""
         bound = self.bound
         if isinstance(bound, tuple):
             bound = "[" + ", ".join(bound) + "]"
@@ -78,7 +78,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Rules, and what the report itself must be.
+    """The rules, and the requirements on the report itself.
 
     Args:
         name: name of the policy.
@@ -117,9 +117,9 @@ def load_policy(path: Path) -> Policy:
 
 
 def parse_policy(data: bytes, path: Path) -> Policy:
-    """Return the policy in a YAML text; `path` is its file, which errors name and which names the policy.
+    """Return the policy in a YAML text; `path` is its file, for errors and for the policy's default name.
 
-    Raises what `load_policy` does.
+    Raises what `load_policy` raises.
     """
     try:
         raw = parse_yaml(data)
@@ -213,7 +213,7 @@ def _bound(name: str, raw: Any, where: str, limit: Limit | None) -> Any:
 
 
 def _applies_to(raw: Any, where: str) -> dict[str, tuple[str, ...]]:
-    """Return the settings that a rule is for; in a report they are texts, so 0.50 becomes 0.5."""
+    """Return the settings that a rule applies to; in a report they are texts, so 0.50 becomes 0.5."""
     if not isinstance(raw, dict):
         _refuse(where, raw, "`setting: value` or `setting: [value, value]`")
     settings = {}

@@ -1,10 +1,10 @@
 """Check that attacks had enough targets to decide a rule; with too few, a pass does not count.
 
-A rate at a fixed share of false positives, such as the TPR at 1 %, is read at a threshold that few
-negatives do not fix: with fewer than 368 of them no rate is told from chance. Such a number may lie within
-a bound by luck, so it passes only if the attack could have shown some value that the bound still allows
-(`fedproxy_secure.evidence.detectable`). Every other number passes by its interval, and is held back only
-where the attack could have shown no value at all.
+A rate at a fixed share of false positives, such as the TPR at 1 %, is read at a threshold that needs many
+negatives: with fewer than 368 of them no rate can be told from chance. Such a number may lie within a bound
+by luck, so it passes only if the attack could have shown some value that the bound still allows
+(`fedproxy_secure.evidence.detectable`). Every other number passes by its interval, unless the attack could
+not have shown any value.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def unresolved(configuration: Configuration, key: str, bound: float) -> str | No
         key: the measure's key.
         bound: the upper bound.
 
-    Numbers of which it is not known what they could have shown count as able to.
+    A number whose smallest detectable value is not known counts as able to decide.
     """
-    for who, could in _could_show(configuration, key):
+    for source, could in _could_show(configuration, key):
         if could.smallest is None:
-            return f"{who} could not have detected any value ({could.how})"
+            return f"{source} could not have detected any value ({could.how})"
         if key in RATES and could.smallest > bound:
-            return f"{who} could have detected only values of {could.smallest:.3g} or more ({could.how})"
+            return f"{source} could have detected only values of {could.smallest:.3g} or more ({could.how})"
     return None
 
 
@@ -56,25 +56,25 @@ def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
         headline = finding.headline
         if finding.outcome != Outcome.RESISTED or headline is None:
             continue
-        who, could = f"{finding.id} from {finding.view}", finding.could_show(headline)
+        source, could = f"{finding.id} from {finding.view}", finding.could_show(headline)
         if could is not None and could.smallest is None:
-            return False, f"but {who} could not have detected any value ({could.how})"
+            return False, f"but {source} could not have detected any value ({could.how})"
         control = finding.positive
         if could is not None and control is not None and (could.smallest or 0.0) > control.value:
             return False, (
-                f"but {who} could have detected only values of {could.smallest:.3g} or more "
+                f"but {source} could have detected only values of {could.smallest:.3g} or more "
                 f"({could.how}), which is above its positive control"
             )
         if headline.high is not None:
-            ends.append((headline.high, who))
+            ends.append((headline.high, source))
     if not ends:
         return True, ""
-    high, who = max(ends)
-    return True, f"the interval of {who} ends at {high:.3g}"
+    high, source = max(ends)
+    return True, f"the interval of {source} ends at {high:.3g}"
 
 
 def remedy(key: str, bound: float) -> str:
-    """Return what to do about an upper bound that could not be decided, as a phrase without a stop."""
+    """Return the remedy for an upper bound that could not be decided, as a phrase without a full stop."""
     if key not in RATES:
         return REMEDIES.get(key, "use more seeds, or more targets for the attacks, to narrow the interval")
     needed = documents_needed(RATES[key], bound)
@@ -113,7 +113,7 @@ def documents_needed(rate: float, bound: float) -> int | None:
 def _stays_below(n: int, rate: float, bound: float) -> bool:
     from scipy.stats import betabinom, binom
 
-    # the laxest threshold lets so many of n negatives through; how many members then pass it by chance
+    # the most of n negatives that pass the laxest threshold; then how many members pass it by chance
     most = int(binom.ppf((1 + CONFIDENCE) / 2, n, rate))
     if most >= n:
         return False
@@ -123,7 +123,7 @@ def _stays_below(n: int, rate: float, bound: float) -> bool:
 
 
 def _could_show(configuration: Configuration, key: str) -> Iterator[tuple[str, Detectable]]:
-    """Yield what each number of a measure could have shown, with its attack and view in words."""
+    """Yield the detectable values of each number of a measure, with its attack and view in words."""
     for finding in configuration.findings:
         if finding.outcome in (Outcome.NOT_APPLICABLE, Outcome.ERROR):
             continue

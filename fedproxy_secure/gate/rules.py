@@ -19,12 +19,12 @@ Side = Literal["max", "min"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A rule on measures: those with these keys must be at most (`max`) or at least (`min`) the bound.
+    """A rule on measures with these keys: they must be at most (`max`) or at least (`min`) the bound.
 
     Args:
         keys: keys of the measures.
         side: `max` or `min`.
-        by_attacks: whether attacks measure them; none of those attacks may then have been inconclusive.
+        by_attacks: whether attacks measure them; then no such attack may have been inconclusive.
         lower_bound: whether they are lower bounds, which can break the rule but never show that it is kept.
         low, high: the bound must lie between them.
     """

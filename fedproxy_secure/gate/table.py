@@ -1,4 +1,4 @@
-"""A gate's judgement as a table for terminals, Markdown for pull requests, JSON for programs."""
+"""Render a gate's judgement: a table for terminals, Markdown for pull requests, JSON for programs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def measured_text(estimate: Estimate) -> str:
 
 
 def summary(judgement: Judgement) -> str:
-    """Return one line for a terminal: the verdict, and how many rows ended how."""
+    """Return one line for a terminal: the verdict, and the number of rows with each verdict."""
     counts = {v: sum(row.verdict == v for row in judgement.rows) for v in Verdict}
     parts = ", ".join(f"{count} {verdict.value.lower()}" for verdict, count in counts.items() if count)
     name = printable(judgement.policy.name)

@@ -1,4 +1,4 @@
-"""How a rule ended for a configuration, and how a number is compared with a bound."""
+"""The verdict on a rule for a configuration, and the comparison of a number with a bound."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedproxy_secure.gate.rules import Side
 
 
 class Verdict(StrEnum):
-    """How one rule ended for one configuration, the worst first."""
+    """The verdict on one rule for one configuration, the worst first."""
 
     FAILED = "FAILED"
     MISSING = "MISSING"
@@ -25,13 +25,13 @@ class Judged:
     """One line of the gate's table.
 
     Args:
-        rule: the rule as it stands in the policy.
+        rule: the rule as written in the policy.
         configuration: name of the configuration.
-        verdict: how the rule ended.
+        verdict: the verdict.
         why: one sentence that says why.
         measured: the number that was compared; None if there was none.
         excess: how far the interval's unfavourable end lies beyond the bound, in the measure's unit. It is
-            negative where there is room left, None where nothing was compared.
+            negative within the bound, None if nothing was compared.
         source: where the number can be looked up.
     """
 
@@ -46,7 +46,7 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Signed:
-    """What `audit verify` found out about the report's folder.
+    """The result of `audit verify` on the report's folder.
 
     Args:
         problems: what is wrong, in sentences.
@@ -86,14 +86,14 @@ def compare(estimate: Estimate, side: Side, bound: float) -> tuple[Verdict, floa
     """
     if estimate.low is None or estimate.high is None:
         return Verdict.INCONCLUSIVE, None
-    worse, better = (
+    worst_excess, least_excess = (
         (estimate.high - bound, estimate.low - bound)
         if side == "max"
         else (bound - estimate.low, bound - estimate.high)
     )
-    if worse <= 0:
-        return Verdict.PASSED, worse
-    return (Verdict.FAILED if better > 0 else Verdict.INCONCLUSIVE), worse
+    if worst_excess <= 0:
+        return Verdict.PASSED, worst_excess
+    return (Verdict.FAILED if least_excess > 0 else Verdict.INCONCLUSIVE), worst_excess
 
 
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
