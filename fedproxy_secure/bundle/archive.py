@@ -1,8 +1,8 @@
-"""The archive of a bundle: which files it may hold, in a ZIP file whose bytes follow from them.
+"""The archive of a bundle: a ZIP file of allowed files, whose bytes follow from the files.
 
-Entries are sorted by name, dated 1980-01-01, and stored without compression. So the bytes depend on no
-version of zlib, and no entry is longer than it looks. Reading accepts exactly what writing makes: no links,
-no folders, no paths that lead elsewhere, no name twice, nothing before, between or after the files.
+Entries are sorted by name, dated 1980-01-01, and stored without compression. So the bytes do not depend on
+the version of zlib, and no entry expands when it is read. Reading accepts exactly what writing makes: no
+links, no folders, no paths outside the archive, no name twice, nothing before, between or after the files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PRIVACY, MODELS, SBOM = "privacy/statements.json", "models.json", "sbom.cdx.json
 CLAIMS, CLAIMS_TABLE = "claims.json", "claims.md"
 NOT_MEASURED, REDACTIONS = "not-measured.md", "redactions.json"
 CONTENTS, FINDINGS, GATE = (f"statements/{n}.dsse.json" for n in ("contents", "findings", "gate"))
-# all that a bundle may hold: no record, no transcript, no weights, no ledger, no private key has a place
+# the only files that a bundle may hold: no record, transcript, weights, ledger or private key
 MAY_HOLD = tuple(
     re.compile(pattern)
     for pattern in (
@@ -74,7 +74,7 @@ def archive_bytes(files: Mapping[str, bytes]) -> bytes:
 
 
 def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write an archive, whole or not at all.
+    """Write an archive atomically.
 
     Raises `ConfigError` for files that have no place in a bundle (`MAY_HOLD`) or that `read_archive` would
     refuse, `RunFolderError` if the archive cannot be written.
@@ -126,30 +126,30 @@ def has_place(name: str) -> bool:
 
 
 def safe_name(name: str) -> bool:
-    """Return whether a name is a relative path that stays where it is put, in plain characters."""
+    """Return whether a name is a relative path in plain characters that does not leave its folder."""
     return len(name) <= 512 and all(PART.fullmatch(part) for part in name.split("/"))
 
 
 def _check_end(path: Path, raw: bytes) -> None:
-    """Raise `ConfigError` unless an archive's end record has our form and lists at most `MOST_FILES` files.
+    """Raise `ConfigError` unless the end record has a bundle's form and lists at most `MOST_FILES` files.
 
-    `zipfile` makes an object of several hundred bytes for every entry, and does not stop at the number that
-    the archive names. So the entries are counted before it reads any.
+    `zipfile` makes an object of several hundred bytes for every entry, and does not stop at the number in
+    the end record. So the entries are counted before `zipfile` reads any.
     """
     at = len(raw) - END.size
     if at < 0:
         raise _other(path)
     mark, _, _, _, count, size, start, comment = END.unpack_from(raw, at)
-    # before it may lie another one, of a form for archives of 4 GB, which would count for more
-    other = raw[max(0, at - 20) : at].startswith(b"PK\x06\x07")
-    if mark != b"PK\x05\x06" or comment or other or start + size != at:
+    # a second record before it, for archives above 4 GB, would take precedence
+    has_zip64 = raw[max(0, at - 20) : at].startswith(b"PK\x06\x07")
+    if mark != b"PK\x05\x06" or comment or has_zip64 or start + size != at:
         raise _other(path)
     if count > MOST_FILES:
         raise ConfigError(f"{path}: has {count:,} files; must have at most {MOST_FILES:,}")
     for _ in range(count):
         if not raw.startswith(b"PK\x01\x02", start) or start + ENTRY > at:
             raise _other(path)
-        start += ENTRY + sum(struct.unpack_from("<3H", raw, start + 28))  # its name, and what may follow
+        start += ENTRY + sum(struct.unpack_from("<3H", raw, start + 28))  # its name, and optional fields
     if start != at:
         raise _other(path)
 
@@ -159,12 +159,12 @@ def _other(path: Path) -> ConfigError:
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
-    """Raise `ConfigError` for an entry that no bundle has, before any is read."""
+    """Raise `ConfigError` for an entry that no bundle may have, before any entry is read."""
     seen: set[str] = set()
     total = 0
     for entry in entries:
         name = entry.filename
-        # `filename` ends at a zero byte; a link or folder is told by its mode
+        # `filename` ends at a zero byte; the mode shows links and folders
         if entry.orig_filename != name or not safe_name(name):
             raise ConfigError(f"{path}: {entry.orig_filename!r}: is no name for a file of a bundle")
         if name in seen:

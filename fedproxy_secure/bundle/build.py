@@ -1,8 +1,8 @@
-"""`evidence bundle`: from a finished, signed run to one archive.
+"""`evidence bundle`: pack the evidence of a finished, signed run into one archive.
 
 Equal runs, keys, policies and installed packages give equal bytes: no file has a time of bundling, and all
-signatures are deterministic. What a bundle may hold is `archive.MAY_HOLD`; nothing of it is a record, a
-transcript, a weight, a private key, a client's path or a ledger as it lies at a client.
+signatures are deterministic. `archive.MAY_HOLD` lists what a bundle may hold; it excludes records,
+transcripts, weights, private keys, clients' paths and clients' own ledgers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NO_POLICY = "No policy was given, so no gate judged this run."
 
 @dataclass(frozen=True, kw_only=True)
 class Bundled:
-    """What was written: the number of files, the archive's SHA-256 and the signer's public key, hex."""
+    """A written bundle: the number of files, the archive's SHA-256 and the signer's public key, hex."""
 
     files: int
     sha256: str
@@ -52,17 +52,17 @@ class Bundled:
 
 
 def make_bundle(run: Path, out: Path, *, policy: Path | None = None, key: Path | None = None) -> Bundled:
-    """Write the bundle of a finished run or matrix to `out`, whole or not at all.
+    """Write the bundle of a finished run or matrix to `out`, atomically.
 
     Args:
         run: its folder.
-        out: the archive; a file that is there is replaced. It must not lie in `run`.
-        policy: a policy that its report is judged by; None: no gate.
+        out: the archive; an existing file is replaced. It must not lie in `run`.
+        policy: the policy that judges the report; None: no gate.
         key: file of the audit key that signed the run; None: the run's own key beside the folder.
 
     Raises `ConfigError` without the extra `evidence`, the folder or the key, and for a policy that cannot
-    be read, `AuditError` unless the folder is as the owner of the key signed it, `RunFolderError` if the
-    archive cannot be written.
+    be read, `AuditError` if the folder differs from what the owner of the key signed, `RunFolderError` if
+    the archive cannot be written.
     """
     check_installed()
     if policy is not None:
@@ -83,7 +83,7 @@ def make_bundle(run: Path, out: Path, *, policy: Path | None = None, key: Path |
 
 
 def bundle_files(source: Source, policy: Path | None) -> dict[str, bytes]:
-    """Return all files of a bundle, path -> content, envelopes among them."""
+    """Return all files of a bundle, path -> content, including envelopes."""
     report, entries = source.report, source.entries[""]
     run = next(str(e.body["run"]) for e in entries if e.event == OPENED)
     signing = model_key(source.key)
@@ -120,7 +120,7 @@ def bundle_files(source: Source, policy: Path | None) -> dict[str, bytes]:
 
 
 def judged(report: Report, policy: bytes, *, signer: bytes) -> Judgement:
-    """Return the judgement of a report by a policy, given as YAML; `signer` has signed the report's run.
+    """Return the judgement of a report by a YAML policy; `signer` is the key that signed the report's run.
 
     Raises `ConfigError` for a policy that cannot be read.
     """
@@ -130,7 +130,7 @@ def judged(report: Report, policy: bytes, *, signer: bytes) -> Judgement:
 
 
 def privacy_statements(source: Source) -> bytes:
-    """Return `privacy/statements.json`: what each client spent, and each configuration's guarantees."""
+    """Return `privacy/statements.json`: each client's spending, and each configuration's guarantees."""
     report = source.report
     guarantees = {c.name: list(c.guarantees) for c in report.configurations}
     return json_bytes(
@@ -154,7 +154,7 @@ def models_file(source: Source) -> bytes:
 
 
 def not_measured(report: Report, *, gate: bool) -> bytes:
-    """Return `not-measured.md`: what nobody measured, what failed, and attacks that decided nothing."""
+    """Return `not-measured.md`: measures without a number, failed seeds, and attacks without a decision."""
     failed = [f"{c.name}: {line}" for c in report.configurations for line in c.failed]
     undecided = [
         (c.name, f"{f.id} {f.attack}", f.view, f.outcome.value, f.reason)

@@ -1,8 +1,9 @@
-"""The table claim -> evidence -> command for the frameworks that compliance teams are asked about.
+"""The table claim -> evidence -> command for the frameworks that compliance teams work with.
 
 Rows on attacks follow from the identifiers that attacks carry (`AttackInfo.mapping`), one for each
-identifier and attack. The other rows are about what every bundle has. References are no finer than the
-frameworks' parts named here: an identifier says what evidence is *about*, not that a requirement is met.
+identifier and attack. The other rows are about the content of every bundle. References are no finer than
+the frameworks' parts named here: an identifier says what evidence is *about*, not that a requirement is
+met.
 
 The core imports neither attacks nor threat models: it asks those that are installed, by the entry point
 groups `fedproxy_secure.described_attacks` and `fedproxy_secure.described_threat_models`.
@@ -36,7 +37,7 @@ FRAMEWORKS = (AI_ACT, AI_RMF, DP_GUIDE, OWASP)
 
 
 class DescribedAttack(Protocol):
-    """What this module reads of an attack: the description that every attack has."""
+    """The part of an attack that this module reads: its description."""
 
     @property
     def info(self) -> Any:
@@ -48,8 +49,8 @@ class Claim:
     """One row of the table.
 
     Args:
-        framework, item: what it is about, such as `NIST SP 800-226` and `unit`.
-        claim: what is claimed, in a sentence.
+        framework, item: its subject, such as `NIST SP 800-226` and `unit`.
+        claim: the claim, in a sentence.
         evidence: where in a bundle it can be looked up.
         command: the command that makes or checks the evidence; RUN is the run's folder.
         attack: id of the attack that the row is about; empty for any other row.

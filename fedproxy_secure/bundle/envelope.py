@@ -3,8 +3,8 @@
     PAE       = "DSSEv1", length and text of the payload's type, length and bytes of the payload
     signature = Ed25519(PAE)
 
-The envelope is the JSON of DSSE 1.0, so that other tools verify it. Its `keyid` is the one that
-securesystemslib computes for the same key. An id finds a key and proves nothing: only the signature does.
+The envelope is the JSON of DSSE 1.0, so that other tools can verify it. Its `keyid` is the one that
+securesystemslib computes for the same key. An id only finds a key; the signature is the proof.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEMBERS = {"payload", "payloadType", "signatures"}  # of an envelope
 
 
 def pae(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
-    """Return what is signed: DSSE's pre-authentication encoding of a payload.
+    """Return the bytes to sign: DSSE's pre-authentication encoding of a payload.
 
     >>> pae(b"hello", "text")
     b'DSSEv1 4 text 5 hello'
@@ -44,7 +44,7 @@ def key_id(public: bytes) -> str:
 
 
 def seal_statement(statement: Mapping[str, Any], key: Secret) -> bytes:
-    """Return the envelope, as JSON, of a statement signed with an Ed25519 key. Equal input, equal bytes."""
+    """Return the JSON envelope of a statement signed with an Ed25519 key; equal input gives equal bytes."""
     payload = json.dumps(statement, sort_keys=True, allow_nan=False).encode()
     signature = {
         "keyid": key_id(signing_public(key)),
@@ -62,8 +62,8 @@ def seal_statement(statement: Mapping[str, Any], key: Secret) -> bytes:
 def open_envelope(raw: bytes, public: bytes) -> dict[str, Any]:
     """Return the statement in an envelope that the owner of `public`, Ed25519, 32 bytes, signed.
 
-    Raises `AuditError` for anything but one envelope with one signature, byte for byte as `seal_statement`
-    writes it, and for another signer's: no hash covers what stands beside the payload.
+    Raises `AuditError` for another signer, and for anything but one envelope with one signature, byte for
+    byte as `seal_statement` writes it, because no hash covers the bytes beside the payload.
     """
     try:
         envelope = parse_json(raw)

@@ -1,7 +1,7 @@
-"""The predicate of ours: what a report says of trilemma, epsilon and attacks, for an in-toto Statement.
+"""This project's in-toto predicate: a report's results on trilemma, epsilon and attacks.
 
 The form is `findings.schema.json`, which ships beside this module. Everything in it follows from the
-report and from the clients' statements on epsilon, so whoever has both computes it again and compares.
+report and from the clients' statements on epsilon, so anybody who has both can compute and compare it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEMA = Path(__file__).parent / "findings.schema.json"
 
 
 def findings(report: Report, spent: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the predicate of a report and of what clients spent (`Source.spent`), as plain JSON values."""
+    """Return the predicate of a report and of the clients' spending (`Source.spent`), as JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "run": {

@@ -1,7 +1,7 @@
 """Model cards in the form of the Hugging Face hub, for the proxy, the adapter and the fused LLM of a run.
 
-A card says how a model was made, what it was measured to do, what is guaranteed and what was not measured,
-in the report's own numbers and sentences. It holds no licence: which licence the LLM has, its owner knows.
+A card says how a model was made, what was measured, what is guaranteed and what was not measured, in the
+report's own numbers and sentences. It holds no licence, as only the owner knows the LLM's licence.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""OpenSSF model signatures (model-signing 1.x): one file a model, verified by their tool without a network.
+"""OpenSSF model signatures (model-signing 1.x): one file per model; their tool verifies it offline.
 
-Chosen: a signature with an elliptic curve key, P-256, as `model_signing verify key` reads it. That library
-knows no Ed25519, and its keyless ways need a network. The key is derived from the run's audit key by
-HKDF-SHA256, so that nobody has to keep a second one; its public half is a file of the bundle, over which
-the audit key's signature stands. Signatures are made here and not by the library, which draws a random
-number for each: by RFC 6979 equal models give equal bytes, and no private key is written to a disk.
+The signature has an elliptic curve key, P-256, as `model_signing verify key` reads it. That library has no
+Ed25519, and its keyless methods need a network. The key is derived from the run's audit key by HKDF-SHA256,
+so nobody has to keep a second key; its public half is a file of the bundle, which the audit key signs.
+Signatures are made here and not by the library, which draws a random number for each: by RFC 6979 equal
+models give equal bytes, and no private key is written to a disk.
 
   model_signing verify key MODEL --public_key keys/models.pem --signature model-signatures/seed-0/fused.sig
 """
@@ -42,7 +42,7 @@ SERIALIZATION = {
 
 def model_key(audit_key: Secret) -> ec.EllipticCurvePrivateKey:
     """Return the P-256 key that signs models, derived from the audit key."""
-    parts = [derive(audit_key, info=b"fedproxy-secure model signing 1 " + end) for end in (b"a", b"b")]
+    parts = [derive(audit_key, info=b"fedproxy-secure model signing 1 " + half) for half in (b"a", b"b")]
     number = int.from_bytes(b"".join(part.reveal() for part in parts), "big")  # 512 bits: no bias below
     curve = ec.SECP256R1()
     return ec.derive_private_key(number % (curve.group_order - 1) + 1, curve)

@@ -1,14 +1,14 @@
-"""Take clients' paths out of what a bundle copies: each becomes `[redacted]`, and none may be left.
+"""Redact clients' paths in the files that a bundle copies: each path becomes `[redacted]`.
 
-A bundle holds only what `archive.MAY_HOLD` names. Of that, reports and audit logs are copies, and may
-quote a path: in the command that made the run, or in the error that ended it. Settings say which paths are
-a client's: `data.root`, `clients.source`, `privacy.ledger`, `protect.keys`, `audit.folder`. A client on a
-machine of its own has others, so every absolute path in an error or a note is taken out, too; so is all of
-what ended an aborted run. What was redacted is named in `redactions.json`, with the SHA-256 that the run's
-own signature has. What a client tells a server on another machine goes by the same places
-(`line_for_others`).
+A bundle holds only what `archive.MAY_HOLD` names. Of these files, reports and audit logs are copies, and
+may quote a path: in the command that made the run, or in the error that ended it. Settings say which paths
+are a client's: `data.root`, `clients.source`, `privacy.ledger`, `protect.keys`, `audit.folder`. A client on
+a machine of its own has other paths, so every absolute path in an error or a note is removed, too, and so
+is the whole error that ended an aborted run. `redactions.json` names the redacted files, with the SHA-256
+that the run's own signature has. The same places are redacted in errors that a client sends to a server on
+another machine (`line_for_others`).
 
-A path may contain blanks and brackets, so its end is ambiguous. What is removed therefore runs from the
+A path may contain blanks and brackets, so its end is ambiguous. The removed text therefore runs from the
 first separator to the next colon or comma that precedes a blank, or to the end of the line; after a quote,
 to the closing quote. The part up to the first blank or bracket is also removed wherever it occurs alone.
 """
@@ -27,34 +27,34 @@ from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import load_policy
 
 MARK = "[redacted]"
-# from where a path may begin to `: `, `, ` or the end of the line; within it the next one may begin
+# from a possible beginning of a path to `: `, `, ` or the end of the line; matches may overlap
 ABSOLUTE = re.compile(
     r"""(?=((?:(?<![^\s'"`(\[{=:,;])(?:file:/{1,3}(?!/)|/(?!/)|(?<!:)//+|~[\w.-]*/|[a-z]:[\\/]|\\\\+)"""
     r"""|(?<=file://)/)(?=[^\s/\\])(?:(?!: |, )[^\r\n])+))""",
     re.IGNORECASE,
 )
-SHORT = re.compile(r"""[^\s'"`,;:)\]}]+""")  # of a path, what stands before the first sign that may end it
-ENDS = "'\"`.,;:)]}"  # at the end of a path they are the sentence's
+SHORT = re.compile(r"""[^\s'"`,;:)\]}]+""")  # the part of a path before the first sign that may end it
+ENDS = "'\"`.,;:)]}"  # at the end of a path they belong to the sentence
 PLACES = (("data", "root"), ("privacy", "ledger"), ("protect", "keys"), ("audit", "folder"))
 
 
 def private_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the paths in a run's settings that a bundle must not hold, the longest first.
 
-    A name without a folder in it, such as `data`, says nothing and is not among them.
+    A name without a folder in it, such as `data`, is not private and is left out.
     """
     root = _at(settings, "data", "root")
-    found = {str(value) for place in PLACES if (value := _at(settings, *place)) is not None}
+    private = {str(value) for place in PLACES if (value := _at(settings, *place)) is not None}
     for client in _at(settings, "data", "clients") or ():
         source = str(client.get("source", "")) if isinstance(client, Mapping) else ""
         if source.startswith("hub:"):
             continue
-        filled = source.replace("{data}", str(root or ""))
-        found |= {source, filled, filled.partition("{")[0]}
+        path = source.replace("{data}", str(root or ""))
+        private |= {source, path, path.partition("{")[0]}
         for part in ("train_split", "test_split"):
-            found.add(filled.replace("{split}", str(client.get(part, part.partition("_")[0]))))
-    found |= {str(Path(text).resolve()) for text in found if text and "{" not in text}
-    return tuple(sorted(filter(_is_path, found), key=lambda text: (-len(text), text)))
+            private.add(path.replace("{split}", str(client.get(part, part.partition("_")[0]))))
+    private |= {str(Path(text).resolve()) for text in private if text and "{" not in text}
+    return tuple(sorted(filter(_is_path, private), key=lambda text: (-len(text), text)))
 
 
 def paths_in(texts: Iterable[str]) -> tuple[str, ...]:
@@ -65,12 +65,12 @@ def paths_in(texts: Iterable[str]) -> tuple[str, ...]:
     >>> paths_in(["/srv/St Mary/x: is missing"])
     ('/srv/St Mary/x', '/srv/St')
     """
-    found = dict.fromkeys(path for text in texts for path in _paths(text))
-    return tuple(path for path in found if _is_path(path))
+    paths = dict.fromkeys(path for text in texts for path in _paths(text))
+    return tuple(path for path in paths if _is_path(path))
 
 
 def _paths(text: str) -> Iterator[str]:
-    """Yield each absolute path as far as it may reach, and as far as it reaches at least."""
+    """Yield the longest and the shortest form that each absolute path may have."""
     for match in ABSOLUTE.finditer(text):
         path, before = match[1], text[match.start() - 1 : match.start()]
         if before and before in "'\"`":
@@ -85,8 +85,8 @@ def _paths(text: str) -> Iterator[str]:
 def line_for_others(line: str, places: Iterable[str]) -> str | None:
     """Return an error's line with these places as `[redacted]`; None if it may name another place as well.
 
-    A path is replaced from the place to the next colon or comma that precedes a blank, or to a quote. Where
-    another path ends cannot be known, so a line that still has a separator in it is not for others.
+    A path is replaced from the place to the next colon or comma that precedes a blank, or to a quote. The
+    end of another path is unknown, so a line that still has a separator in it is not passed on.
 
     >>> line_for_others("/srv/St Mary, Boston/c.key: has mode 644", ["/srv/St Mary, Boston"])
     '[redacted]: has mode 644'
@@ -94,22 +94,22 @@ def line_for_others(line: str, places: Iterable[str]) -> str | None:
     """
     known = sorted({form for place in places if _is_path(place) for form in _forms(place)}, key=len)
     if known:
-        one = "|".join(re.escape(form) for form in reversed(known))
-        rest = r"""(?:[/\\](?:(?!: |, )[^\r\n'"`])*|(?=$|[:,;'"`)\]]))"""
-        line = re.sub(f"(?:{one}){rest}", MARK, line)
+        any_place = "|".join(re.escape(form) for form in reversed(known))
+        path_end = r"""(?:[/\\](?:(?!: |, )[^\r\n'"`])*|(?=$|[:,;'"`)\]]))"""
+        line = re.sub(f"(?:{any_place}){path_end}", MARK, line)
     return None if re.search(r"[/\\]", line.replace(" 1 / ", " ")) else line  # errors have `below 1 / n`
 
 
 def places_of_a_client(policy_file: str) -> set[str]:
-    """Return where a client's files lie, by its policy as far as that can be read, and who runs it."""
+    """Return the places of a client's files, by its policy if that can be read, and of its user."""
     file = Path(policy_file)
     places = {policy_file, str(file.parent)}
-    with suppress(OSError, RuntimeError):  # a home or working folder that is not there
+    with suppress(OSError, RuntimeError):  # a home or working folder that does not exist
         places |= {str(file.resolve()), str(file.resolve().parent), str(Path.cwd()), str(Path.home())}
     with suppress(FedProxyError):
-        own = load_policy(file, one_machine=True).model_dump(mode="json")
-        own["data"] = {"root": own["data_root"], "clients": [own["client"]]}
-        places |= {*private_strings(own)}
+        policy = load_policy(file, one_machine=True).model_dump(mode="json")
+        policy["data"] = {"root": policy["data_root"], "clients": [policy["client"]]}
+        places |= {*private_strings(policy)}
     return places
 
 
@@ -122,7 +122,7 @@ def redacted_text(text: str, private: Iterable[str]) -> str:
 
 
 def redacted_value(value: Any, private: Iterable[str]) -> Any:
-    """Return plain JSON values with the private strings out of every text in them."""
+    """Return plain JSON values with the private strings removed from every text in them."""
     if isinstance(value, str):
         return redacted_text(value, private)
     if isinstance(value, dict):
@@ -131,7 +131,7 @@ def redacted_value(value: Any, private: Iterable[str]) -> Any:
 
 
 def check_nothing_private(files: Mapping[str, bytes], private: Iterable[str]) -> None:
-    """Raise `ConfigError`, naming the file and not the string, if a private string is left in a file."""
+    """Raise `ConfigError`, naming the file but not the string, if a file holds a private string."""
     forms = [form.encode() for string in private for form in _forms(string)]
     for name, content in files.items():
         if any(form in content for form in forms):

@@ -1,9 +1,9 @@
-"""What a bundle takes from the folder of a finished, signed run or matrix, without its clients' paths.
+"""Read what a bundle takes from the folder of a finished, signed run or matrix, without clients' paths.
 
 Guarantees: the folder was verified with the public half of the signing key before anything of it was read;
-what is returned holds no private string of any of its settings, and not the words of the error that ended a
-run: they are those of whatever failed. Not guaranteed: that nobody changes the
-folder between the check and the reading; `evidence verify` would find it.
+the result holds no private string of any of its settings, and not the text of the error that ended a run,
+which may come from any code. Not guaranteed: that nobody changes the folder between the check and the
+reading; `evidence verify` would detect it.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class Source:
 
     Args:
         key, public: the audit key that signed it, and its public half, 32 bytes.
-        files: what is copied: path in the bundle -> content.
-        redactions: path in the bundle -> what was done to the copy, for `redactions.json`.
+        files: the copied files: path in the bundle -> content.
+        redactions: path in the bundle -> the changes to the copy, for `redactions.json`.
         report: the report as the bundle has it.
         entries: the events of each log, by folder; the run's own under "".
         settings: the settings of each folder that holds models, by folder; the run's own under "".
         models: its proxies, adapters and fused LLMs.
-        spent: what each client's ledger says it spent, one statement a seed and client.
-        private: what no file of the bundle may hold.
+        spent: the spending in each client's ledger, one statement per seed and client.
+        private: the strings that no file of the bundle may hold.
     """
 
     key: Secret
@@ -101,9 +101,9 @@ class Source:
 
 
 def read_source(run: Path, key: Secret) -> Source:
-    """Return what a bundle takes from `run`, the folder of `run` or `matrix`, which `key` signed.
+    """Read what a bundle takes from `run`, the folder of `run` or `matrix`, which `key` signed.
 
-    Raises `AuditError` unless the whole folder is as the owner of the key signed it, `RunFolderError` for
+    Raises `AuditError` if the folder differs from what the owner of the key signed, `RunFolderError` for
     files that cannot be read.
     """
     public = signing_public(key)
@@ -115,9 +115,9 @@ def read_source(run: Path, key: Secret) -> Source:
         )
     logs = {"": _log(run)} | {f: _log(run / f) for f in inner_folders(_log(run))}
     settings = {folder: _settings(run / folder) for folder in logs}
-    found = {s for each in settings.values() for s in private_strings(each)}
-    found |= set(paths_in(_sentences(parse_json(read_file(run / REPORT_JSON)), logs)))
-    private = tuple(sorted(found, key=lambda s: (-len(s), s)))
+    strings = {s for each in settings.values() for s in private_strings(each)}
+    strings |= set(paths_in(_sentences(parse_json(read_file(run / REPORT_JSON)), logs)))
+    private = tuple(sorted(strings, key=lambda s: (-len(s), s)))
     files: dict[str, bytes] = {}
     redactions: dict[str, Mapping[str, Any]] = {}
     for folder, entries in logs.items():
@@ -152,15 +152,15 @@ def inner_folders(entries: Sequence[Entry]) -> list[str]:
 
 def models_of(folder: str, entries: Sequence[Entry]) -> list[Model]:
     """Return the models whose files a log names, ordered by seed and kind."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    by_model: dict[tuple[str, str], dict[str, str]] = {}
     for name, (sha256, _) in sorted(vouched_files(entries).items()):
         if match := MODEL_FILE.fullmatch(name):
-            found.setdefault((match[1], match[2]), {})[PurePosixPath(match[3]).as_posix()] = sha256
-    return [Model(folder=folder, seed=s, kind=k, files=files) for (s, k), files in found.items()]
+            by_model.setdefault((match[1], match[2]), {})[PurePosixPath(match[3]).as_posix()] = sha256
+    return [Model(folder=folder, seed=s, kind=k, files=files) for (s, k), files in by_model.items()]
 
 
 def _sentences(report: Mapping[str, Any], logs: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
-    """Yield the texts that errors end up in, of other parties' machines too."""
+    """Yield the texts that may quote errors, also errors of other parties' machines."""
     yield from (*report["notes"], *report["not_measured"])
     for configuration in report["configurations"]:
         yield from configuration["failed"]
@@ -176,7 +176,7 @@ def _log(folder: Path) -> Sequence[Entry]:
 def _without_private(entries: Sequence[Entry], private: tuple[str, ...]) -> tuple[bytes, list[int]]:
     """Return the log's bytes, and the numbers of the lines whose body had to be changed.
 
-    Such a line keeps its hash and signature, so the chain holds; that its content was other shows.
+    A changed line keeps its hash and signature, so the chain holds and the change is visible.
     """
     lines, changed = [], []
     for number, entry in enumerate(entries, start=1):
@@ -217,7 +217,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
 def _spent(
     run: Path, folder: str, entries: Sequence[Entry], settings: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Yield what each client of each finished seed spent, as the result that the log vouches for has it."""
+    """Yield the spending of each client of each finished seed, from the result that the log vouches for."""
     privacy = settings.get("privacy") or {}
     unit = str(privacy.get("unit", "none"))
     limit = privacy.get("max_epsilon") or privacy.get("target_epsilon")

@@ -1,6 +1,6 @@
-"""The in-toto Statements of a bundle (specification v1), and which predicate each has.
+"""The in-toto Statements of a bundle (specification v1), and their predicates.
 
-contents   our list of all files; its subjects are every file but its own, by SHA-256
+contents   the list of all files; its subjects are all files except its own, by SHA-256
 findings   trilemma, epsilon and attacks (`findings`); its subjects are the report and clients' epsilon
 gate       in-toto's test-result v0.1; its subjects are the report and the verdict
 """
@@ -43,7 +43,7 @@ def contents_statement(files: Mapping[str, bytes], *, run: str, audit_head: str)
     """Return the statement that lists all other files of a bundle.
 
     Args:
-        files: all other files, envelopes among them.
+        files: all other files, including envelopes.
         run: the run's random number, hex, as its audit log has it.
         audit_head: the audit log's last hash, hex.
     """

@@ -1,17 +1,18 @@
 """`evidence verify`: check a bundle with the signer's public key, without a network and without the run.
 
     archive       one form only (`archive`); any other is bad input and raises
-    contents      signed by the key; names every other file with its SHA-256, none more and none less
+    contents      signed by the key; names exactly the other files, with their SHA-256
     statements    signed by the key; their subjects are files of this bundle, their predicates follow
-    report        what the run's own signature (`report.sig`) has, over the end of the audit log
-    audit log     an unbroken chain by the same key; it names the models' files and what clients spent
+    report        has the SHA-256 in the run's own signature (`report.sig`) over the end of the audit log
+    audit log     an unbroken chain by the same key; it names the models' files and the clients' spending
     models        `models.json`, SBOM, model signatures and cards are of the models that the log names
 
-Checks go in this order and stop after the first group that fails: what follows would repeat it.
+Checks go in this order and stop after the first group that fails, as later groups would repeat its
+problems.
 
 Guarantees: a bundle without problems is byte for byte what the owner of the key made, and its statements
-say what its report says. Not guaranteed: that what the signer wrote is true, or that there is no other,
-later bundle of the run.
+agree with its report. Not guaranteed: that what the signer wrote is true, or that there is no other, later
+bundle of the run.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ COPIES = (archive.REPORT, archive.PAGE)
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The outcome: `problems`, one line each; none if the bundle is as the owner of the key made it.
+    """The outcome: `problems`, one line each; none if the bundle is unchanged.
 
-    `files`, `statements`: how many there are. `head`: the audit log's end that the bundle is of, hex.
+    `files`, `statements`: their numbers. `head`: the last hash of the bundle's audit log, hex.
     """
 
     problems: tuple[str, ...]
@@ -83,7 +84,7 @@ def verify_bundle(file: Path, key: bytes) -> Checked:
     except AuditError as error:
         problems.append(str(error))
     except (FedProxyError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # signed, and yet not of the form that we write
+        # signed, but not in the form that `make_bundle` writes
         first = (str(error).splitlines() or [""])[0]
         problems.append(f"{file}: is signed, but cannot be read: {type(error).__name__}: {first}")
     return Checked(problems=tuple(problems), files=len(files), statements=opened, head=head)
@@ -96,13 +97,14 @@ def _contents(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any
         yield f"{archive.CONTENTS}: is not the list of a bundle of version {BUNDLE_VERSION}"
         return
     listed = {s["name"]: s["digest"]["sha256"] for s in contents["subject"]}
-    others = {n: c for n, c in files.items() if n != archive.CONTENTS}
-    yield from (f"{name}: is missing" for name in sorted(listed.keys() - others))
+    other_files = {n: c for n, c in files.items() if n != archive.CONTENTS}
+    yield from (f"{name}: is missing" for name in sorted(listed.keys() - other_files))
     yield from (
-        f"{name}: was added: the signed list does not have it" for name in sorted(others.keys() - listed)
+        f"{name}: was added: the signed list does not have it"
+        for name in sorted(other_files.keys() - listed)
     )
-    for name in sorted(others.keys() & listed):
-        if sha256(others[name]) != listed[name]:
+    for name in sorted(other_files.keys() & listed):
+        if sha256(other_files[name]) != listed[name]:
             yield f"{name}: was altered: its SHA-256 is not that of the signed list"
     yield from (
         f"{name}: has no place in a bundle" for name in sorted(listed) if not archive.has_place(name)
@@ -110,7 +112,7 @@ def _contents(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any
 
 
 def _audit(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any]) -> Iterator[str]:
-    """Check the logs, their seals, and what the seal says of the report."""
+    """Check the logs, their seals, and the report's hash in the seal."""
     redactions = parse_json(files[archive.REDACTIONS])
     if files[archive.SIGNER].decode().strip() != key.hex():
         yield f"{archive.SIGNER}: is another key than --key"
@@ -133,7 +135,7 @@ def _audit(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any]) 
 
 
 def _statements(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any]) -> Iterator[str]:
-    """Make each statement again from the files that it is about, and compare."""
+    """Compute each statement again from its files, and compare."""
     report = _report(files)
     spent = parse_json(files[archive.PRIVACY])["statements"]
     expected = {archive.FINDINGS: findings_statement(findings(report, spent), files)}
@@ -147,11 +149,13 @@ def _statements(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, A
         expected[archive.GATE] = gate_statement(judgement, files)
     for name, statement in expected.items():
         yield from _differences(name, _open(files, name, key), _plain(statement))
-    others = {n: c for n, c in files.items() if n != archive.CONTENTS}
+    other_files = {n: c for n, c in files.items() if n != archive.CONTENTS}
     predicate = contents["predicate"]
-    again = contents_statement(others, run=predicate["run"], audit_head=predicate["audit_head"])
-    again["predicate"]["fedproxy_secure"] = predicate["fedproxy_secure"]
-    yield from _differences(archive.CONTENTS, contents, _plain(again))
+    expected_contents = contents_statement(
+        other_files, run=predicate["run"], audit_head=predicate["audit_head"]
+    )
+    expected_contents["predicate"]["fedproxy_secure"] = predicate["fedproxy_secure"]
+    yield from _differences(archive.CONTENTS, contents, _plain(expected_contents))
     logged: dict[tuple[str, int, str], float] = {}
     for folder, entries in _entries(files).items():
         logged |= {(folder, *place): value for place, value in finished_epsilon(entries).items()}
@@ -184,23 +188,23 @@ def _models(files: Mapping[str, bytes], key: bytes, contents: Mapping[str, Any])
 def _log(
     files: Mapping[str, bytes], folder: str, key: bytes, redactions: Mapping[str, Any]
 ) -> Generator[str, None, Sequence[Entry]]:
-    """Yield what is wrong with a log, and return its events; a redacted line has another content's hash."""
+    """Yield the problems of a log, and return its events; a redacted line may differ from its hash."""
     name = _path(folder, AUDIT_LOG)
-    found = examine(files[name])
+    examined = examine(files[name])
     redacted = redactions.get(name, {}).get("lines", [])
     allowed = {f"line {number}: {ALTERED}" for number in redacted}
-    yield from (f"{name}: {p}" for p in found.problems if p not in allowed)
+    yield from (f"{name}: {p}" for p in examined.problems if p not in allowed)
     for number in redacted:
         try:
-            check_signature(found.entries[number - 1], key)
+            check_signature(examined.entries[number - 1], key)
         except AuditError as error:
             yield f"{name}: line {number}: {error}"
-    if found.cut or found.public != key:
+    if examined.cut or examined.public != key:
         yield f"{name}: has another signer than --key, or is cut short"
     seal = _seal(files, folder)
-    if seal.public_key != key.hex() or seal.head != found.head:
+    if seal.public_key != key.hex() or seal.head != examined.head:
         yield f"{_path(folder, SIGNATURE)}: is not by --key over the end of the log beside it"
-    return found.entries
+    return examined.entries
 
 
 def _seal(files: Mapping[str, bytes], folder: str) -> Seal:
@@ -234,14 +238,21 @@ def _open(files: Mapping[str, bytes], name: str, key: bytes) -> dict[str, Any]:
 
 
 def _differences(name: str, stated: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line if a statement is not what the bundle's files make of it; name the part."""
+    """Yield a line, naming the part, if a statement differs from the one that the bundle's files give."""
     if stated == expected:
         return
     inside = ("predicate", "subject", "predicateType", "_type")
     part = next((p for p in inside if stated.get(p) != expected.get(p)), "form")
     if part == "predicate" and isinstance(stated.get("predicate"), dict):
-        own, other = stated["predicate"], expected["predicate"]
-        part = next((k for k in sorted({*own, *other}) if own.get(k) != other.get(k)), part)
+        stated_part, expected_part = stated["predicate"], expected["predicate"]
+        part = next(
+            (
+                k
+                for k in sorted({*stated_part, *expected_part})
+                if stated_part.get(k) != expected_part.get(k)
+            ),
+            part,
+        )
     yield f"{name}: does not agree with the report and the files that it is about: {part}"
 
 
