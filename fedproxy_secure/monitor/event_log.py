@@ -1,6 +1,6 @@
 """The log of a party's events: lines of JSON in a file that keeps its size.
 
-    events.jsonl          one event a line; the first line may carry the totals of what was rotated away
+    events.jsonl          one event a line; the first line may carry the totals of rotated lines
     events.jsonl.1        the lines before those
     events.jsonl.lock     held while a line is written
 
@@ -8,9 +8,10 @@ The environment variable `FEDPROXY_EVENTS` names the file; without it nothing is
 may write at once: a SuperNode that was not started by `deploy` handles each message in one of its own.
 
 Guarantees: a line is whole in the file or, after a kill or on a full disk, skipped by readers and dropped
-by the next writer. Totals never fall, also when lines are rotated away. Files are mode 0600. Whatever the
-file holds, `EventLog.read` returns events whose every field was checked, or raises `RunFolderError`. Not
-guaranteed: that nobody who can write the file changed it; the audit log is for that.
+by the next writer. Totals never fall, even when lines are rotated away. Files are mode 0600. For any
+content of the file, `EventLog.read` returns events whose every field was checked, or raises
+`RunFolderError`. Not
+guaranteed: that nobody who can write the file changed it; the audit log protects against that.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WAIT_S = 10.0  # for another process's line, which takes milliseconds
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
-    """What a log holds: its latest events, oldest first, totals over all, and how many lines are none."""
+    """A log's content: its latest events, oldest first, totals over all, and the number of bad lines."""
 
     events: tuple[Event, ...] = ()
     totals: Totals = field(default_factory=Totals)
@@ -62,7 +63,7 @@ class EventLog:
             raise RunFolderError(f"{self.file}: cannot be written: {error.strerror}") from error
         folder = RunFolder(path=self.file.parent, private=True)
         with alone(self._lock, wait_s=WAIT_S):
-            try:  # each step alone leaves a log whose totals are right: a kill between two loses nothing
+            try:  # totals are right after each step, so a kill between two steps loses nothing
                 if self.file.exists() and self.file.stat().st_size >= self.most_bytes:
                     os.replace(self.file, self._before)
                 if not _has_line(self.file) and self._before.exists():
@@ -74,7 +75,7 @@ class EventLog:
             folder.append_jsonl(self.file.name, event.fields())
 
     def read(self) -> Events:
-        """Return what is in the log; nothing if there is no file.
+        """Return the log's content; it is empty if there is no file.
 
         Raises `RunFolderError` if it cannot be read, or is no log by its size.
         """
@@ -84,11 +85,11 @@ class EventLog:
             if not self.file.exists() and not self._before.exists():
                 return Events()
             with alone(self._lock, wait_s=WAIT_S):
-                before, now = (_raw(f, most=4 * self.most_bytes) for f in (self._before, self.file))
+                before, current = (_raw(f, most=4 * self.most_bytes) for f in (self._before, self.file))
         except OSError as error:
             raise RunFolderError(f"{self.file}: cannot be read: {error.strerror}") from error
-        old, new = _parsed(before), _parsed(now)
-        carried = bool(_lines(now))
+        old, new = _parsed(before), _parsed(current)
+        carried = bool(_lines(current))
         return Events(
             events=(*old.events, *new.events),
             totals=new.totals if carried else old.totals,
@@ -124,7 +125,7 @@ def _has_line(file: Path) -> bool:
 
 
 def _lines(raw: bytes) -> list[bytes]:
-    """Return the whole lines; what follows the last newline was cut short."""
+    """Return the complete lines; bytes after the last newline are an incomplete line."""
     return raw.split(b"\n")[:-1]
 
 

@@ -1,9 +1,9 @@
 """The events of a party, one dataclass with strict checks, and totals over them.
 
-What an event says, and why that is no secret of anybody else: the time, the party, the kind of event, the
-round, the type of the message, how many clients took part, bytes and seconds as the party itself measured
-them, and how it ended, with the class of the error alone. Not in it: records, losses, norms, updates,
-epsilon, names of clients, paths, and the text of an error.
+An event reveals no secret of other parties. It has the time, the party, the kind of event, the round, the
+type of the message, how many clients took part, bytes and seconds as the party itself measured them, and
+the outcome, with only the class of the error. Not in it: records, losses, norms, updates, epsilon, names of
+clients, paths, and the text of an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.quoting import quoted
 
-MOST_REASONS = 32  # classes of errors that are counted apart; further ones count as `OTHER`
+MOST_REASONS = 32  # classes of errors with a count of their own; further ones count as `OTHER`
 OTHER = "OtherError"
 
 Party = Literal["owner", "site"]
@@ -27,7 +27,7 @@ Outcome = Literal["done", "aborted"]
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _MESSAGE = re.compile(r"[a-z][a-z0-9_.]{0,63}", re.ASCII)
 _REASON = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
-_MOST = 2**53  # counts above are no counts
+_MOST = 2**53  # the largest valid count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +103,10 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Counts over all events of a log, also of those that were rotated away.
+    """Counts over all events of a log, including those that were rotated away.
 
-    `messages` counts events of that kind, `rounds` those of a `train` or `round` that was done and later
-    than every one before; `last_round` is the number of the last such round, -1 before the first. `aborts`
+    `messages` counts events of that kind. `rounds` counts finished events `train` or `round` whose round is
+    later than all before; `last_round` is the number of the last such round, -1 before the first. `aborts`
     counts aborted events by the class of their error.
     """
 
@@ -119,9 +119,9 @@ class Totals:
     aborts: Mapping[str, int] = field(default_factory=dict)
 
     def plus(self, event: Event) -> Totals:
-        """Return the totals with one event more."""
+        """Return the totals with one more event."""
         aborts = self.aborts
-        if event.reason is not None and event.kind != "stop":  # the round's own event has it
+        if event.reason is not None and event.kind != "stop":  # the round's own event counts it
             known = event.reason in aborts or len(aborts) < MOST_REASONS
             reason = event.reason if known else OTHER
             aborts = {**aborts, reason: aborts.get(reason, 0) + 1}

@@ -1,4 +1,4 @@
-"""A standing as metrics in Prometheus' text format; what is shown is what `state` lists, and no more.
+"""A federation's status as metrics in Prometheus' text format; it shows only what `state` lists.
 
 Names begin with `fedproxy_` and end with their unit. Counters end with `_total` and never fall while the
 party's files are kept. A quantity that is unknown is left out. Needs the extra `deploy`.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("waiting", "running", "finished", "stopped")
 
-# name, help, attribute of `FederationStatus`; what is None is left out
+# name, help, attribute of `FederationStatus`; None is left out
 _GAUGES = (
     ("fedproxy_round", "Round under way, or last asked for at a site; from 0", "round"),
     ("fedproxy_rounds", "Rounds of the job", "rounds"),

@@ -1,7 +1,7 @@
-"""Where events are written: around every message of a client, set-up and rounds of the server.
+"""Write events: around every message of a client, and around set-up and rounds of the server.
 
-Nothing here changes what a party does: an event that cannot be written is a line of the log, and the
-federation goes on.
+Writing events does not change what a party does: if an event cannot be written, the program's log says so
+and the federation continues.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def note_in(events: EventLog, party: Party, kind: Kind, **fields: Any) -> None:
 def noted(
     handler: Callable[[Message, Context], RecordDict],
 ) -> Callable[[Message, Context], RecordDict]:
-    """Return a client app's handler that writes an event for each message, whatever the handler does.
+    """Return a client app's handler that writes an event for each message, even if the handler fails.
 
     Bytes are those of the values in the messages' records, without what Flower and TLS add.
     """
@@ -81,7 +81,7 @@ def noted(
 
 @dataclass
 class SetUp:
-    """What `set_up_noted` writes.
+    """The results of set-up, which `set_up_noted` writes.
 
     `clients`: how many are connected. `shipped`: bytes of the proxy that were sent, by client's name.
     """
@@ -92,11 +92,11 @@ class SetUp:
 
 @contextmanager
 def set_up_noted() -> Iterator[SetUp]:
-    """Write `start` and, when the block is left, `setup`; the block fills in what it has found."""
+    """Write `start` and, when the block is left, `setup`; the block fills in the `SetUp`."""
     note("owner", "start")
-    began, found, reason = time.perf_counter(), SetUp(), None
+    began, set_up, reason = time.perf_counter(), SetUp(), None
     try:
-        yield found
+        yield set_up
     except BaseException as error:
         reason = type(error).__name__
         raise
@@ -104,8 +104,8 @@ def set_up_noted() -> Iterator[SetUp]:
         note(
             "owner",
             "setup",
-            clients=found.clients,
-            bytes_out=sum(found.shipped.values()),
+            clients=set_up.clients,
+            bytes_out=sum(set_up.shipped.values()),
             seconds=time.perf_counter() - began,
             outcome="done" if reason is None else "aborted",
             reason=reason,
@@ -118,7 +118,7 @@ def note_round(
     """Write the event of a round that is saved, or that ended with an error.
 
     Args:
-        ledger: what flowed in it.
+        ledger: the round's leakage ledger.
         began: `time.perf_counter()` at its beginning.
         clients: how many took part.
         error: why it was aborted.
@@ -138,12 +138,12 @@ def note_round(
 
 
 def ledger_bytes(rows: Any) -> tuple[int, int]:
-    """Return the bytes that rows of a leakage ledger say the server received, and sent."""
+    """Return the bytes that the server received and sent, from rows of a leakage ledger."""
     received = sent = 0
     for row in rows:
         if row["to"] != "server":
             sent += row["bytes"]
-        elif not row.get("computed"):  # else no message contained it
+        elif not row.get("computed"):  # no message contained a computed sum
             received += row["bytes"]
     return received, sent
 
@@ -169,6 +169,6 @@ def _received(message: Message) -> int:
 
 
 def _round_of(group: str) -> int | None:
-    """Return the round that the name of a group of messages says, which the server chose; or None."""
+    """Return the round in the name of a group of messages, which the server chose; None without one."""
     match = _GROUP.fullmatch(group)
     return int(match[1]) if match else None

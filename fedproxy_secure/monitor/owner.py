@@ -1,9 +1,9 @@
-"""How the owner's federation stands, read from its run folder and her log of events.
+"""The status of the owner's federation, read from its run folder and her log of events.
 
 Read from the folder: `job.json` (rounds, names of clients, time limit), `rounds.jsonl` (numbers of rounds,
 who took part, seconds), `ledger.jsonl` (bytes) and `trouble.json` (the class of the error); and when
-`job.json`, `rounds.jsonl` and `waits.json` were written. Nothing else of these files is kept: losses, norms
-and the error's text stay where they are.
+`job.json`, `rounds.jsonl` and `waits.json` were written. Nothing else of these files is used, such as
+losses, norms and the error's text.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def owner_standing(
     name: str = "federation",
     events: EventLog | None = None,
 ) -> FederationStatus:
-    """Return how a federation stands whose server app writes into `run_folder`.
+    """Return the status of a federation whose server app writes into `run_folder`.
 
     Args:
-        run_folder: where `rounds.jsonl` is written, beside `job.json`; both may be missing so far.
+        run_folder: where `rounds.jsonl` is written, beside `job.json`; both may still be missing.
         name: the owner's name for the federation.
         events: her log; without it connected clients and reasons of aborts are unknown.
 
-    A file that cannot be read makes the standing unhealthy, and says which; nothing is raised.
+    If a file cannot be read, the status is unhealthy and names the file; nothing is raised.
     """
     unreadable: list[str] = []
     now = datetime.now(UTC)
@@ -98,7 +98,7 @@ def _judged(
     if planned is not None and done >= planned:
         return "finished", True, "all rounds are done"
     begins = at.last is not None and at.last.kind == "start"
-    if trouble is not None and not begins:  # at a start it is left from the call before
+    if trouble is not None and not begins:  # at a start it is from the call before
         return "stopped", False, f"ended with {trouble}, {so_far}; trouble.json says why"
     if at.last is not None and at.last.outcome == "aborted":
         return "stopped", False, f"ended with {at.last.reason}, {so_far}; the run's log says why"
@@ -134,7 +134,7 @@ def _quiet_s(run_folder: Path, at: FederationStatus, now: datetime) -> float | N
 
 
 def _read_or(default: Any, unreadable: list[str], what: str, read: Any) -> Any:
-    """Return what `read` returns or, if it fails, the default; then `what` is noted as unreadable."""
+    """Return the result of `read`; if it fails, add `what` to `unreadable` and return the default."""
     try:
         return read()
     except FedProxyError:
@@ -156,7 +156,7 @@ def _rounds(folder: Path) -> list[_Round]:
 
 
 def _round(line: Mapping[str, Any]) -> _Round:
-    """Return what is shown of a round's line; nothing else of it is kept."""
+    """Return the shown part of a round's line."""
     try:
         participants: Sequence[object] = line["participants"]
         if not isinstance(participants, list) or not all(isinstance(p, str) for p in participants):

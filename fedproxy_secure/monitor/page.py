@@ -1,7 +1,7 @@
-"""A standing as one small HTML page, without scripts, in light and dark.
+"""A federation's status as one small HTML page, without scripts, in light and dark.
 
 Guarantees: everything is escaped by the template, and text is shown without control characters; the page
-loads nothing and sends nothing. What is shown is what `state` lists, and no more.
+loads nothing and sends nothing. It shows only what `state` lists.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 
 
 def page(standing: FederationStatus, *, refreshing: bool = True) -> str:
-    """Return the page as text; `refreshing` says on it whether the browser was told to ask again."""
+    """Return the page as text; with `refreshing` it says that the browser reloads it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -48,7 +48,7 @@ def page(standing: FederationStatus, *, refreshing: bool = True) -> str:
 
 
 def tables(at: FederationStatus) -> dict[str, Rows]:
-    """Return what the page shows, by heading: names and values as text. What is unknown has no row."""
+    """Return the page's tables by heading: names and values as text. Unknown values have no row."""
     return {
         "Progress": _known(
             ("Rounds done", at.rounds_done if at.rounds is None else f"{at.rounds_done} of {at.rounds}"),

@@ -1,13 +1,13 @@
-"""Serve a party's standing over HTTP: `/` the page, `/metrics`, `/healthz`; read-only, for this machine.
+"""Serve a party's status over HTTP: `/` the page, `/metrics`, `/healthz`; read-only, for this machine.
 
-Guarantees: GET alone, and nothing that is sent here is stored or changes anything. It listens on loopback
-unless the caller says `unsafe_host`, and then too answers with what `state` lists alone. On loopback a
-request must name this machine in its `Host` header: a page of another site that has its name point here
-(DNS rebinding) reads nothing. An error is one line without paths. At most `MOST_AT_ONCE` connections are
-open, and a request must be there within `REQUEST_S`, so that whoever opens many cannot use up what else
-this process needs. Not guaranteed: TLS or a password, nor an answer while others keep all connections busy.
-Other users of this machine can read it unless the caller says who may (`may_read`); for other machines put
-a proxy with TLS and a password before it.
+Guarantees: only GET is answered, and requests neither store nor change anything. It listens on loopback
+unless the caller gives `unsafe_host`; in both cases it shows only what `state` lists. On loopback a request
+must name this machine in its `Host` header: a page of another site whose name points here (DNS rebinding)
+reads nothing. An error is one line without paths. At most `MOST_AT_ONCE` connections are open, and a
+request must arrive within `REQUEST_S`, so that many connections cannot use up this process's resources. Not
+guaranteed: TLS or a password, nor an answer while others keep all connections busy. Other users of this
+machine can read it unless the caller restricts readers (`may_read`); for other machines put a proxy with
+TLS and a password before it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from fedproxy_secure.monitor.state import FederationStatus
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-KEPT_S = 1.0  # a standing is read at most once in this time, however many ask
-REQUEST_S = 10.0  # a client that takes longer for its whole request is left
+KEPT_S = 1.0  # a status is read at most once in this time, for all requests
+REQUEST_S = 10.0  # a client that takes longer for its whole request is disconnected
 MOST_AT_ONCE = 16  # connections; one more is closed
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 Read = Callable[[], FederationStatus]
@@ -69,11 +69,11 @@ def served(
     """Serve from a thread while the block runs, and yield the page's URL.
 
     Args:
-        read: returns the standing as it is now; called from another thread, one call at a time.
-        port: where to listen; 0 for any that is free.
+        read: returns the current status; called from another thread, one call at a time.
+        port: the port to listen on; 0 for any free port.
         host: an address of loopback.
         unsafe_host: an address that other machines reach, in place of `host`; then any `Host` is answered.
-        may_read: whether who opened a connection may read; None: whoever reaches it.
+        may_read: whether the user who opened a connection may read; None: everybody may.
 
     Raises `ConfigError` for another host, or a port that is in use or not allowed.
     """
@@ -81,8 +81,8 @@ def served(
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="status", daemon=True)
         thread.start()
         try:
-            shown = f"[{server.host}]" if ":" in server.host else server.host
-            yield f"http://{shown}:{server.server_port}/"
+            url_host = f"[{server.host}]" if ":" in server.host else server.host
+            yield f"http://{url_host}:{server.server_port}/"
         finally:
             server.shutdown()
             thread.join()
@@ -108,7 +108,7 @@ def _listening(
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    allow_reuse_address = True  # a port that was just closed; one that listens is refused all the same
+    allow_reuse_address = True  # for a port that was just closed; a listening port is still refused
 
     def __init__(
         self, read: Read, host: str, port: int, *, any_name: bool, may_read: MayRead | None
@@ -126,7 +126,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.host, self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, or close a connection for which there is no place."""
+        """Answer in a thread of its own, or close the connection if too many are open."""
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -154,7 +154,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _InTime(io.RawIOBase):
-    """What a connection sends, until a deadline for all of it."""
+    """The bytes that a connection sends, with a deadline for the whole request."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection, self._until = connection, time.monotonic() + REQUEST_S
@@ -164,10 +164,10 @@ class _InTime(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read some bytes. Raises `TimeoutError` at the deadline."""
-        left = self._until - time.monotonic()
-        if left <= 0:
+        remaining = self._until - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError("the request took too long")
-        self._connection.settimeout(left)
+        self._connection.settimeout(remaining)
         count = self._connection.recv_into(buffer)
         self._connection.settimeout(REQUEST_S)  # for the answer
         return count
@@ -193,19 +193,19 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.MISDIRECTED_REQUEST, "Host: must name this machine, as 127.0.0.1 or localhost"
             )
             return
-        asked = urlsplit(self.path)
+        url = urlsplit(self.path)
         answers = {"/": self._page, "/metrics": self._metrics, "/healthz": self._health}
-        answer = answers.get(asked.path)
+        answer = answers.get(url.path)
         if answer is None:
             self._text(HTTPStatus.NOT_FOUND, "not found; the paths are /, /metrics and /healthz")
             return
         try:
             standing = self.server.standing()
-            answer(standing, asked.query)
+            answer(standing, url.query)
         except ConnectionError:
             raise
         except Exception as error:
-            log.exception("%s: cannot be answered", asked.path)
+            log.exception("%s: cannot be answered", url.path)
             line = f"{type(error).__name__}; the log of this process says more"
             self._text(HTTPStatus.SERVICE_UNAVAILABLE, line)
 
@@ -241,11 +241,11 @@ class _Handler(BaseHTTPRequestHandler):
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":  # which is refused, and its answer may have no body
+        if self.command != "HEAD":  # the refusal of HEAD may have no body
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what is no GET, or no HTTP, in one line that quotes nothing of it."""
+        """Answer a request that is not GET, or not HTTP, in one line that quotes nothing of it."""
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
         self._send(status, TEXT, f"{status.phrase}\n".encode(), {"Allow": "GET", "Connection": "close"})
 

@@ -1,4 +1,4 @@
-"""How a site stands in a federation, read from her own log of events, journal and privacy ledger."""
+"""The status of a site in a federation, read from her own log of events, journal and privacy ledger."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fedproxy_secure.monitor.state import FederationStatus, Phase, Spending, tim
 from fedproxy_secure.runtime.files.names import PRIVACY_LEDGER
 from fedproxy_secure.runtime.progress import duration
 
-SILENT_S = 3600.0  # without a message for so long, somebody should look
+SILENT_S = 3600.0  # without a message for this time, the status is unhealthy
 
 
 def site_standing(policy: ClientPolicy, *, events: EventLog) -> FederationStatus:
-    """Return how the site of a policy stands.
+    """Return the status of a policy's site.
 
     Args:
         policy: the site's own; it names her journal (`protect.keys`) and her ledger (`privacy.ledger`).
         events: her log.
 
-    A file that cannot be read makes the standing unhealthy, and says which; nothing is raised.
+    If a file cannot be read, the status is unhealthy and names the file; nothing is raised.
     """
     unreadable: list[str] = []
     log, answered, spending = Events(), None, None
@@ -96,13 +96,15 @@ def _last_trained(events: Sequence[Event]) -> int | None:
 
 def _judged(at: FederationStatus, *, complete: bool) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
-    way = at.last if at.last is not None and (at.last.party, at.last.kind) == ("site", "setup") else None
-    if way is not None and way.outcome == "aborted":
-        line = f"waits: the preflight check {way.reason!r} fails; see this site's log"
+    connection = (
+        at.last if at.last is not None and (at.last.party, at.last.kind) == ("site", "setup") else None
+    )
+    if connection is not None and connection.outcome == "aborted":
+        line = f"waits: the preflight check {connection.reason!r} fails; see this site's log"
         return "waiting", False, line
     if at.round is not None and at.rounds is not None and at.round >= at.rounds - 1 and complete:
         return "finished", True, "the last round is done"
-    if at.last is None or (at.round is None and (way is not None or at.last.kind == "start")):
+    if at.last is None or (at.round is None and (connection is not None or at.last.kind == "start")):
         return "waiting", True, "waits for the owner's first message"
     if at.last.kind == "stop":
         return "stopped", True, "was stopped; it resumes when it is started again"
@@ -129,7 +131,7 @@ def _rounds_s(events: Sequence[Event]) -> list[float]:
 
 
 def _journal(policy: ClientPolicy) -> Answered | None:
-    """Return what the site's journal says; None without secure sums, or before the first round."""
+    """Return the rounds in the site's journal; None without secure sums, or before the first round."""
     scheme, keys = policy.protect.scheme, policy.protect.keys
     if keys is None or not PROTECTIONS.get(scheme, where="protect.scheme").secure_sum:
         return None
@@ -139,16 +141,16 @@ def _journal(policy: ClientPolicy) -> Answered | None:
 
 
 def _spending(policy: ClientPolicy, *, begun: bool) -> Spending | None:
-    """Return what the site has spent; None without differential privacy.
+    """Return the site's spending; None without differential privacy.
 
-    Raises `DataError` if a site whose rounds have `begun` has no ledger: what was spent is then unknown.
+    Raises `DataError` if a site whose rounds have `begun` has no ledger, as the spending is then unknown.
     """
     privacy = policy.privacy
     if privacy.unit == "none" or privacy.ledger is None:
         return None
     file = Path(privacy.ledger) / f"{policy.client.name}{PRIVACY_LEDGER}"
     try:
-        seen = file.stat()
+        status = file.stat()
     except FileNotFoundError:
         if begun:
             raise DataError("privacy ledger: is missing") from None
@@ -156,7 +158,7 @@ def _spending(policy: ClientPolicy, *, begun: bool) -> Spending | None:
     except OSError as error:
         raise DataError("privacy ledger: cannot be read") from error
     else:
-        epsilon = _epsilon(file, seen.st_mtime_ns, seen.st_size)
+        epsilon = _epsilon(file, status.st_mtime_ns, status.st_size)
     return Spending(epsilon=epsilon, limit=privacy.limit, delta=privacy.target_delta)
 
 
