@@ -1,8 +1,8 @@
 """The owner's certificate authority and the certificate of her SuperLink (X.509, ECDSA on P-256).
 
-The authority certifies one kind of thing, servers of this federation, and a site trusts it for this
-federation alone: its certificate is in the site's kit, not in the machine's trust store. An owner who has
-a certificate from an authority of her own uses that one instead (`bring`).
+The authority certifies only servers of this federation, and a site trusts it only for this federation: its
+certificate is in the site's kit, not in the machine's trust store. An owner who has a certificate from an
+authority of her own uses that one instead (`bring`).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # browsers and libraries refuse server certificates that are valid for longer
 CLOCK_SKEW = timedelta(hours=1)
 RENEW = timedelta(days=RENEW_DAYS)  # a certificate that ends sooner than this gives a warning
-RENEWAL = "renewal.json"  # what is to replace the files of the same names
+RENEWAL = "renewal.json"  # the new content of files, by their names
 _FILES = ("authority.key", "authority.pem", "server.key", "server.pem")
-LOCAL_NAMES = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it by these
+LOCAL_NAMES = ("localhost", "127.0.0.1")  # by which the SuperLink's own processes reach it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def make_authority(folder: Path, name: str) -> None:
 def make_server(folder: Path, hosts: Sequence[str]) -> None:
     """Write a new key and certificate of a server reachable by `hosts`, signed by the folder's authority.
 
-    A kill at any step leaves the old pair or, once `finish_renewal` was called, the new one. Raises
+    A kill at any step leaves the old pair or, after `finish_renewal`, the new one. Raises
     `ConfigError` if the authority's files cannot be read.
     """
     key, authority = _read_key(folder / "authority.key"), read_certificate(folder / "authority.pem")
@@ -74,9 +74,9 @@ def make_server(folder: Path, hosts: Sequence[str]) -> None:
 
 
 def renew_all(folder: Path, name: str, hosts: Sequence[str]) -> None:
-    """Write a new authority into `folder`, and what `make_server` writes, signed by it.
+    """Write a new authority into `folder`, and a server's key and certificate signed by it.
 
-    A kill leaves all of the old or, once `finish_renewal` was called, all of the new.
+    A kill leaves all old files or, after `finish_renewal`, all new files.
     """
     authority = _new_authority(name)
     server = _new_server(*authority, hosts)
@@ -84,26 +84,26 @@ def renew_all(folder: Path, name: str, hosts: Sequence[str]) -> None:
 
 
 def finish_renewal(folder: Path) -> None:
-    """Put the keys and certificates in place that a killed renewal has left in the folder.
+    """Put the keys and certificates of a killed renewal in place.
 
-    Raises `ConfigError` if what it has left cannot be read, `RunFolderError` if it cannot be put in place.
+    Raises `ConfigError` if they cannot be read, `RunFolderError` if they cannot be put in place.
     """
     try:
         files = read_json(folder / RENEWAL)
-        made = {name: str(files[name]).encode() for name in _FILES if name in files}
+        pem_files = {name: str(files[name]).encode() for name in _FILES if name in files}
     except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(f"{folder / RENEWAL}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{folder / RENEWAL}: is damaged: {error}") from None
-    for name, pem in made.items():
+    for name, pem in pem_files.items():
         write_bytes(folder / name, pem, private=name.endswith(".key"))
     remove_private(folder / RENEWAL)
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put files in the place of those of the same names: all of them, if need be by `finish_renewal`."""
+    """Replace files of the same names, all or none; after a kill `finish_renewal` completes it."""
     write_private(folder / RENEWAL, json_bytes({name: pem.decode() for name, pem in files.items()}))
     finish_renewal(folder)
 
@@ -149,16 +149,16 @@ def _new_server(
 
 
 def bring(folder: Path, files: TlsFiles, hosts: Sequence[str]) -> None:
-    """Copy an owner's own certificate, key and authority into `folder`, once they are found to fit.
+    """Copy an owner's own certificate, key and authority into `folder` after checking that they fit.
 
     Raises `ConfigError` if they cannot be read, do not belong together, or lack one of `hosts` or of
     `localhost` and `127.0.0.1`, by which the SuperLink's own processes reach it.
     """
     check_server(files, hosts)
-    ours = TlsFiles.below(folder)
-    write_bytes(ours.key, files.key.read_bytes(), private=True)
-    write_bytes(ours.authority, files.authority.read_bytes())
-    write_bytes(ours.certificate, files.certificate.read_bytes())
+    own_files = TlsFiles.below(folder)
+    write_bytes(own_files.key, files.key.read_bytes(), private=True)
+    write_bytes(own_files.authority, files.authority.read_bytes())
+    write_bytes(own_files.certificate, files.certificate.read_bytes())
 
 
 def check_server(files: TlsFiles, hosts: Sequence[str]) -> None:
@@ -221,8 +221,8 @@ def check_dates(certificate: x509.Certificate, what: str) -> None:
 
 def ends_soon(last: datetime) -> str | None:
     """Return a few words if a certificate that is valid until then must be renewed soon, else None."""
-    left = last - datetime.now(UTC)
-    return None if left > RENEW else f"ends on {last:%Y-%m-%d}, in {max(0, left.days)} days"
+    remaining = last - datetime.now(UTC)
+    return None if remaining > RENEW else f"ends on {last:%Y-%m-%d}, in {max(0, remaining.days)} days"
 
 
 def read_certificate(file: Path) -> x509.Certificate:

@@ -1,19 +1,19 @@
-"""The owner's folder: what a federation is, and where its parts lie.
+"""The owner's folder: a federation's settings, keys and members.
 
-    federation.json         name, address, when it was made; written last, so that half a folder is none
+    federation.json         name, address, time of creation; written last, so an incomplete folder has none
     job.yaml                the settings of the run, every default spelled out
     owner.key               signs kits (mode 0600); its public half is on the card
-    card.txt                what sites must get on another channel than the kits
+    card.txt                the key that sites must get on another channel than the kits
     authority/              the certificate authority and the SuperLink's certificate
     sites/NAME.json         the request of each approved site, as it was received
-    revoked/NAME-KEY.json   the requests of sites that are not to take part any more
-    epochs/N/               who takes part (roster.json) and the authority, by epoch; a kit belongs to one
-    kits/NAME.kit.json      what a site needs; no secret of anyone in it
+    revoked/NAME-KEY.json   the requests of sites that may not take part any more
+    epochs/N/               the members (roster.json) and the authority, by epoch; a kit belongs to one
+    kits/NAME.kit.json      what a site needs to take part; it holds no secret
 
 Written by `deploy run`:
 
     superlink/              logs and lock of a running SuperLink
-    logs/events.jsonl       what happened, for status and metrics
+    logs/events.jsonl       the log of events, for status and metrics
     run/                    the run: models, report, audit log
     run.audit.key           signs the run's audit log (mode 0600), unless the job names another key
     running.json            the process that runs `deploy run`
@@ -100,7 +100,7 @@ class Federation:
         return config
 
     def written_job(self) -> Config:
-        """Return the settings as they are written, even if they were edited to what cannot be deployed."""
+        """Return the settings as written, even if they were edited and cannot be deployed any more."""
         return load_config(self.folder / _JOB)
 
     def owner_key(self) -> Secret:
@@ -111,28 +111,28 @@ class Federation:
 def init(
     config: Config, folder: Path, *, address: str, own_certificate: TlsFiles | None = None
 ) -> Federation:
-    """Make an owner's folder from the settings of a run; return an existing one of the same settings as is.
+    """Make an owner's folder from a run's settings; an existing folder of the same settings stays as it is.
 
     Args:
         config: the run; its clients are the sites that may ask to take part.
         address: HOST or HOST:PORT by which sites reach the SuperLink.
-        own_certificate: of an authority of the owner's own; None: an authority is made.
+        own_certificate: certificate of an authority of the owner's own; None: an authority is made.
 
-    Raises `ConfigError` for settings that cannot be deployed, an address that is none, a folder that
-    belongs to something else, or another certificate than the one of a federation that is there.
+    Raises `ConfigError` for settings that cannot be deployed, an invalid address, a folder that belongs to
+    something else, or a certificate other than that of an existing federation.
     """
     host, port = parse_address(address)
     _check_deployable(config)
     if (folder / _MARK).exists():
-        found = open_federation(folder)
-        if (found.host, found.port) != (host, port) or found.job().sha256() != config.sha256():
+        existing = open_federation(folder)
+        if (existing.host, existing.port) != (host, port) or existing.job().sha256() != config.sha256():
             raise ConfigError(f"{folder}: is the folder of another federation; choose another --out")
-        if own_certificate is not None and not _same_files(own_certificate, found.tls, host):
+        if own_certificate is not None and not _same_files(own_certificate, existing.tls, host):
             raise ConfigError(
                 f"{own_certificate.certificate}: is not the certificate of {folder}, which has one; "
                 "leave out --certificate, or choose another --out"
             )
-        return found
+        return existing
     if (folder / "site.json").exists():
         raise ConfigError(f"{folder}: is a site's folder; choose another --out")
     check_unused(folder, ("authority", "owner.key", _JOB, "card.txt"))
@@ -145,7 +145,7 @@ def init(
     else:
         make_authority(folder / "authority", config.name)
         make_server(folder / "authority", [host])
-    (folder / "owner.key").unlink(missing_ok=True)  # of an `init` that was killed: nobody has seen it
+    (folder / "owner.key").unlink(missing_ok=True)  # left by an `init` that was killed: nobody has seen it
     key = fresh_secret()
     write_key(folder / "owner.key", key)
     files = RunFolder(path=folder)
@@ -153,46 +153,48 @@ def init(
     federation = Federation(folder=folder, name=config.name, host=host, port=port)
     owner = signing_public(key).hex()
     files.write_text("card.txt", _CARD.format(name=config.name, address=federation.address, owner=owner))
-    made = datetime.now(UTC).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     files.write_json(
-        _MARK, {"format": FORMAT, "name": config.name, "host": host, "port": port, "made": made}
+        _MARK, {"format": FORMAT, "name": config.name, "host": host, "port": port, "made": created}
     )
     return federation
 
 
-def _same_files(files: TlsFiles, ours: TlsFiles, host: str) -> bool:
+def _same_files(files: TlsFiles, own_files: TlsFiles, host: str) -> bool:
     check_server(files, [host])  # also that they can be read
     pairs = (
-        (files.certificate, ours.certificate),
-        (files.key, ours.key),
-        (files.authority, ours.authority),
+        (files.certificate, own_files.certificate),
+        (files.key, own_files.key),
+        (files.authority, own_files.authority),
     )
-    return all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+    return all(given.read_bytes() == existing.read_bytes() for given, existing in pairs)
 
 
 def check_unused(folder: Path, ours: Collection[str]) -> None:
-    """Raise `ConfigError` if a folder holds anything but `ours`, which a call that was killed may leave.
+    """Raise `ConfigError` if a folder holds anything but `ours`, the files that a killed call may leave.
 
     Hidden files and a new volume's `lost+found` do not count.
     """
     if not folder.is_dir():
         return
-    others = sorted(
+    foreign = sorted(
         f.name for f in folder.iterdir() if f.name not in (*ours, "lost+found") and f.name[0] != "."
     )
-    if others:
-        raise ConfigError(f"{folder}: holds {one_line(others[0], 80)}; must be empty; choose another --out")
+    if foreign:
+        raise ConfigError(
+            f"{folder}: holds {one_line(foreign[0], 80)}; must be empty; choose another --out"
+        )
 
 
 def is_federation(folder: Path) -> bool:
-    """Return whether a folder is an owner's."""
+    """Return whether a folder is an owner's folder."""
     return (folder / _MARK).exists()
 
 
 def open_federation(folder: Path) -> Federation:
     """Return the federation in an owner's folder. Raises `ConfigError` if there is none.
 
-    Puts in place the certificate that a killed `deploy rotate` has left.
+    Puts the certificate of a killed `deploy rotate` in place.
     """
     raw = read_mark(folder / _MARK, "an owner's folder; `deploy init` makes one")
     finish_renewal(folder / "authority")
@@ -205,7 +207,10 @@ def open_federation(folder: Path) -> Federation:
 
 
 def read_mark(file: Path, what: str) -> Mapping[str, Any]:
-    """Return the fields of the file that marks a folder. Raises `ConfigError` that says what it is not."""
+    """Return the fields of the file that marks a folder.
+
+    Raises `ConfigError` if the folder is not `what`, or if the file is unreadable or damaged.
+    """
     try:
         raw = read_json(file)
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -227,8 +232,8 @@ def parse_address(text: str) -> tuple[str, int]:
     """
     bare, _, port = text.rpartition(":")
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") if rest else str(DEFAULT_PORT)
+        host, _, port_part = text[1:].partition("]")
+        port = port_part.removeprefix(":") if port_part else str(DEFAULT_PORT)
     elif text.count(":") == 1:
         host = bare
     else:

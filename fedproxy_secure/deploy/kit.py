@@ -84,9 +84,9 @@ def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
 
 
 def check_kits(federation: Federation, names: Collection[str]) -> None:
-    """Raise `ConfigError` if a kit of one of these sites is of another installation or authority than now.
+    """Raise `ConfigError` if a kit of one of these sites has another installation or authority than now.
 
-    A site that has accepted it runs other code than this owner would, or waits for another SuperLink.
+    A site that accepted such a kit runs other code than this owner, or waits for another SuperLink.
     """
     public, authority = signing_public(federation.owner_key()), _ascii(federation.tls.authority)
     for name in names:
@@ -107,10 +107,10 @@ def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None =
     Args:
         owner: the owner's public key, from her card; must be given for the first kit, and is kept.
         members: the fingerprint of the kit's list of members, as other sites have it; must be given for a
-            kit whose list is another than the last one's.
+            kit whose list differs from that of the last kit.
 
     Raises `ConfigError` for a kit of another owner, federation, site or key, of an earlier epoch, of
-    another version of this software, or with other members than the site was told.
+    another version of this software, or with other members than `members`.
 
     Guarantees: no kit replaces the members of the last one unless the caller names the new list. Not
     guaranteed: that the keys in a list are those of the sites that it names. The owner makes the list, and
@@ -171,7 +171,7 @@ def needed_kit(site: Site) -> Kit:
 
 
 def _accepted(site: Site) -> Document | None:
-    """Return the kit that a site has accepted as it was signed, of whatever version, or None."""
+    """Return the kit that a site has accepted, as it was signed and of any version, or None."""
     file = site.folder / ACCEPTED
     return read_document(file, KIT, by=_pinned_owner(site)) if file.exists() else None
 
@@ -188,19 +188,19 @@ def _proposal(policy: ClientPolicy) -> ClientPolicy:
     return policy.model_copy(update={"client": client, "data_root": None, "audit": AuditConfig()})
 
 
-def _check_members(kit: Kit, file: Path, before: Earlier | None, told: str | None) -> None:
+def _check_members(kit: Kit, file: Path, before: Earlier | None, expected: str | None) -> None:
     """Raise `ConfigError` if the list of members is not the stated one, or changed without being stated."""
-    found = kit.members_fingerprint
-    if told is not None and plain(told) != plain(found):
-        raise ConfigError(f"{file}: its list of members has the fingerprint {found}, not the one given")
-    if told is None and before is not None and before.roster.sha256() != kit.roster.sha256():
+    actual = kit.members_fingerprint
+    if expected is not None and plain(expected) != plain(actual):
+        raise ConfigError(f"{file}: its list of members has the fingerprint {actual}, not the one given")
+    if expected is None and before is not None and before.roster.sha256() != kit.roster.sha256():
         old, new = before.roster.members, kit.roster.members
         changes = [f"{name} is new" for name in sorted(new.keys() - old.keys())]
         changes += [f"{name} is gone" for name in sorted(old.keys() - new.keys())]
         changes += [f"{n} has another key" for n in sorted(new.keys() & old.keys()) if new[n] != old[n]]
         raise ConfigError(
             f"{file}: its list of members differs from the last kit's ({', '.join(changes)}); ask other "
-            f"sites whether their list also has the fingerprint {found}, then add --members {found}"
+            f"sites whether their list also has the fingerprint {actual}, then add --members {actual}"
         )
 
 

@@ -1,7 +1,7 @@
-"""What a kit says: its fields, each checked as it is read, because a stranger may have written them.
+"""The fields of a kit, each checked when it is read, because a stranger may have written them.
 
-A kit may come from another version of this software, whose kits have other fields: which code made it is
-checked first (`check_version`), and its proposed policy only where it is used (`proposed`).
+A kit may come from another version of this software, whose kits have other fields. So the code that made it
+is checked first (`check_version`), and its proposed policy only when it is used (`proposed`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_EPOCHS = 1_000_000  # a site that accepted a huge epoch could never accept 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """What a later kit is compared with: the part of a kit that all versions have alike."""
+    """The part of a kit that is the same in all versions; later kits are compared with it."""
 
     federation: str
     epoch: int
@@ -40,7 +40,7 @@ class Earlier:
 
     @property
     def members_fingerprint(self) -> str:
-        """What sites compare with each other: 192 bits of a hash over all members' names and keys."""
+        """The fingerprint that sites compare: 192 bits of a hash over all members' names and keys."""
         return fingerprint(self.roster.sha256())
 
 
@@ -58,13 +58,13 @@ class Kit(Earlier):
 
 
 def read_earlier(body: Mapping[str, Any], file: Path) -> Earlier:
-    """Return what a later kit is compared with. Raises `ConfigError` for what is no kit."""
+    """Return the part that later kits are compared with. Raises `ConfigError` for an invalid kit."""
     with _named(file):
         return Earlier(**_common(body))
 
 
 def read_kit(body: Mapping[str, Any], file: Path) -> Kit:
-    """Return a kit whose proposal was not checked. Raises `ConfigError` for what is no kit."""
+    """Return a kit without checking its proposal. Raises `ConfigError` for an invalid kit."""
     with _named(file):
         kit = Kit(
             **_common(body),
@@ -87,19 +87,19 @@ def read_kit(body: Mapping[str, Any], file: Path) -> Kit:
 
 
 def proposed(kit: Kit, file: Path) -> ClientPolicy:
-    """Return the policy that a kit proposes. Raises `ConfigError` if it is none of this version's."""
+    """Return the policy that a kit proposes. Raises `ConfigError` if it is invalid in this version."""
     with _named(file):
         return ClientPolicy.model_validate(kit.proposal)
 
 
 def check_version(body: Mapping[str, Any], file: Path) -> None:
-    """Raise `ConfigError` for a kit of other code than is installed here."""
+    """Raise `ConfigError` for a kit of code other than the installed one."""
     app, sources = str(body.get("app_sha256", "none")), str(body.get("sources_sha256", "none"))
     again = "at the owner and at every site, then repeat `deploy kit` and `deploy accept`"
     if sources != sources_sha256():
-        theirs = f"{quoted(str(body.get('version'))[:80])}, sources {quoted(sources[:12])}"
+        maker = f"{quoted(str(body.get('version'))[:80])}, sources {quoted(sources[:12])}"
         raise ConfigError(
-            f"{file}: was made by fedproxy-secure {theirs}: must be {__version__!r}, sources "
+            f"{file}: was made by fedproxy-secure {maker}: must be {__version__!r}, sources "
             f"{sources_sha256()[:12]!r}, the version installed here; install the same commit {again}"
         )
     if app != app_sha256():
@@ -128,7 +128,7 @@ def _epoch(value: object) -> int:
 
 @contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """Raise what is wrong with a kit as one line that names its file."""
+    """Turn an error in a kit into a `ConfigError` of one line that names its file."""
     try:
         yield
     except (KeyError, ValueError, TypeError, AttributeError, ValidationError) as error:

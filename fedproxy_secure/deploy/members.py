@@ -1,10 +1,10 @@
-"""Who takes part: requests that the owner approved, sites that she revoked, and epochs of both.
+"""The members: requests that the owner approved, sites that she revoked, and epochs of both.
 
 An epoch is one set of members and the authority by which they know the SuperLink, fixed when its kits are
 made. Under masking all clients of a sum hold the same roster, so a change of members takes effect with the
-kits of the next epoch. A new authority begins one, too, because sites refuse kits of an earlier epoch than
-theirs. A revoked site's node is refused from the next start of `deploy run` on, and until the next epoch
-the others go on without it.
+kits of the next epoch. A new authority also begins an epoch, because sites refuse kits of an earlier epoch
+than theirs. A revoked site's node is refused from the next start of `deploy run` on, and until the next
+epoch the other sites continue without it.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def approve(federation: Federation, document: Document) -> Request:
 
 
 def check_approvable(federation: Federation, document: Document) -> Request:
-    """Return what a request says, if it can be approved; raise what `approve` raises."""
+    """Return the request in a document if it can be approved; raise what `approve` raises."""
     request = check_request(document)
     expected = [client.name for client in federation.job().data.clients]
     if request.name not in expected:
         raise ConfigError(f"site {request.name}: must be one of the job's clients: {', '.join(expected)}")
-    revoked = {one.public for one in _revoked(federation)}
+    revoked = {revoked_request.public for revoked_request in _revoked(federation)}
     if document.public in revoked:
         raise ConfigError(f"site {request.name}: these keys are revoked; the site must make new ones")
-    for name, other in members(federation).items():
-        if other.node == request.node and name != request.name:
+    for name, member in members(federation).items():
+        if member.node == request.node and name != request.name:
             raise ConfigError(f"site {request.name}: has the node key of {name}; each site makes its own")
     place = federation.folder / "sites" / f"{request.name}.json"
     if place.exists():
@@ -80,7 +80,7 @@ def revoke(federation: Federation, name: str) -> None:
         document = read_document(place, REQUEST)
         kept = federation.folder / "revoked" / f"{name}-{document.public.hex()[:16]}.json"
         write_bytes(kept, document.raw)
-        remove_private(place)  # for good: no power cut brings it back
+        remove_private(place)  # permanently: a power cut cannot restore it
     elif not any(check_request(document).name == name for document in _revoked(federation)):
         raise ConfigError(f"site {name}: was never approved")
 
@@ -88,8 +88,8 @@ def revoke(federation: Federation, name: str) -> None:
 def members(federation: Federation) -> dict[str, Request]:
     """Return the approved sites by name, sorted.
 
-    A revoked key is none of them, even where its request lies among theirs again: put there by a backup, or
-    by a power cut that undid its removal.
+    A revoked key is left out, even if its request is among theirs again, put back by a backup or by a power
+    cut that undid its removal.
     """
     revoked = {document.public for document in _revoked(federation)}
     documents = [
@@ -132,14 +132,14 @@ def next_epoch(federation: Federation) -> Epoch:
     number = 1 if current is None else current.number + 1
     folder = federation.folder / "epochs" / str(number)
     if folder.exists():
-        shutil.rmtree(folder)  # of a call that was killed before it had a roster
+        shutil.rmtree(folder)  # left by a call that was killed before it had a roster
     write_bytes(folder / federation.tls.authority.name, authority)
     write_bytes(folder / ROSTER, roster.to_json().encode())
     return Epoch(number=number, folder=folder, roster=roster)
 
 
 def taking_part(federation: Federation, epoch: Epoch) -> dict[str, Request]:
-    """Return the members of an epoch that are still approved with the keys that they had in it."""
+    """Return the members of an epoch that are still approved with the same keys."""
     return {
         name: request
         for name, request in members(federation).items()

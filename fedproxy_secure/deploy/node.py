@@ -1,10 +1,10 @@
-"""`deploy start`: a site's SuperNode, started again whenever it ends, until it is told to stop.
+"""`deploy start`: run a site's SuperNode, and restart it whenever it ends, until it is told to stop.
 
 A node is two processes: Flower's SuperNode, which takes messages from the owner's SuperLink, and a worker,
 which answers them with this installation's client app under the site's own policy. No code that the owner
-sends is run. The node reaches out to the SuperLink, follows no redirect (`flower.internals.transport`), and
-listens on loopback alone, on Linux for its own user's processes. An owner who is away, or
-who starts again, is waited for.
+sends is run. The node connects to the SuperLink, follows no redirect (`flower.internals.transport`), and
+listens only on loopback, on Linux for its own user's processes. It waits for an owner who is away or
+restarts.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from fedproxy_secure.protect.secure_sum.attempt import ONE_MACHINE_VARIABLE
 from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
 
 log = logging.getLogger(__name__)
-PAUSE_S = 20.0  # until certificate and clocks are looked at again
-AGAIN_S = 300.0  # until what is still wrong with them is told again
+PAUSE_S = 20.0  # between two checks of certificate and clocks
+AGAIN_S = 300.0  # between two reports of the same problem
 NODE, WORKER = "fedproxy_secure.flower.launch.supernode", "fedproxy_secure.flower.launch.worker"
 
 
@@ -74,7 +74,7 @@ def run_node(
         kept: list[KeptProgram] = []
         with ExitStack() as stack:
             lock = stack.enter_context(alone_in(logs, wait_s=ORPHANS_S))
-            remember(site)  # only now: until here a killed node's worker may have gone on answering
+            remember(site)  # only now: a killed node's worker may have kept answering until here
             events = EventLog(file=events_file(site.folder))
             note_in(events, "site", "start")
             stack.callback(note_in, events, "site", "stop")
@@ -84,12 +84,14 @@ def run_node(
             wait_for_owner(kit, tell, events=events)
             for name, arguments in _programs(site, kit, policy).items():
                 file = logs / f"{name}.log"
-                one = KeptProgram(name, arguments, log=file, environment=environment, lock=lock, tell=tell)
-                stack.callback(one.stop)
-                kept.append(one)
+                program = KeptProgram(
+                    name, arguments, log=file, environment=environment, lock=lock, tell=tell
+                )
+                stack.callback(program.stop)
+                kept.append(program)
             while True:
-                for one in kept:
-                    one.look()
+                for program in kept:
+                    program.look()
                 time.sleep(POLL_S)
 
 
@@ -101,38 +103,38 @@ def wait_for_owner(
     pause_s: float = PAUSE_S,
     again_s: float = AGAIN_S,
 ) -> None:
-    """Return when the owner's certificate and both clocks are right, or she is away.
+    """Wait until the owner's certificate and both clocks are right, or until she is away.
 
-    What is wrong there may be mended elsewhere: by the owner, who renews a certificate, or by this machine,
-    which has started before its clock was set. Until then nothing is sent to the owner but requests for her
-    health page. An owner who is away is left to the SuperNode, which asks again and again.
+    The problem may be solved elsewhere: by the owner, who renews a certificate, or by this machine, which
+    started before its clock was set. Until then only requests for her health page are sent to the owner. If
+    she is away, the SuperNode asks again and again.
 
-    `tell` is called with a line for each check, when the line has changed, and every `again_s`. `events` is
-    told when something is wrong, by the name of the check, and when it no longer is: so page and metrics
-    of the site say that somebody should look.
+    `tell` is called with a line for each check, when the line has changed, and every `again_s`. `events`
+    gets an event when a check begins to fail, with its name, and when none fails any more, so that page and
+    metrics of the site show the problem.
     """
-    said: dict[str, str] = {}
+    lines: dict[str, str] = {}
     again_at, noted = time.monotonic() + again_s, None
     while True:
         checks = list(network_checks(kit))
         if time.monotonic() >= again_at:
-            said, again_at = {}, time.monotonic() + again_s
+            lines, again_at = {}, time.monotonic() + again_s
         for check in checks:
-            if said.get(check.name) != check.line:
+            if lines.get(check.name) != check.line:
                 tell(f"{check.name}: {check.line}")
-        said = {check.name: check.line for check in checks}
-        wrong = next((check.name for check in checks if not (check.ok or check.waits)), None)
-        if wrong != noted and events is not None:
-            outcome = "done" if wrong is None else "aborted"
-            note_in(events, "site", "setup", outcome=outcome, reason=wrong)
-            noted = wrong
-        if wrong is None:
+        lines = {check.name: check.line for check in checks}
+        failing = next((check.name for check in checks if not (check.ok or check.waits)), None)
+        if failing != noted and events is not None:
+            outcome = "done" if failing is None else "aborted"
+            note_in(events, "site", "setup", outcome=outcome, reason=failing)
+            noted = failing
+        if failing is None:
             return
         time.sleep(pause_s)
 
 
 def _programs(site: Site, kit: Kit, policy: Path) -> dict[str, list[str]]:
-    """Write what worker and SuperNode share, and return the arguments of both."""
+    """Write the files that worker and SuperNode share, and return the arguments of both."""
     secret, root = site.folder / "flower" / "worker.secret", site.folder / "authority.pem"
     port = free_port()
     write_bytes(secret, os.urandom(32), private=True)

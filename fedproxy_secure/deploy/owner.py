@@ -1,9 +1,9 @@
 """`deploy run`: the owner's SuperLink, and the run of her job over it.
 
-The run is that of `fedproxy-secure run`, with the same folder, audit log and report, and goes on after its
-last whole round if it was killed. What differs is who the clients are: the approved sites, each with keys
-of its own. The records that `job.yaml` names for a client are the owner's own test records for that task;
-no record of a site is ever here.
+The run is that of `fedproxy-secure run`, with the same folder, audit log and report, and resumes after its
+last whole round if it was killed. Only the clients differ: they are the approved sites, each with keys of
+its own. The records that `job.yaml` names for a client are the owner's own test records for that task; no
+record of a site is ever here.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def run_owner(
 
     Args:
         wait_s: how long to wait for the other sites once as many as a round needs are connected.
-        status_port: where page and metrics are served on loopback; None: they are not.
-        tell: called with a line when the SuperLink is there, and while something is waited for long.
+        status_port: port on loopback for page and metrics; None: they are not served.
+        tell: called with a line when the SuperLink has started, and during a long wait.
 
     Raises `ConfigError` without kits, with kits that another installation has made, or with fewer approved
     sites than a round needs; `FolderInUse` if another process holds the folder; what `run` raises.
@@ -103,7 +103,7 @@ def run_owner(
 
 
 def _checked_sites(federation: Federation, epoch: Epoch, config: Config) -> dict[str, Request]:
-    """Return the sites that may take part, by name, with what they asked to join with.
+    """Return the sites that may take part, by name, with their requests.
 
     Raises `ConfigError` if their kits are not in order, or they are fewer than a round needs.
     """
@@ -145,7 +145,7 @@ def _federate(
 
 
 def _note_stop(events: EventLog, kind: type[BaseException] | None, *_: object) -> None:
-    """Write into the log of events that the command ends, and the class of the error if one ends it."""
+    """Write the end of the command into the log of events, with the class of the error that ended it."""
     failed = kind is not None and issubclass(kind, Exception)
     reason = kind.__name__ if kind is not None and failed else None
     note_in(events, "owner", "stop", outcome="aborted" if failed else "done", reason=reason)

@@ -24,7 +24,7 @@ def effective_policy(site: Site) -> ClientPolicy:
     """Return a site's policy.
 
     Raises `ConfigError` if `client.yaml` is missing or wrong, names another client, or combines settings
-    that cannot protect as it says.
+    that cannot give the protection it names.
     """
     file = site.client_file
     try:
@@ -57,17 +57,17 @@ def write_effective_policy(site: Site) -> Path:
 
 
 def differences(proposal: ClientPolicy, policy: ClientPolicy) -> list[str]:
-    """Return what the owner's proposal asks and the site's policy does not grant, a line each."""
-    asked, own = (_flat(one) for one in (proposal, policy))
+    """Return the differences between the owner's proposal and the site's policy, one line each."""
+    requested, granted = _flat(proposal), _flat(policy)
     return [
-        f"{name}: the job has {asked.get(name)!r}, client.yaml has {own.get(name)!r}"
-        for name in sorted({*asked, *own})
-        if asked.get(name) != own.get(name)
+        f"{name}: the job has {requested.get(name)!r}, client.yaml has {granted.get(name)!r}"
+        for name in sorted({*requested, *granted})
+        if requested.get(name) != granted.get(name)
     ]
 
 
 def _flat(policy: ClientPolicy) -> dict[str, Any]:
-    """Return what both parties must have alike, by dotted name."""
+    """Return the settings that must be the same at both parties, by dotted name."""
     values = policy.without(OWN)
     del values["client"]  # its name, which the kit is made for
     flat: dict[str, Any] = {"seeds": list(policy.seeds)}

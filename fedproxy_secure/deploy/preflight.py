@@ -36,7 +36,7 @@ from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.quoting import one_line, quoted
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 
-MOST_CLOCK_S = 60.0  # Flower refuses what is signed more than five minutes ago, or in the future
+MOST_CLOCK_S = 60.0  # Flower refuses signatures more than five minutes old, or in the future
 DEVICE_S = 120.0
 LEAST_FREE_BYTES = 2**30
 CONNECT_S = 10.0
@@ -44,7 +44,7 @@ CONNECT_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was checked: its name, whether it is in order, and what was found or must be done.
+    """The result of one check: its name, whether it passed, and what was found or must be done.
 
     `line` may quote text that the owner sent; it holds only printable characters. `waits`: the check failed
     only because the owner cannot be reached yet.
@@ -78,7 +78,7 @@ def local_checks(site: Site) -> Iterator[Check]:
 def network_checks(kit: Kit) -> Iterator[Check]:
     """Check that the owner's SuperLink answers, by the kit's certificate, and that the clocks agree.
 
-    The owner is asked by the node's own HTTP client, by way of the same proxy if the environment names one
+    The request is sent by the node's own HTTP client, through the same proxy if the environment names one
     (`HTTPS_PROXY`, `NO_PROXY`).
     """
     try:
@@ -109,7 +109,7 @@ def _asked_health(kit: Kit) -> tuple[int, str | None, datetime]:
     direct = {f"all://{name}": None for name in LOOPBACK_NAMES}  # no proxy, as in the node's environment
     with (
         httpx.Client(verify=context, timeout=CONNECT_S, mounts=direct) as client,
-        client.stream("GET", f"https://{kit.address}/health") as answer,  # of which no body is read
+        client.stream("GET", f"https://{kit.address}/health") as answer,  # the body is not read
     ):
         tls = answer.extensions["network_stream"].get_extra_info("ssl_object")
         certificate = x509.load_der_x509_certificate(tls.getpeercert(True))
@@ -117,7 +117,7 @@ def _asked_health(kit: Kit) -> tuple[int, str | None, datetime]:
 
 
 def _unreached(kit: Kit, error: BaseException) -> Check:
-    """Return the check of an owner who could not be asked, by what went wrong."""
+    """Return the failed check of an owner who could not be reached, by the error."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
@@ -210,33 +210,34 @@ def _disk_line(folder: Path) -> str:
 def _device_line(device: str) -> str:
     if device == "cpu":
         return "cpu"
-    # in a process of its own: torch would take 200 MB of this one for as long as the site runs
-    asked = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.is_available())"]
+    # in a process of its own: torch would take 200 MB of this process while the site runs
+    command = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.is_available())"]
     try:
-        ended = subprocess.run(  # noqa: S603 - this Python
-            asked, capture_output=True, text=True, check=False, timeout=DEVICE_S
+        process = subprocess.run(  # noqa: S603 - this Python
+            command, capture_output=True, text=True, check=False, timeout=DEVICE_S
         )
     except subprocess.TimeoutExpired:
         raise ConfigError(f"device={device}: torch has found no devices in {DEVICE_S:.0f} s") from None
-    if ended.returncode != 0:
-        said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-        raise ConfigError(f"device={device}: torch cannot be imported here: {said[-1]}")
-    found = ended.stdout.strip() == "True"
-    if device == "cuda" and not found:
+    if process.returncode != 0:
+        error_lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        raise ConfigError(f"device={device}: torch cannot be imported here: {error_lines[-1]}")
+    has_cuda = process.stdout.strip() == "True"
+    if device == "cuda" and not has_cuda:
         raise ConfigError("device=cuda: torch finds no CUDA device here; set device: cpu in client.yaml")
-    return "cuda" if found else "cpu"
+    return "cuda" if has_cuda else "cpu"
 
 
 def _clock_line(began: datetime, date: str | None) -> str:
     try:
-        theirs = parsedate_to_datetime(date or "")
-        apart = abs((datetime.now(UTC) - began) / 2 + began - theirs).total_seconds()
-    except (ValueError, TypeError, OverflowError):  # none, one without a zone, a year of many digits
+        owner_time = parsedate_to_datetime(date or "")
+        difference_s = abs((datetime.now(UTC) - began) / 2 + began - owner_time).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # no date, no zone, or a year of many digits
         raise ConfigError(
             f"Date={quoted(date)}: must be a date with its zone; the owner's clock cannot be compared"
         ) from None
-    if apart > MOST_CLOCK_S:
+    if difference_s > MOST_CLOCK_S:
         raise ConfigError(
-            f"differs by {apart:.0f} s from the owner's clock; must be <= {MOST_CLOCK_S:.0f} s; use NTP"
+            f"differs by {difference_s:.0f} s from the owner's clock; must be <= {MOST_CLOCK_S:.0f} s; use "
+            "NTP"
         )
-    return f"differs by {apart:.0f} s from the owner's clock"
+    return f"differs by {difference_s:.0f} s from the owner's clock"

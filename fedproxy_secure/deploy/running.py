@@ -1,4 +1,4 @@
-"""What runs in a deployment's folder: how it stands, the page that shows it, and its end."""
+"""The process that runs in a deployment's folder: its lock, its status, the status page, and its end."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def the_only_one(folder: Path, what: str) -> AbstractContextManager[None]:
 
 
 def stop(folder: Path) -> bool:
-    """End the process that holds a folder, and wait until it has let go; return whether there was one.
+    """End the process that holds a folder, and wait for its end; return whether there was one.
 
-    Raises `RunFolderError` if it has not ended after a minute, or is another user's.
+    Raises `RunFolderError` if it has not ended after a minute, or belongs to another user.
     """
     process = running(folder)
     if process is None:
@@ -67,11 +67,11 @@ def events_file(folder: Path) -> Path:
 
 
 def standing_of(folder: Path) -> FederationStatus:
-    """Return how the federation of an owner's or a site's folder stands.
+    """Return the status of the federation in an owner's or a site's folder.
 
-    An owner's run may be under way with the settings and the certificate that were there when it began. So
-    settings that were edited since to what cannot be deployed do not matter here, and a certificate that
-    cannot be read makes the standing unhealthy.
+    An owner's run keeps the settings and the certificate that it began with. So settings that were edited
+    since, and cannot be deployed any more, do not matter here. A certificate that cannot be read makes the
+    status unhealthy.
 
     Raises `ConfigError` for a folder that is neither, for settings that cannot be read, and for a site
     whose policy is not in order.
@@ -105,13 +105,13 @@ def page_of(folder: Path, port: int | None, *, everybody: bool = False) -> Itera
     if port is None:
         yield None
         return
-    own = not is_federation(folder) and not everybody and sys.platform == "linux"
-    if own and not are_users_known():
+    restricted = not is_federation(folder) and not everybody and sys.platform == "linux"
+    if restricted and not are_users_known():
         raise ConfigError(
             f"--status-port={port}: needs a system that tells which user opened a connection (inet_diag); "
             "add --status-for-all to let all users of this machine read the page, or leave out "
             "--status-port"
         )
-    may_read = is_of_this_user if own else None
+    may_read = is_of_this_user if restricted else None
     with served(lambda: standing_of(folder), port=port, may_read=may_read) as url:
         yield url

@@ -1,10 +1,10 @@
-"""JSON documents with an Ed25519 signature: what sites and owner send each other outside a run.
+"""Signed JSON documents (Ed25519), which sites and owner send each other outside a run.
 
     {"kind": "kit", "body": {...}, "public": "...", "signature": "..."}
 
 Guarantees: a document that `read_document` returns was signed, as this kind, by the holder of the key that
-it names; whether that key is the right one, the caller says with `by`. Not guaranteed: that it is the
-newest one; kits have an epoch for that.
+it names; the caller gives the expected key with `by`. Not guaranteed: that it is the newest document; kits
+have an epoch for that.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _FINGERPRINT_BYTES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A signed document: what it is, what it says, the public key of its signer (32 bytes), its own bytes.
+    """A signed document: its kind, its content, the public key of its signer (32 bytes), its own bytes.
 
-    Whoever keeps a document writes `raw`: the file that it was read from may hold something else by now.
+    To keep a document, write `raw`: the file that it was read from may have changed since.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Document:
 
     @property
     def fingerprint(self) -> str:
-        """What two people compare on another channel: 192 bits of a hash over content and signer."""
+        """The 192-bit hash of content and signer, which two people compare on another channel."""
         return fingerprint(_signed(self.kind, self.body) + self.public)
 
 
@@ -60,7 +60,7 @@ def plain(fingerprint: str) -> str:
 
 
 def write_document(file: Path, kind: str, body: dict[str, Any], key: Secret) -> Document:
-    """Sign a document and write it, whole or not at all. Raises `RunFolderError` if that fails."""
+    """Sign a document and write it atomically. Raises `RunFolderError` if that fails."""
     public, signature = signing_public(key), sign(key, _signed(kind, body))
     raw = json_bytes({"kind": kind, "body": body, "public": public.hex(), "signature": signature.hex()})
     write_bytes(file, raw)
@@ -78,15 +78,15 @@ def read_document(file: Path, kind: str, *, by: bytes | None = None) -> Document
         if len(raw) > MOST_BYTES:
             raise ValueError(f"has more than {MOST_BYTES:,} bytes")
         fields = parse_json(raw)
-        found, body = fields["kind"], fields["body"]
+        actual_kind, body = fields["kind"], fields["body"]
         public, signature = bytes.fromhex(fields["public"]), bytes.fromhex(fields["signature"])
         signed = _signed(kind, body)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: is no {kind}: {error}") from None
-    if found != kind or not isinstance(body, dict):
-        raise ConfigError(f"{file}: is a {str(found)[:40]!r}: must be a {kind}")
+    if actual_kind != kind or not isinstance(body, dict):
+        raise ConfigError(f"{file}: is a {str(actual_kind)[:40]!r}: must be a {kind}")
     if by is not None and public != by:
         raise ConfigError(
             f"{file}: is signed by {public.hex()[:16]}...: must be signed by {by.hex()[:16]}...; get the "

@@ -1,24 +1,24 @@
-"""A site's folder: its keys, which never leave it, and what it has accepted.
+"""A site's folder: its keys, which never leave it, and the kit and policy that it has accepted.
 
-    site.json           name and generation of keys; written last, so that half a change is none
+    site.json           name and generation of keys; written last, so an incomplete change has no effect
     generations/N/      the keys of generation N; earlier ones stay, with the journals beside them
         node.key        ECDSA key on P-384 by which the SuperLink knows the node (mode 0600)
         NAME.key        Ed25519 key by which other clients know this one (mode 0600); signs requests
-        NAME.journal    what that key has answered
+        NAME.journal    the answers that were given with that key
         NAME.sequence   how often the journal was written, by which an older copy of it is noticed
         request.json    the public halves, for the owner
-        roster.json     who takes part, from the kit
+        roster.json     the members, from the kit
     NAME.request.json   the request of the keys in use, where a person finds it
     owner.pub           the owner whose kits this site takes
     kit.json            the kit that was accepted last
-    client.yaml         what the site agrees to, and where its records lie: the site's own, edited by hand
-    ledger/             what its records' privacy has been spent on
+    client.yaml         the site's own policy and the place of its records, edited by hand
+    ledger/             the spending of its records' privacy
 
 Written by `deploy start`:
 
     policy.yaml         client.yaml with the folders of keys and ledger in it
     authority.pem       the certificate by which the node knows the SuperLink, from the kit
-    cache/              the proxy, whole or on its way
+    cache/              the proxy, complete or partly received
     flower/             Flower's files, and the secret that SuperNode and worker share
     logs/               logs of both, and events.jsonl
     running.json        the process that runs here
@@ -103,12 +103,12 @@ class Site:
 
     @property
     def client_file(self) -> Path:
-        """The file in which the site says what it agrees to."""
+        """The file with the site's own policy."""
         return self.folder / "client.yaml"
 
     @property
     def ledger(self) -> Path:
-        """The folder that remembers what the records' privacy was spent on."""
+        """The folder of the records' privacy ledger."""
         return self.folder / "ledger"
 
     def identity(self) -> Secret:
@@ -117,9 +117,9 @@ class Site:
 
 
 def join(name: str, folder: Path) -> tuple[Site, Document]:
-    """Make a site's keys and its request in `folder`; if they are there already, return them as they are.
+    """Make a site's keys and its request in `folder`, or return those that exist.
 
-    Raises `ConfigError` for a name that is none, or a folder that belongs to another site.
+    Raises `ConfigError` for an invalid name, or a folder that belongs to another site.
     """
     check_name(name)
     if is_federation(folder):
@@ -152,10 +152,10 @@ def rotate_site(site: Site) -> tuple[Site, Document]:
 
 
 def remember(site: Site) -> None:
-    """Copy into the current journal what the site agreed to with earlier keys, even after their rotation.
+    """Copy into the current journal the site's agreements with earlier keys, even after their rotation.
 
-    A node may answer with its old keys until it is started again. Raises `ProtocolAborted` if a journal
-    cannot be used.
+    A node may answer with its old keys until it is restarted. Raises `ProtocolAborted` if a journal cannot
+    be used.
     """
     for keys in site.earlier_keys:
         carry_promises(journal_file(keys, site.name), journal_file(site.keys, site.name))
@@ -177,7 +177,7 @@ def check_name(name: str) -> None:
 
 
 def check_request(document: Document) -> Request:
-    """Return what a request says. Raises `ConfigError` unless its signer holds the keys that it names."""
+    """Return the request in a document. Raises `ConfigError` unless its signer holds the keys it names."""
     body = document.body
     name, text = str(body.get("name")), str(body.get("node_public"))
     check_name(name)
@@ -200,9 +200,9 @@ def check_request(document: Document) -> Request:
 
 
 def _begin(site: Site, *, replaces: Secret | None, before: Site | None = None) -> tuple[Site, Document]:
-    """Make the keys of a site's generation, then make that generation the one in use."""
+    """Make the keys of a site's generation, then put that generation into use."""
     private_folder(site.folder / "generations")
-    if site.keys.exists():  # a call that was killed before it was in use: nobody has seen its keys
+    if site.keys.exists():  # left by a call that was killed: nobody has seen these keys
         shutil.rmtree(site.keys)
     private_folder(site.keys)
     identity, node = fresh_secret(), ec.generate_private_key(ec.SECP384R1())
@@ -229,7 +229,7 @@ def _begin(site: Site, *, replaces: Secret | None, before: Site | None = None) -
 
 
 def _publish_request(site: Site) -> Document:
-    """Copy the request of the keys in use to where a person finds it, and return it."""
+    """Copy the request of the keys in use to the site's folder, and return it."""
     document = read_document(site.keys / "request.json", REQUEST, by=signing_public(site.identity()))
     write_bytes(site.request, document.raw)
     return document
