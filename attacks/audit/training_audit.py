@@ -1,15 +1,15 @@
-"""A8 on this project's own DP-SGD, from the inside: canaries that each pull a weight of their own.
+"""A8 on this project's own DP-SGD, from the inside: each canary pulls a weight of its own.
 
-A linear model has one weight per canary. A canary that is in pulls its own weight, by at most the clip, and
-no other. No canary is stronger, so this shows how much noise the code adds, whatever the model. Gradients
-have `LOUD` times the length of the clip: without a clip, or with one that is longer than the noise is for,
-canaries stand out. The adversary sees the weights after every step, as DP-SGD's guarantee allows it to, and
-orders canaries by the likelihood ratio of what it saw.
+A linear model has one weight per canary. A canary that is in pulls only its own weight, by at most the
+clip. No canary is stronger, so the result shows how much noise the code adds, for any model. Gradients have
+`LOUD` times the length of the clip: without a clip, or with one too long for the noise, canaries stand out.
+The adversary sees the weights after every step, as DP-SGD's guarantee allows, and orders canaries by the
+likelihood ratio of the weights.
 
 Guarantees: the verdict and the bound are those of `curve_audit` for the family "DP-SGD with this sampling
 rate and number of steps, and any noise". The claim is about `private_steps`, which clients run on their
-adapters, not about one client's data. Canaries that are out are not there at all: neighbours differ by a
-record that is there or not.
+adapters, not about one client's data. Canaries that are out are absent: neighbours differ by a record that
+is present or absent.
 
 The audit detects: too little noise; a clip that is too large for the noise; a clip that is missing together
 with the check of squares behind it (if only the scaling is missing, that check counts every canary as zero,
@@ -56,9 +56,9 @@ def audit_private_steps(
 
     Args:
         claim: all steps of a client over all rounds.
-        noise_share: the training that is audited has this share of the claimed noise.
-        clip: it clips to this many times the length that the noise is for.
-        drawn: it draws records this many times as often as claimed.
+        noise_share: the audited training's noise, as a share of the claimed noise.
+        clip: the length that it clips to, as a multiple of the correct length.
+        drawn: how often it draws records, as a multiple of the claimed rate.
     """
     family = dp_sgd_family(claim, delta=delta, canaries=canaries)
     scores, coins = trained_scores(
@@ -89,7 +89,7 @@ def trained_scores(
     import torch
 
     coins = np.random.default_rng(seed).random(canaries) < 0.5
-    there = np.flatnonzero(coins)
+    included = np.flatnonzero(coins)
     weight = torch.nn.Parameter(torch.zeros(canaries))
     module = torch.nn.Module()
     module.register_parameter("weight", weight)
@@ -103,8 +103,8 @@ def trained_scores(
     optimizer.register_step_pre_hook(look)
     private_steps(
         module,
-        lambda chosen: -LOUD * weight[int(there[chosen[0]])],
-        records=len(there),
+        lambda chosen: -LOUD * weight[int(included[chosen[0]])],
+        records=len(included),
         steps=claim.steps,
         optimizer=optimizer,
         private=RecordNoise(
@@ -120,7 +120,7 @@ def trained_scores(
 
 
 def likelihood_ratio(seen: np.ndarray, claim: SampledGaussian) -> np.ndarray:
-    """Return, for one step's noisy numbers, the log-likelihood of a record that is there over one not."""
+    """Return the log-likelihood ratio, record present against absent, of one step's noisy numbers."""
     q, variance = claim.sampling_rate, claim.noise_multiplier**2
     loud = (seen - 0.5) / variance
     if q == 1:
@@ -131,7 +131,7 @@ def likelihood_ratio(seen: np.ndarray, claim: SampledGaussian) -> np.ndarray:
 def imitated_scores(
     claim: SampledGaussian, *, noise_share: float, canaries: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw what `trained_scores` returns, without training, from the law of the claim.
+    """Draw the result of `trained_scores` from the law of the claim, without training.
 
     Returns scores, float64 [m], and coins, bool [m].
     """
@@ -168,7 +168,7 @@ def dp_sgd_family(claim: SampledGaussian, *, delta: float, canaries: int) -> Fam
 def planned_guesses(
     claim: SampledGaussian, claimed_epsilon: float, delta: float, canaries: int, alpha: float
 ) -> tuple[Guesses, float]:
-    """Return the guesses that an audit of this claim makes, and what they find; see `curve_audit`."""
+    """Return the guesses of an audit of this claim, and their `found_share`; see `curve_audit`."""
     family = dp_sgd_family(claim, delta=delta, canaries=canaries)
     guesses = planned(family, claimed_epsilon=claimed_epsilon, alpha=alpha)
     return guesses, found_share(family, guesses, claimed_epsilon=claimed_epsilon, alpha=alpha)

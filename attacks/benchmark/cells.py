@@ -1,9 +1,9 @@
-"""One cell of the benchmark: a recorded run, as `run` makes it, and what the attacks find on it.
+"""One cell of the benchmark: a recorded run, as `run` makes it, and the attacks' findings on it.
 
 runs/NAME/         the run's folder with its models, transcript, report, and findings in `attacks/`
-cells/NAME.json    what the attacks found; written last: the cell is done
+cells/NAME.json    the findings; written last, when the cell is done
 
-A killed cell goes on after the last whole round, and after the last attack that ended. An attack whose code
+A killed cell resumes after the last whole round, and after the last attack that ended. An attack whose code
 has changed since is run again.
 """
 
@@ -26,12 +26,12 @@ from fedproxy_secure.runtime.progress import WORK, Progress
 
 RUNS = "runs"
 CODE = "code.json"  # beside the findings: the digest of each attack's code when it ran
-RUN_UNITS = 10  # what a run is worth on the line of the whole benchmark, in attacks from one view
+RUN_UNITS = 10  # work of a run, in attacks from one view, for the benchmark's progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What every cell of one call needs to know.
+    """The common inputs of all cells of one call.
 
     Args:
         grid: the grid.
@@ -48,11 +48,11 @@ class Plan:
     out: Path
 
     def units(self, cell: GridCell) -> int:
-        """Return about how much work a cell is: attacks from one view, and a run."""
+        """Return the approximate work of a cell: its run and its attacks, in attacks from one view."""
         return RUN_UNITS + len(cell.views) * len(self.attacks)
 
     def command(self, cell: GridCell) -> str:
-        """Return the command that makes the cell's run alone, from the benchmark's folder."""
+        """Return the command for only the cell's run, from the benchmark's folder."""
         return f"fedproxy-secure run {RUNS}/{cell.name}/{SETTINGS_FILE} --record"
 
     def result(
@@ -63,7 +63,7 @@ class Plan:
         failed: str | None = None,
         findings: tuple[Finding, ...] = (),
     ) -> CellResult:
-        """Return what is known of a cell in the form of results."""
+        """Return the result of a cell."""
         return CellResult(
             benchmark_id=self.identity.id,
             name=cell.name,
@@ -119,21 +119,21 @@ def measure(plan: Plan, cell: GridCell, *, progress: Progress) -> None:
 
 
 def forget_changed(folder: Path, attacks: tuple[AttackEntry, ...]) -> None:
-    """Drop the findings of attacks whose code is not what it was, and note the code that runs now."""
+    """Drop the findings of attacks whose code has changed, and note the current code."""
     from fedproxy_secure.evidence.kept import forget_events
 
     place = RunFolder(path=folder / ATTACKS)
-    before = _code_then(place.path / CODE)
-    now = {a.name: f"{a.provider_version} {a.code_sha256}" for a in attacks}
-    changed = {name for name in now if before.get(name, now[name]) != now[name]}
+    before = _earlier_code(place.path / CODE)
+    current = {a.name: f"{a.provider_version} {a.code_sha256}" for a in attacks}
+    changed = {name for name in current if before.get(name, current[name]) != current[name]}
     if changed:
         forget_events(folder, lambda line: str(line.get("attack")) in changed)
-    place.write_json(CODE, before | now)
+    place.write_json(CODE, before | current)
 
 
-def _code_then(path: Path) -> dict[str, str]:
+def _earlier_code(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
+        digests = json.loads(path.read_bytes())
+        return digests if isinstance(digests, dict) else {}
     except (OSError, ValueError):
         return {}

@@ -105,29 +105,29 @@ def _change(cell: str, old: Finding | None, new: Finding | None) -> Change:
     return Change(cell=cell, old=old, new=new, change=change, paired=paired)
 
 
-def _cell(name: str, found: Iterable[Change]) -> Iterator[str]:
+def _cell(name: str, changed: Iterable[Change]) -> Iterator[str]:
     """Yield the lines of one cell: numbers of both, then what has changed without a number."""
     yield printable(name)
     view = None
-    for one in found:
-        known = one.new or one.old
-        if known is None or (one.change is None and _outcome(one.old) == _outcome(one.new)):
+    for change in changed:
+        known = change.new or change.old
+        if known is None or (change.change is None and _outcome(change.old) == _outcome(change.new)):
             continue
         if known.view != view:
             view = known.view
             yield _row(f"-- {view} --", "old", "new", "change")
         yield _row(
             printable(f"{known.id} {known.attack}"),
-            finding_text(one.old) or "not there",
-            finding_text(one.new) or "not there",
-            _marked(one),
+            finding_text(change.old) or "not there",
+            finding_text(change.new) or "not there",
+            _marked(change),
         )
 
 
-def _marked(one: Change) -> str:
-    if one.change is None:
+def _marked(change: Change) -> str:
+    if change.change is None:
         return ""
-    return f"{number(one.change)}{' *' * one.shows}{' ~' * (not one.paired)}"
+    return f"{number(change.change)}{' *' * change.shows}{' ~' * (not change.paired)}"
 
 
 def _outcome(finding: Finding | None) -> str:

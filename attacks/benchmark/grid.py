@@ -29,7 +29,7 @@ EVERYBODY = (*PASSIVE, "active_server", "server_with_clients", "api_user")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Tasks of the embedded world, and what all cells with these tasks share.
+    """Tasks of the embedded world, and the common settings of all cells with these tasks.
 
     Args:
         tasks: the tasks; clients take them in turn.
@@ -51,10 +51,10 @@ class World:
 
     def clients(self, count: int) -> list[dict[str, Any]]:
         """Return the settings of `count` clients, which take parts of the tasks in turn."""
-        made = []
+        settings = []
         for number in range(count):
             task, part = self.tasks[number % len(self.tasks)], number // len(self.tasks)
-            made.append(
+            settings.append(
                 {
                     "name": f"{task}-{part}",
                     "task": task,
@@ -62,7 +62,7 @@ class World:
                     "test_records": self.test_records,
                 }
             )
-        return made
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class GridCell:
 
     @property
     def name(self) -> str:
-        """The name of the cell: what it is on every axis."""
+        """The name of the cell: its place on every axis."""
         private = "" if self.epsilon is None else f"-dp{self.epsilon:g}"
         scheme = self.protection.removeprefix("unsafe_") + private
         work = f"{self.optimizer}-{self.steps}x{self.batch}"
@@ -147,11 +147,11 @@ def config_of(grid: Grid, cell: GridCell, *, model: str) -> Config:
 
 
 def chosen(grid: Grid, *, quick: bool = False, patterns: Sequence[str] = ()) -> tuple[GridCell, ...]:
-    """Return the cells that are asked for, in the grid's order.
+    """Return the requested cells, in the grid's order.
 
     Args:
         grid: the grid.
-        quick: whether only the quick part of the grid is asked for.
+        quick: whether only the quick part of the grid is requested.
         patterns: names of cells, in which `*` stands for any text; empty: all.
 
     Raises `ConfigError` for a pattern that names no cell, with the nearest name.

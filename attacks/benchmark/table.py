@@ -48,34 +48,34 @@ def _heading(results: Benchmark) -> Iterable[str]:
     )
     left_out = (len(results.cells_left_out), "cell"), (len(results.attacks_left_out), "attack")
     if results.subset:
-        said = " and ".join(_count(count, what) for count, what in left_out if count)
-        yield f"a part of the benchmark: without {said}"
-    for one in results.attacks:
-        if one.provided_by != THIS_PROJECT:
-            source = f"{one.provided_by} {one.provider_version}".strip()
-            yield printable(f"{one.id} {one.name} comes from {source}")
+        left_out_text = " and ".join(_count(count, what) for count, what in left_out if count)
+        yield f"a part of the benchmark: without {left_out_text}"
+    for entry in results.attacks:
+        if entry.provided_by != THIS_PROJECT:
+            source = f"{entry.provided_by} {entry.provider_version}".strip()
+            yield printable(f"{entry.id} {entry.name} comes from {source}")
 
 
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _block(cells: Sequence[CellResult], attacks: Sequence[AttackEntry]) -> Iterable[str]:
     """Yield the lines of a few cells: a heading, then for each view the attacks that left a number."""
     for part in zip(*(_titles(cell) for cell in cells), strict=True):
         yield _row("", part)
-    found = [{(f.view, f.attack): f for f in cell.findings} for cell in cells]
+    by_cell = [{(f.view, f.attack): f for f in cell.findings} for cell in cells]
     for view in dict.fromkeys(view for cell in cells for view in cell.views):
         yield _rule(view)
         without: list[AttackEntry] = []
-        for one in attacks:
-            here = [by_key.get((view, one.name)) for by_key in found]
-            if any(f is not None and f.headline is not None for f in here):
-                yield _row(printable(f"{one.id} {one.name}"), [finding_text(f) for f in here])
-            elif any(f is not None for f in here):
-                without.append(one)
+        for entry in attacks:
+            findings = [by_key.get((view, entry.name)) for by_key in by_cell]
+            if any(f is not None and f.headline is not None for f in findings):
+                yield _row(printable(f"{entry.id} {entry.name}"), [finding_text(f) for f in findings])
+            elif any(f is not None for f in findings):
+                without.append(entry)
         if without:
-            names = ", ".join(_told(one, view, found) for one in without)
+            names = ", ".join(_outcomes_of(entry, view, by_cell) for entry in without)
             yield from textwrap.wrap(f"no number: {printable(names)}", WIDTH, subsequent_indent="  ")
 
 
@@ -98,12 +98,12 @@ def _titles(cell: CellResult) -> tuple[str, ...]:
     )
 
 
-def _told(one: AttackEntry, view: str, found: Sequence[dict[Key, Finding]]) -> str:
+def _outcomes_of(entry: AttackEntry, view: str, by_cell: Sequence[dict[Key, Finding]]) -> str:
     """Return an attack without numbers and its outcomes, such as `A1 embedding_bow (-)`."""
     outcomes = dict.fromkeys(
-        LETTERS[f.outcome] for b in found if (f := b.get((view, one.name))) is not None
+        LETTERS[f.outcome] for b in by_cell if (f := b.get((view, entry.name))) is not None
     )
-    return f"{one.id} {one.name} ({', '.join(outcomes)})"
+    return f"{entry.id} {entry.name} ({', '.join(outcomes)})"
 
 
 def _row(name: str, texts: Sequence[str]) -> str:
@@ -115,9 +115,9 @@ def _rule(view: str) -> str:
 
 
 def _headlines(attacks: Sequence[AttackEntry]) -> list[str]:
-    """Return which number each attack is judged by; those that share it stand together."""
+    """Return the number that judges each attack, with attacks of the same number together."""
     by_headline: dict[str, list[str]] = {}
-    for one in attacks:
-        by_headline.setdefault(f"{one.headline} (chance {one.chance:g})", []).append(one.id)
+    for entry in attacks:
+        by_headline.setdefault(f"{entry.headline} (chance {entry.chance:g})", []).append(entry.id)
     parts = [f"{headline}: {', '.join(dict.fromkeys(ids))}" for headline, ids in by_headline.items()]
     return textwrap.wrap(printable(f"judged by {'; '.join(parts)}"), WIDTH)

@@ -85,10 +85,10 @@ def sampled(
     for at in range(0, count, at_once):
         n = min(at_once, count - at)
         if first is None:
-            begun = torch.randint(len(tokenizer), (n, 1), generator=generator)
+            first_tokens = torch.randint(len(tokenizer), (n, 1), generator=generator)
         else:
-            begun = torch.full((n, 1), first)
-        batches.append(continued(model, begun, tokens=tokens - 1, generator=generator))
+            first_tokens = torch.full((n, 1), first)
+        batches.append(continued(model, first_tokens, tokens=tokens - 1, generator=generator))
     return torch.cat(batches)
 
 
@@ -115,8 +115,10 @@ def continued(
     device = next(model.parameters()).device
     ids, last, cache = [begun], begun, DynamicCache()
     for _ in range(tokens):
-        out: Any = model(input_ids=last.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        p = out.logits[:, -1].float().softmax(-1).cpu()
+        output: Any = model(
+            input_ids=last.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        p = output.logits[:, -1].float().softmax(-1).cpu()
         last = torch.multinomial(p, 1, generator=generator)
         ids.append(last)
     return torch.cat(ids, dim=1)

@@ -61,8 +61,8 @@ def rmia(
 ) -> np.ndarray:
     """Return RMIA's offline score, [n]: the share of the population that each record beats.
 
-    A record's likelihood without training is estimated from its reference's, drawn towards 1, so that a
-    fall in loss counts for little in a record that stays unlikely.
+    A record's likelihood without training is estimated from that of its reference, drawn towards 1, so that
+    a fall in loss counts for little in a record that stays unlikely.
 
     Args:
         first, last: losses of the records in the first and the last round, [n].
@@ -70,8 +70,8 @@ def rmia(
     """
 
     def ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        alone = ((1 + RMIA_A) * np.exp(-before) + (1 - RMIA_A)) / 2
-        return np.asarray(-after - np.log(alone))
+        untrained = ((1 + RMIA_A) * np.exp(-before) + (1 - RMIA_A)) / 2
+        return np.asarray(-after - np.log(untrained))
 
     ratios, population = ratio(first, last), ratio(first_others, last_others)
     # the small term orders records that beat equally many

@@ -1,1 +1,1 @@
-"""Memorization: can details of one client's records be read out of what others hold?"""
+"""Memorization: can details of one client's records be extracted from models that others hold?"""

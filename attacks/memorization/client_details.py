@@ -42,7 +42,7 @@ KINDS: tuple[Kind, ...] = ("number", "date", "name", "address")  # the first tha
 KEPT = 200  # guesses of each kind
 CONTEXT, WRITTEN = 8, 32  # tokens of a prompt, and tokens written after it
 AT_ONCE = 64  # texts
-SHARE = 0.4  # of its seconds that the attack spends on writing; the controls as much, if it is left
+SHARE = 0.4  # of its seconds that the attack spends on writing; the controls as much, if time remains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +75,14 @@ class ClientDetails(Attack):
         if view.proxy is None:
             raise NotApplicable("this view holds no model")
         tokenizer = load_tokenizer(view.proxy)
-        own = _own_details(view, tokenizer)
-        theirs: set[Detail] = set()
+        own_details = _own_details(view, tokenizer)
+        details: set[Detail] = set()
         for state in truth.clients.values():
             for text in _texts([state.train[i] for i in state.drawn()], tokenizer):
-                theirs.update(f.detail for f in find_details(text))
-        if not theirs - own:
+                details.update(f.detail for f in find_details(text))
+        if not details - own_details:
             raise NotApplicable("the records hold no names, dates, numbers or addresses")
-        return Exam(answer=frozenset(theirs - own))
+        return Exam(answer=frozenset(details - own_details))
 
     def guess(self, view: View, question: None, budget: Budget, rng: np.random.Generator) -> Guessed:
         """Return the details that the tuned proxy wrote, by likelihood ratio, then by count."""
@@ -93,18 +93,18 @@ class ClientDetails(Attack):
         ratios: dict[Detail, float] = {}
         times = Counter[Detail]()
         with white_box.opened(view) as box:
-            own = _own_details(view, box.tokenizer)
+            own_details = _own_details(view, box.tokenizer)
             prompts = _prompts(view, box.tokenizer)
             done, until = 0, budget.until(SHARE)
             for ids in _written(box, prompts, last, rng, budget):
                 for detail, ratio in _rated(box, ids, first, last, budget):
-                    if detail not in own:
+                    if detail not in own_details:
                         times[detail] += 1
                         ratios[detail] = max(ratio, ratios.get(detail, ratio))
                 done += len(ids)
                 if done >= most or budget.used > until:
                     break
-        # of a proxy that learned nothing, as in the control, all ratios are alike
+        # if the proxy learned nothing, as in the control, all ratios are equal
         ranked = sorted(ratios, key=lambda d: (-ratios[d], -times[d], d))
         return Guessed(ranked={k: tuple([d for d in ranked if d.kind == k][:KEPT]) for k in KINDS})
 
@@ -112,22 +112,22 @@ class ClientDetails(Attack):
         """Return the share of details that were found, and of guesses that are right, kind by kind."""
         estimates: list[Estimate] = []
         for kind in KINDS:
-            wanted = {d for d in answer if d.kind == kind}
-            if not wanted:
+            true_details = {d for d in answer if d.kind == kind}
+            if not true_details:
                 continue
-            mine = guess.ranked.get(kind, ())
-            hits = len(wanted & set(mine))
+            guesses = guess.ranked.get(kind, ())
+            hits = len(true_details & set(guesses))
             name = "share of details written out" if not estimates else f"share of {kind}s written out"
-            estimates.append(share(hits, len(wanted), metric=name))
-            estimates.append(share(hits, len(mine), metric=f"guesses of {kind}s that are right"))
+            estimates.append(share(hits, len(true_details), metric=name))
+            estimates.append(share(hits, len(guesses), metric=f"guesses of {kind}s that are right"))
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """A proxy that was trained on a dozen records until it knew their texts by heart."""
+        """Return a proxy that was trained on a dozen records until it knew their texts by heart."""
         return overfitted(replace_view(view, api=None), truth, what="texts")
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """The round-0 proxy, which has read no record, in place of the tuned one."""
+        """Return the round-0 proxy, which has read no record, in place of the tuned one."""
         first = with_round_0(view).adapters[0]
         return replace_view(view, adapters={0: first, **dict.fromkeys(view.adapters, first)}), exam
 
@@ -147,7 +147,7 @@ def _own_details(view: View, tokenizer: Any) -> set[Detail]:
 
 
 def _prompts(view: View, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
-    """Return what stands before details in the adversary's own records, `CONTEXT` tokens of it."""
+    """Return the `CONTEXT` tokens before details in the adversary's own records."""
     prompts: dict[tuple[int, ...], None] = {}
     for state in view.own.values():
         for text in _texts(state.train, tokenizer):
@@ -165,7 +165,7 @@ def _written(
     rng: np.random.Generator,
     budget: Budget,
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Yield endless lists of texts that the proxy wrote, in turn after prompts and after nothing."""
+    """Yield endless lists of texts that the proxy wrote, alternately with prompts and without."""
     alone = (start_token(box.tokenizer) or 0,)
     begins_alone = True
     while True:
@@ -193,24 +193,26 @@ def _rated(
     details: list[list[Found]] = []
     for ids in (_until_end(ids, box.tokenizer) for ids in texts):
         text = str(box.tokenizer.decode(ids, skip_special_tokens=True))
-        # one at the very end may have been cut short
-        if whole := [found for found in find_details(text) if found.end < len(text)]:
+        # a detail at the very end may be incomplete
+        if complete := [found for found in find_details(text) if found.end < len(text)]:
             items.append(Encoded(ids=ids, response_start=1))
-            details.append(whole)
+            details.append(complete)
     if not items:
         return
     by_adapter = []
     for adapter in (first, last):
         box.set(adapter)
         by_adapter.append(likelihoods(box.tuned, items, budget=budget))
-    for item, whole, before, after in zip(items, details, *by_adapter, strict=True):
+    for item, complete, before, after in zip(items, details, *by_adapter, strict=True):
         ends = [
             len(str(box.tokenizer.decode(item.ids[: i + 1], skip_special_tokens=True)))
             for i in range(len(item.ids))
         ]
-        for found in whole:
-            of_it = [i for i in range(1, len(ends)) if ends[i] > found.start and ends[i - 1] < found.end]
-            yield found.detail, float(sum(before.nll[i - 1] - after.nll[i - 1] for i in of_it))
+        for found in complete:
+            positions = [
+                i for i in range(1, len(ends)) if ends[i] > found.start and ends[i - 1] < found.end
+            ]
+            yield found.detail, float(sum(before.nll[i - 1] - after.nll[i - 1] for i in positions))
 
 
 def _until_end(ids: tuple[int, ...], tokenizer: Any) -> tuple[int, ...]:

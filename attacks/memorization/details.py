@@ -1,7 +1,7 @@
 """Personal details in texts: names, dates, numbers and addresses, found by their form.
 
-The same forms serve to know what a client's records hold and to find candidates in what a model writes, so
-they need no list of what is secret. They miss details of other forms, and take some common words for names.
+The same forms find the details of a client's records and the candidates in a model's texts, so no list of
+secrets is needed. They miss details of other forms, and take some common words for names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 Kind = Literal["address", "date", "number", "name"]
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-FEWEST_DIGITS = 5  # of a number that tells a person from others; a year or an amount does not
+FEWEST_DIGITS = 5  # of a number that identifies a person; a year or an amount does not
 _FORMS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("address", re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")),
     (
@@ -29,7 +29,7 @@ _FORMS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 
 @dataclass(frozen=True, order=True, kw_only=True)
 class Detail:
-    """A detail and its kind; equal where both are."""
+    """A detail and its kind; two are equal if both parts are."""
 
     kind: Kind
     text: str
@@ -37,7 +37,7 @@ class Detail:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A detail, and the characters of a text where it stands."""
+    """A detail, and its place in the characters of a text."""
 
     detail: Detail
     start: int
@@ -50,15 +50,16 @@ def find_details(text: str) -> list[Found]:
     >>> [(f.detail.kind, f.detail.text) for f in find_details("File K7 - 4412 : Ana Bel , 3 May 1961 .")]
     [('number', 'K7 - 4412'), ('name', 'Ana Bel'), ('date', '3 May 1961')]
     """
-    found: list[Found] = []
-    rest = text
+    matches: list[Found] = []
+    unread = text
     for kind, form in _FORMS:
-        for match in form.finditer(rest):
+        for match in form.finditer(unread):
             start, end = match.span()
             if kind == "number" and sum(c.isdigit() for c in match.group()) < FEWEST_DIGITS:
                 continue
             if kind == "name":  # before a name there may be a word that begins a sentence
                 start = match.start() + match.group().rfind(" ", 0, match.group().rfind(" ")) + 1
-            found.append(Found(detail=Detail(kind=kind, text=text[start:end]), start=start, end=end))
-            rest = rest[:start] + "\n" * (end - start) + rest[end:]  # nothing else reads it again
-    return sorted(found, key=lambda f: f.start)
+            matches.append(Found(detail=Detail(kind=kind, text=text[start:end]), start=start, end=end))
+            blank = "\n" * (end - start)  # so that no other form matches it
+            unread = unread[:start] + blank + unread[end:]
+    return sorted(matches, key=lambda f: f.start)

@@ -1,9 +1,9 @@
 """A1: which tokens did clients train on, judged by the rows of a trained embedding's update?
 
 A row of an embedding's gradient is zero unless its token was an input. If the embedding is tied to the
-output layer, every row gets a gradient, but the rows of input tokens get a far larger one. Adapters of this
-project leave embeddings frozen, so the attack does not apply to its own runs; it is here for updates that
-hold an embedding.
+output layer, every row gets a gradient, but the rows of input tokens get a far larger one. This project's
+adapters leave embeddings frozen, so the attack does not apply to its own runs, only to updates that hold an
+embedding.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class EmbeddingBow(Attack):
         """Return the AUC over the vocabulary, and the exact recall of the named tokens."""
         pairs, recalls = [], []
         for r, clients, norms, chosen in guess:
-            there = np.zeros(len(norms), dtype=bool)
-            there[list(answer.tokens(r, clients))] = True
-            pairs.append((norms, there))
-            recalls.append(float(chosen[there].mean()))
+            present = np.zeros(len(norms), dtype=bool)
+            present[list(answer.tokens(r, clients))] = True
+            pairs.append((norms, present))
+            recalls.append(float(chosen[present].mean()))
         return (
             mean_auc(pairs, metric="auc"),
             over_targets(recalls, metric="recall of named tokens", unit="share", within=(0, 1)),

@@ -3,12 +3,12 @@
     SGD       a client's update is at most `steps x learning_rate x max_grad_norm` long
     AdamW     every coordinate of it is at most `2 x steps x learning_rate` (`first_clip`)
     elected   rules that elect signs average over one side of K clients: up to sqrt(K) times longer
-    noise     client-level privacy adds what its accounted scale makes, and 8 standard deviations more
+    noise     client-level privacy adds noise of its accounted scale, with room for 8 standard deviations
 
 Weight decay adds `learning_rate x steps x weight_decay` times the length of the adapter.
 
-Guarantees: a step that `held` returns is at most as long as `longest_step` says, whatever some clients
-sent. An honest round is cut only if AdamW's steps average above twice its learning rate, which is not
+Guarantees: a step that `held` returns is at most as long as `longest_step` says, for any messages of some
+clients. An honest round is cut only if AdamW's steps average above twice its learning rate, which is not
 expected, or if noise is beyond 8 standard deviations. Not guaranteed: anything about the direction; a bound
 for SGD with record-level noise, whose scale is the clients' own.
 """

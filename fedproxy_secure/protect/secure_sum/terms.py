@@ -27,13 +27,13 @@ MOST_CUT = 0.05  # share of a client's nonzero coordinates that a clip proposed 
 def ring_plan(job: FederationJob, sizes: Sequence[int], *, clip: float, clients: int) -> RingPlan:
     """Return the ring of a round of `clients` clients.
 
-    It is the same on both sides, because it depends on the job, the clip and the number of clients alone.
+    It is the same on both sides, because it depends only on the job, the clip and the number of clients.
 
     Raises `ConfigError` for a ring in which the sum could wrap.
     """
     bits, layout = job.protect.bits, Layout(sizes=tuple(sizes))
-    own = segments_of(job.granularity, layout, clip=clip, clients=clients, bits=bits)
-    return RingPlan(bits=bits, clients=clients, segments=(*own, *SEGMENTS))
+    value_segments = segments_of(job.granularity, layout, clip=clip, clients=clients, bits=bits)
+    return RingPlan(bits=bits, clients=clients, segments=(*value_segments, *SEGMENTS))
 
 
 def run_name(job: FederationJob) -> str:
@@ -42,10 +42,10 @@ def run_name(job: FederationJob) -> str:
 
 
 def first_clip(local: LocalConfig) -> float:
-    """Return the clip of the first round: how far a coordinate can move in one round, decay aside.
+    """Return the clip of the first round: how far a coordinate can move in one round without weight decay.
 
-    Weight decay moves it farther: by `learning_rate x weight_decay` times its own value per step. What is
-    then beyond the clip is cut and counted.
+    Weight decay moves it farther: by `learning_rate x weight_decay` times its own value per step. Values
+    beyond the clip are cut and counted.
 
     SGD: at most `learning_rate x max_grad_norm x steps`. AdamW moves a coordinate by about its learning
     rate per step at most; twice that leaves room for rare longer steps (up to 3.2 x, Kingma & Ba 2015).
@@ -55,7 +55,7 @@ def first_clip(local: LocalConfig) -> float:
 
 
 def largest_clip(local: LocalConfig) -> float:
-    """Return the largest clip that a client accepts: as far as a coordinate can move, weight decay aside.
+    """Return the largest clip that a client accepts: how far a coordinate can move without weight decay.
 
     SGD: `first_clip`. AdamW: .1 / sqrt(.001) = 3.2 times the learning rate per step, the longest step of
     its default betas (Kingma & Ba 2015, section 2.1).
@@ -64,10 +64,10 @@ def largest_clip(local: LocalConfig) -> float:
 
 
 def least_sum(job: FederationJob, *, clients: int) -> int:
-    """Return how many clients a sum must have at least, for a client whose roster has `clients` clients.
+    """Return the least number of clients in a sum, for a client whose roster has `clients` clients.
 
-    It is the threshold of the cohort that `federate.participation` takes of the whole roster, so that a
-    server cannot pick a smaller cohort, or `protect.min_cohort` if that is more.
+    It is the threshold of the cohort that `federate.participation` takes from the whole roster, so that a
+    server cannot choose a smaller cohort, or `protect.min_cohort` if that is more.
     """
     planned = cohort_size(clients, job.federate.participation)
     return max(job.protect.min_cohort or 0, least_threshold(planned, job.protect.colluders))
@@ -98,9 +98,9 @@ def parts_of(
 ) -> tuple[dict[str, np.ndarray], Control]:
     """Return a client's values for the ring, and its control numbers.
 
-    `previous` serves weights `self`: it is the last round's fused step as this client saw it, and H-TIES'
-    weight and retention (Eq. 5, 6, 10) are computed with it in place of the other clients. `standing`
-    serves weights `encrypted_gram`: it is what the clients' cosines say.
+    `previous` is for weights `self`: it is the last round's fused step as this client saw it, and H-TIES'
+    weight and retention (Eq. 5, 6, 10) are computed with it in place of the other clients. `standing` is
+    for weights `encrypted_gram`: weight and retention that follow from the clients' cosines.
 
     Raises `ProtocolAborted` if a clip that the server proposed cuts more than `MOST_CUT` of the values. A
     value that is cut becomes the clip or minus the clip, so the sum of many such values tells how many
@@ -141,9 +141,9 @@ def parts_of(
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Return the cosine in [-1, 1], even for vectors as small or as large as float32 allows."""
-    one, two = a.astype(np.float64), b.astype(np.float64)
-    scale = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
-    return float(np.clip(np.dot(one, two) / scale, -1.0, 1.0)) if scale else 0.0
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    scale = float(np.linalg.norm(x)) * float(np.linalg.norm(y))
+    return float(np.clip(np.dot(x, y) / scale, -1.0, 1.0)) if scale else 0.0
 
 
 def expected_numbers(job: FederationJob, *, d: int) -> Expected:
