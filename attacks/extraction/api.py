@@ -22,7 +22,7 @@ from fedproxy_secure.crypto.primitives import digest
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.models.passes import vocabulary_size, windows_a_pass
-from fedproxy_secure.serve.told import Told, joined, tell
+from fedproxy_secure.serve.told import ApiAnswer, joined, tell
 
 Mode = Literal["true", "shuffled", "noise"]
 EXTRACTION = (
@@ -65,7 +65,7 @@ class Api:
         self.policy = policy
         self._limit, self._mode, self._notes_bytes = limit, mode, notes_bytes
         self._seen: dict[bytes, int] = {}  # a text, and how many tokens it has
-        self._notes: dict[bytes, Told] = {}
+        self._notes: dict[bytes, ApiAnswer] = {}
         self._noted_bytes = 0
 
     @property
@@ -78,7 +78,7 @@ class Api:
         """The number of tokens that it knows, which its tokenizer tells whoever may ask."""
         return vocabulary_size(self._model)
 
-    def ask(self, texts: torch.Tensor) -> Told:
+    def ask(self, texts: torch.Tensor) -> ApiAnswer:
         """Return what the policy tells after every token of texts, int64 [n, tokens].
 
         Raises `OverBudget` if that would be more queries than `limit`, or more queries or tokens than the
@@ -89,7 +89,7 @@ class Api:
         self._check(wanted)
         self._seen = wanted
         unknown = [i for i, key in enumerate(keys) if key not in self._notes]
-        fresh: dict[bytes, Told] = {}
+        fresh: dict[bytes, ApiAnswer] = {}
         at_once = windows_a_pass(self._model, texts)
         for at in range(0, len(unknown), at_once):
             part = unknown[at : at + at_once]

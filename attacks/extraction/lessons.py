@@ -15,7 +15,7 @@ from attacks.base import Budget
 from attacks.extraction.api import Api
 from fedproxy_secure.config import Answers, ApiConfig
 from fedproxy_secure.models.passes import windows_a_pass
-from fedproxy_secure.serve.told import Told, tell
+from fedproxy_secure.serve.told import ApiAnswer, tell
 
 Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts) -> nats per token
 TOP = 20  # tokens that the weaker API of a control tells, with their probabilities
@@ -52,7 +52,7 @@ def imitate(api: Api, answers: Answers | None = None, span: torch.Tensor | None 
     def lesson(logits: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         told = api.ask(texts)
         if answers == "text":
-            told = Told(answers="text", tokens=told.likeliest.unsqueeze(-1))
+            told = ApiAnswer(answers="text", tokens=told.likeliest.unsqueeze(-1))
         elif answers == "top_k" and told.answers == "logits":
             assert told.numbers is not None
             told = tell(told.numbers, texts, ApiConfig(answers="top_k", top_k=TOP))

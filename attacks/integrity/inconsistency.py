@@ -26,7 +26,7 @@ from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.errors import ProtocolAborted, RoundAborted
 from fedproxy_secure.record.view import PublicSettings
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
-from fedproxy_secure.secagg.terms import Policy
+from fedproxy_secure.secagg.terms import TermsPolicy
 
 STEPS = 1  # local steps of the round that is played
 SUPPRESSION, CANARY_BIT = "suppression", "canary bit"
@@ -85,7 +85,7 @@ def played_round(
     # ten times what a step can move, so that nothing is clipped
     plan = ring(len(records), len(adapter), clip=10 * max(settings.local.learning_rate, 1e-3))
     terms = terms_for(plan, roster, broadcast_sha256=sha256_of(adapter))
-    policy = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1)
+    policy = TermsPolicy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1)
     maimed = np.where(mask, np.float32(0), adapter)
     updates: dict[str, np.ndarray] = {}
     refused = ""

@@ -46,9 +46,13 @@ EXTENSION_POINTS: dict[str, tuple[str, ...]] = {
     "Protections": (
         "fedproxy_secure.protect.base.Protection",
         "fedproxy_secure.protect.one_message.OneMessage",
-        "fedproxy_secure.protect.base.Asked",
+        "fedproxy_secure.protect.base.ClientRequest",
         "fedproxy_secure.protect.base.ServerRound",
         "fedproxy_secure.protect.base.RoundResult",
+    ),
+    "Fusion rules": (
+        "fedproxy_secure.federate.fusion.rule.FusionRule",
+        "fedproxy_secure.federate.fusion.elections.SignElection",
     ),
     "Methods": (
         "fedproxy_secure.experiments.method.Method",

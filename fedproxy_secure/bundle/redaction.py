@@ -5,7 +5,8 @@ quote a path: in the command that made the run, or in the error that ended it. S
 a client's: `data.root`, `clients.source`, `privacy.ledger`, `protect.keys`, `audit.folder`. A client on a
 machine of its own has others, so every absolute path in an error or a note is taken out, too; so is all of
 what ended an aborted run. What was redacted is named in `redactions.json`, with the SHA-256 that the run's
-own signature has.
+own signature has. What a client tells a server on another machine goes by the same places
+(`line_for_others`).
 
 A path may contain blanks and brackets, so its end is ambiguous. What is removed therefore runs from the
 first separator to the next colon or comma that precedes a blank, or to the end of the line; after a quote,
@@ -18,10 +19,12 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, FedProxyError
+from fedproxy_secure.federate.client_policy import load_policy
 
 MARK = "[redacted]"
 # from where a path may begin to `: `, `, ` or the end of the line; within it the next one may begin
@@ -77,6 +80,37 @@ def _paths(text: str) -> Iterator[str]:
         start = 5 if scheme else 2 if drive else 0
         if short := SHORT.match(path, start):
             yield (path[:start] + short[0]).rstrip(ENDS)
+
+
+def line_for_others(line: str, places: Iterable[str]) -> str | None:
+    """Return an error's line with these places as `[redacted]`; None if it may name another place as well.
+
+    A path is replaced from the place to the next colon or comma that precedes a blank, or to a quote. Where
+    another path ends cannot be known, so a line that still has a separator in it is not for others.
+
+    >>> line_for_others("/srv/St Mary, Boston/c.key: has mode 644", ["/srv/St Mary, Boston"])
+    '[redacted]: has mode 644'
+    >>> line_for_others("/mnt/St Mary, Boston/c.key: has mode 644", ["/srv/St Mary, Boston"])
+    """
+    known = sorted({form for place in places if _is_path(place) for form in _forms(place)}, key=len)
+    if known:
+        one = "|".join(re.escape(form) for form in reversed(known))
+        rest = r"""(?:[/\\](?:(?!: |, )[^\r\n'"`])*|(?=$|[:,;'"`)\]]))"""
+        line = re.sub(f"(?:{one}){rest}", MARK, line)
+    return None if re.search(r"[/\\]", line.replace(" 1 / ", " ")) else line  # errors have `below 1 / n`
+
+
+def places_of_a_client(policy_file: str) -> set[str]:
+    """Return where a client's files lie, by its policy as far as that can be read, and who runs it."""
+    file = Path(policy_file)
+    places = {policy_file, str(file.parent)}
+    with suppress(OSError, RuntimeError):  # a home or working folder that is not there
+        places |= {str(file.resolve()), str(file.resolve().parent), str(Path.cwd()), str(Path.home())}
+    with suppress(FedProxyError):
+        own = load_policy(file, one_machine=True).model_dump(mode="json")
+        own["data"] = {"root": own["data_root"], "clients": [own["client"]]}
+        places |= {*private_strings(own)}
+    return places
 
 
 def redacted_text(text: str, private: Iterable[str]) -> str:

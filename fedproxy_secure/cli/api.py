@@ -14,7 +14,7 @@ from fedproxy_secure.runtime.files.names import FUSED, seed_folder
 if TYPE_CHECKING:
     from fedproxy_secure.config import ApiConfig
     from fedproxy_secure.serve.ledger import QueryLedger
-    from fedproxy_secure.serve.told import Told
+    from fedproxy_secure.serve.told import ApiAnswer
 
 MOST_BYTES = 2**20  # of a text that is read from a file
 SHOWN = 5  # tokens whose probabilities are printed, of those that are told
@@ -145,7 +145,7 @@ def _ledger(run: Path, file: Path | None) -> QueryLedger:
     return QueryLedger(file=own_ledger_file(run) if file is None else file)
 
 
-def _numbers(told: Told, tokenizer: Any) -> list[str]:
+def _numbers(told: ApiAnswer, tokenizer: Any) -> list[str]:
     """Return a line for each written token: the likeliest that were told, with their probabilities."""
     if told.numbers is None:
         return []

@@ -18,7 +18,8 @@ from torch import nn
 from fedproxy_secure.compress.importance import DIVERGENCE_TRIALS, DIVERGENCE_WINDOWS
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.models.cache import cache_folder, raw_bytes
-from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
+from fedproxy_secure.runtime.artifacts import json_bytes
+from fedproxy_secure.runtime.files.whole import replacing
 from fedproxy_secure.runtime.untrusted import read_json
 
 Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
@@ -42,8 +43,9 @@ def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, ke
     began = time.perf_counter()
     values = importance(llm, windows, keep)
     if time.perf_counter() - began > WORTH_S:
-        with suppress(RunFolderError):  # it only saves time
-            write_bytes(file, json_bytes(values), private=True)
+        # it only saves time
+        with suppress(RunFolderError), replacing(file, private=True, at_once=True) as partial:
+            partial.write_bytes(json_bytes(values))
     return values
 
 

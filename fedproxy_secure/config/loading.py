@@ -13,6 +13,7 @@ from fedproxy_secure.config.settings import Config
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.runtime.files.names import SETTINGS_FILE
 from fedproxy_secure.runtime.nearest import nearest
+from fedproxy_secure.runtime.quoting import one_line, quoted
 from fedproxy_secure.runtime.untrusted import GivenTwice, parse_yaml, read_bytes, yaml_reason
 
 
@@ -100,7 +101,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = one_line(".".join(str(part) for part in first["loc"]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, unknown = first["loc"]
@@ -108,7 +109,15 @@ def _one_line(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return (f"{where}: {message}" if where else message) + more
-    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    return f"{where}={_shown(first['input'])}: {message[0].lower()}{message[1:]}{more}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as `repr` shows it, cut to the length of a line."""
+    try:
+        return one_line(repr(value))
+    except ValueError:  # an integer of more than 4,300 digits
+        return quoted(value)
 
 
 def _keys_at(path: list[Any]) -> list[str]:

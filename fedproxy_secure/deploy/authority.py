@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,12 +29,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.monitor.state import RENEW_DAYS
-from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
+from fedproxy_secure.runtime.files.whole import remove_private, write_private
+from fedproxy_secure.runtime.untrusted import read_json
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # browsers and libraries refuse server certificates that are valid for longer
 CLOCK_SKEW = timedelta(hours=1)
 RENEW = timedelta(days=RENEW_DAYS)  # a certificate that ends sooner than this gives a warning
+RENEWAL = "renewal.json"  # what is to replace the files of the same names
+_FILES = ("authority.key", "authority.pem", "server.key", "server.pem")
 LOCAL_NAMES = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it by these
 
 
@@ -56,6 +60,61 @@ class TlsFiles:
 
 def make_authority(folder: Path, name: str) -> None:
     """Write a new authority into `folder`: `authority.key` (mode 0600) and `authority.pem`."""
+    _replace(folder, _named("authority", *_new_authority(name)))
+
+
+def make_server(folder: Path, hosts: Sequence[str]) -> None:
+    """Write a new key and certificate of a server reachable by `hosts`, signed by the folder's authority.
+
+    A kill at any step leaves the old pair or, once `finish_renewal` was called, the new one. Raises
+    `ConfigError` if the authority's files cannot be read.
+    """
+    key, authority = _read_key(folder / "authority.key"), read_certificate(folder / "authority.pem")
+    _replace(folder, _named("server", *_new_server(key, authority, hosts)))
+
+
+def renew_all(folder: Path, name: str, hosts: Sequence[str]) -> None:
+    """Write a new authority into `folder`, and what `make_server` writes, signed by it.
+
+    A kill leaves all of the old or, once `finish_renewal` was called, all of the new.
+    """
+    authority = _new_authority(name)
+    server = _new_server(*authority, hosts)
+    _replace(folder, {**_named("authority", *authority), **_named("server", *server)})
+
+
+def finish_renewal(folder: Path) -> None:
+    """Put the keys and certificates in place that a killed renewal has left in the folder.
+
+    Raises `ConfigError` if what it has left cannot be read, `RunFolderError` if it cannot be put in place.
+    """
+    try:
+        files = read_json(folder / RENEWAL)
+        made = {name: str(files[name]).encode() for name in _FILES if name in files}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{folder / RENEWAL}: cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / RENEWAL}: is damaged: {error}") from None
+    for name, pem in made.items():
+        write_bytes(folder / name, pem, private=name.endswith(".key"))
+    remove_private(folder / RENEWAL)
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put files in the place of those of the same names: all of them, if need be by `finish_renewal`."""
+    write_private(folder / RENEWAL, json_bytes({name: pem.decode() for name, pem in files.items()}))
+    finish_renewal(folder)
+
+
+def _named(name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> dict[str, bytes]:
+    """Return a key and its certificate in PEM form by the names of their files."""
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return {f"{name}.key": pem, f"{name}.pem": certificate.public_bytes(Encoding.PEM)}
+
+
+def _new_authority(name: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority"[:64])])
     certificate = (
@@ -65,17 +124,12 @@ def make_authority(folder: Path, name: str) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write_key(folder / "authority.key", key)
-    write_bytes(folder / "authority.pem", certificate.public_bytes(Encoding.PEM))
+    return key, certificate
 
 
-def make_server(folder: Path, hosts: Sequence[str]) -> None:
-    """Write a new key and certificate of a server reachable by `hosts`, signed by the folder's authority.
-
-    Raises `ConfigError` if the authority's files cannot be read.
-    """
-    authority_key = _read_key(folder / "authority.key")
-    authority = read_certificate(folder / "authority.pem")
+def _new_server(
+    authority_key: ec.EllipticCurvePrivateKey, authority: x509.Certificate, hosts: Sequence[str]
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
     names = [_general_name(host) for host in dict.fromkeys([*hosts, *LOCAL_NAMES])]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
@@ -91,8 +145,7 @@ def make_server(folder: Path, hosts: Sequence[str]) -> None:
         )
         .sign(authority_key, hashes.SHA256())
     )
-    _write_key(folder / "server.key", key)
-    write_bytes(folder / "server.pem", certificate.public_bytes(Encoding.PEM))
+    return key, certificate
 
 
 def bring(folder: Path, files: TlsFiles, hosts: Sequence[str]) -> None:
@@ -216,11 +269,6 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
-
-
-def _write_key(file: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_bytes(file, pem, private=True)
 
 
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey:

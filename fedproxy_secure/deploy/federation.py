@@ -7,7 +7,7 @@
     authority/              the certificate authority and the SuperLink's certificate
     sites/NAME.json         the request of each approved site, as it was received
     revoked/NAME-KEY.json   the requests of sites that are not to take part any more
-    epochs/N/roster.json    who takes part, by epoch; a kit belongs to one epoch
+    epochs/N/               who takes part (roster.json) and the authority, by epoch; a kit belongs to one
     kits/NAME.kit.json      what a site needs; no secret of anyone in it
 
 Written by `deploy run`:
@@ -35,7 +35,14 @@ from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.crypto.key_file import read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.deploy.authority import TlsFiles, bring, check_server, make_authority, make_server
+from fedproxy_secure.deploy.authority import (
+    TlsFiles,
+    bring,
+    check_server,
+    finish_renewal,
+    make_authority,
+    make_server,
+)
 from fedproxy_secure.deploy.signed import FORMAT
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
@@ -183,8 +190,12 @@ def is_federation(folder: Path) -> bool:
 
 
 def open_federation(folder: Path) -> Federation:
-    """Return the federation in an owner's folder. Raises `ConfigError` if there is none."""
+    """Return the federation in an owner's folder. Raises `ConfigError` if there is none.
+
+    Puts in place the certificate that a killed `deploy rotate` has left.
+    """
     raw = read_mark(folder / _MARK, "an owner's folder; `deploy init` makes one")
+    finish_renewal(folder / "authority")
     try:
         return Federation(
             folder=folder, name=str(raw["name"]), host=str(raw["host"]), port=int(raw["port"])

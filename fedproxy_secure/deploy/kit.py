@@ -84,15 +84,21 @@ def make_kit(federation: Federation, epoch: Epoch, name: str) -> Path:
 
 
 def check_kits(federation: Federation, names: Collection[str]) -> None:
-    """Raise `ConfigError` if a kit of one of these sites was made by another installation than this one.
+    """Raise `ConfigError` if a kit of one of these sites is of another installation or authority than now.
 
-    A site that has accepted it runs other code than this owner would.
+    A site that has accepted it runs other code than this owner would, or waits for another SuperLink.
     """
-    public = signing_public(federation.owner_key())
+    public, authority = signing_public(federation.owner_key()), _ascii(federation.tls.authority)
     for name in names:
         file = _kit_file(federation, name)
         if file.exists():
-            check_version(read_document(file, KIT, by=public).body, file)
+            body = read_document(file, KIT, by=public).body
+            check_version(body, file)
+            if body.get("authority_pem") != authority:
+                raise ConfigError(
+                    f"{file}: names another authority than {federation.tls.authority}; `deploy kit`, and "
+                    "have all sites accept their new kits"
+                )
 
 
 def accept(site: Site, file: Path, *, owner: bytes | None, members: str | None = None) -> tuple[Kit, bool]:

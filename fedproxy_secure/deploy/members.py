@@ -1,8 +1,10 @@
 """Who takes part: requests that the owner approved, sites that she revoked, and epochs of both.
 
-An epoch is one set of members, fixed when its kits are made. Under masking all clients of a sum hold the
-same roster, so a change of members takes effect with the kits of the next epoch. A revoked site's node is
-refused from the next start of `deploy run` on, and until the next epoch the others go on without it.
+An epoch is one set of members and the authority by which they know the SuperLink, fixed when its kits are
+made. Under masking all clients of a sum hold the same roster, so a change of members takes effect with the
+kits of the next epoch. A new authority begins one, too, because sites refuse kits of an earlier epoch than
+theirs. A revoked site's node is refused from the next start of `deploy run` on, and until the next epoch
+the others go on without it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from fedproxy_secure.deploy.federation import Federation
 from fedproxy_secure.deploy.signed import Document, read_document
 from fedproxy_secure.deploy.site import REQUEST, Request, check_request
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.artifacts import read_file, write_bytes
 from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.runtime.files.whole import remove_private
 from fedproxy_secure.secagg.provision import load_roster
@@ -111,9 +113,10 @@ def current_epoch(federation: Federation) -> Epoch | None:
 
 
 def next_epoch(federation: Federation) -> Epoch:
-    """Return the epoch of today's members: the current one if they are its members, else a new one.
+    """Return the epoch of today's members and authority: the current one if it has both, else a new one.
 
-    Raises `ConfigError` if there are fewer members than a round needs.
+    Raises `ConfigError` if there are fewer members than a round needs, `RunFolderError` if the authority
+    cannot be read.
     """
     sites, least = members(federation), federation.job().federate.min_clients
     if len(sites) < least:
@@ -121,13 +124,16 @@ def next_epoch(federation: Federation) -> Epoch:
             f"{len(sites)} sites are approved: must be >= {least} (federate.min_clients); approve more"
         )
     roster = Roster(members={name: request.identity for name, request in sites.items()})
-    current = current_epoch(federation)
+    current, authority = current_epoch(federation), read_file(federation.tls.authority)
     if current is not None and current.roster.sha256() == roster.sha256():
-        return current
+        file = current.folder / federation.tls.authority.name
+        if file.exists() and read_file(file) == authority:
+            return current
     number = 1 if current is None else current.number + 1
     folder = federation.folder / "epochs" / str(number)
     if folder.exists():
         shutil.rmtree(folder)  # of a call that was killed before it had a roster
+    write_bytes(folder / federation.tls.authority.name, authority)
     write_bytes(folder / ROSTER, roster.to_json().encode())
     return Epoch(number=number, folder=folder, roster=roster)
 

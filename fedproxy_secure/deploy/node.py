@@ -23,7 +23,7 @@ from fedproxy_secure.deploy.preflight import local_checks, network_checks
 from fedproxy_secure.deploy.running import events_file, page_of, the_only_one
 from fedproxy_secure.deploy.site import Site, remember
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.flower.launch.kept import Kept
+from fedproxy_secure.flower.launch.kept import KeptProgram
 from fedproxy_secure.flower.launch.processes import (
     ORPHANS_S,
     POLL_S,
@@ -71,7 +71,7 @@ def run_node(
         environment.pop(ONE_MACHINE_VARIABLE, None)
         logs = private_folder(site.folder / "logs")
         environment["FEDPROXY_EVENTS"] = str(events_file(site.folder).resolve())
-        kept: list[Kept] = []
+        kept: list[KeptProgram] = []
         with ExitStack() as stack:
             lock = stack.enter_context(alone_in(logs, wait_s=ORPHANS_S))
             remember(site)  # only now: until here a killed node's worker may have gone on answering
@@ -84,7 +84,7 @@ def run_node(
             wait_for_owner(kit, tell, events=events)
             for name, arguments in _programs(site, kit, policy).items():
                 file = logs / f"{name}.log"
-                one = Kept(name, arguments, log=file, environment=environment, lock=lock, tell=tell)
+                one = KeptProgram(name, arguments, log=file, environment=environment, lock=lock, tell=tell)
                 stack.callback(one.stop)
                 kept.append(one)
             while True:

@@ -21,7 +21,7 @@ from fedproxy_secure.monitor.event_log import EventLog
 from fedproxy_secure.monitor.owner import owner_standing
 from fedproxy_secure.monitor.serve import served
 from fedproxy_secure.monitor.site import site_standing
-from fedproxy_secure.monitor.state import Standing
+from fedproxy_secure.monitor.state import FederationStatus
 from fedproxy_secure.runtime import only_one
 from fedproxy_secure.runtime.files.names import FEDERATION, seed_folder
 from fedproxy_secure.runtime.only_one import POLL_S, running
@@ -66,7 +66,7 @@ def events_file(folder: Path) -> Path:
     return folder / "logs" / "events.jsonl"
 
 
-def standing_of(folder: Path) -> Standing:
+def standing_of(folder: Path) -> FederationStatus:
     """Return how the federation of an owner's or a site's folder stands.
 
     An owner's run may be under way with the settings and the certificate that were there when it began. So

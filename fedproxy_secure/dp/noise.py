@@ -8,6 +8,7 @@ rate, rounded down to a multiple of 2^-64. Noise is integers, drawn from uniform
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import numpy as np
@@ -15,12 +16,22 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
+from fedproxy_secure.runtime.randomness import stream_seed
+
 KEY_BYTES = 32
 
 
 def fresh_key() -> bytes:
     """Return 32 random bytes from the operating system."""
     return os.urandom(KEY_BYTES)
+
+
+def simulated_key(seed: int, client: str, round_number: int) -> bytes:
+    """Return the key that `privacy.randomness: unsafe_simulated` gives a client's round, 32 bytes.
+
+    It follows from the run's seed: a simulation repeats, and whoever knows the seed knows the noise.
+    """
+    return hashlib.sha256(str(stream_seed(seed, "noise", client, round_number)).encode()).digest()
 
 
 class Noise:

@@ -266,7 +266,7 @@ def _work(
 
 
 def _name(task: Task) -> str:
-    return task.name if isinstance(task, Cell) else f"proxy {task.name}"
+    return task.name if isinstance(task, Cell) else task.title
 
 
 def _proxy(config: Config, cell: Cell) -> PreparedProxy | None:

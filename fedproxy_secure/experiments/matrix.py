@@ -26,6 +26,7 @@ from fedproxy_secure.config import Config
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.experiments.attacked import check_attacks
 from fedproxy_secure.experiments.method import trained_steps
+from fedproxy_secure.experiments.sweeps.cell_progress import Overall
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     MatrixCell,
     cell_config,
@@ -43,7 +44,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     write_cell,
 )
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights
-from fedproxy_secure.experiments.sweeps.schedule import run_cells
+from fedproxy_secure.experiments.sweeps.schedule import planned_units, run_cells, weighed_cell
 from fedproxy_secure.experiments.tracking import require
 from fedproxy_secure.report.publish import publish
 from fedproxy_secure.report.report import Report
@@ -51,7 +52,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder, check_new
 from fedproxy_secure.runtime.files.names import ATTACK_FILES, BASELINES, CELL_FAILED, seed_folder
 from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.preload import warm_up
-from fedproxy_secure.runtime.progress import Named, NoProgress, Progress
+from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, processes_of
 
 if TYPE_CHECKING:
@@ -125,12 +126,13 @@ def _matrix(
     from fedproxy_secure.models.llm import pick_device
 
     # before any cell: unreadable records stop here
-    truncated = truncated_prompts(config, load_tasks(config.data))
+    tasks = load_tasks(config.data)
+    truncated, tests = truncated_prompts(config, tasks), sum(len(t.test) for t in tasks)
     device = pick_device(config.model.device)
     needs = {piece.name: _proxy(config, piece) for piece in todo}  # once: it checks all settings anew
-    proxies = {proxy for proxy in needs.values() if proxy is not None}
-    forget_weights(out, proxies)
-    shown.start("matrix", len(todo) + len(proxies))
+    forget_weights(out, {proxy for proxy in needs.values() if proxy is not None})
+    whole = Overall(shown=shown, name="matrix", planned=planned_units(config, todo, needs, tests=tests))
+    whole.begin()
     with witness.aborts():
         for cell in cells:
             if is_done(out, cell):
@@ -143,18 +145,18 @@ def _matrix(
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
         running = _run_all(
-            partial(_work, keyed, out, cells),
+            partial(_work, keyed, out, cells, tests),
             out,
             todo,
             needs,
             jobs=config.matrix.jobs,
-            shown=shown,
+            whole=whole,
             on_cuda=device.type == "cuda",
         )
         with closing(running) as ended:
             for name in ended:
-                shown.advance("matrix", note=name)
-        shown.done("matrix")
+                whole.ended(name)
+        whole.done()
         done = [c.folder for c in cells if is_done(out, c)]
         for name in done:
             witness.inner(name)
@@ -208,7 +210,7 @@ def _run_all(
     needs: Mapping[str, PreparedProxy | None],
     *,
     jobs: int,
-    shown: Progress,
+    whole: Overall,
     on_cuda: bool,
 ) -> Generator[str]:
     """Run cells and yield their names as they end, well or not; the proxies they need are made first.
@@ -218,7 +220,7 @@ def _run_all(
 
     def told(task: Piece | PreparedProxy) -> Progress:
         seeds = frozenset({seed_folder(task.seed)})  # lasts while stages come and go
-        return Named(shown=shown, name=_name(task), hidden=seeds)
+        return whole.of(_name(task), hidden=seeds)
 
     running = run_cells(
         work,
@@ -244,20 +246,21 @@ def _proxy(config: Config, piece: Piece) -> PreparedProxy | None:
 
 
 def _name(task: Piece | PreparedProxy) -> str:
-    return f"proxy {task.name}" if isinstance(task, PreparedProxy) else task.name
+    return task.title if isinstance(task, PreparedProxy) else task.name
 
 
 def _work(
     config: Config,
     out: Path,
     cells: Sequence[MatrixCell],
+    tests: int,
     task: Piece | PreparedProxy,
     *,
     progress: Progress,
 ) -> None:
     """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on.
 
-    `cells`: all of the matrix.
+    `cells`: all of the matrix. `tests`: test records of all clients together.
     """
     if isinstance(task, PreparedProxy):
         task.prepare(out, progress=progress)
@@ -268,8 +271,9 @@ def _work(
         else:
             cores = processes_of(config.matrix.jobs, on_cuda=False)  # all attacks but A12 run on the CPU
             at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cells, cores)
+            shown = weighed_cell(config, task, progress, tests=tests)
             with one_thread():
-                measure_cell(config, task, out, jobs=at_once, progress=progress)
+                measure_cell(config, task, out, jobs=at_once, progress=shown)
     except Exception as error:
         line = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
         note_failure(_place(out, task), line)

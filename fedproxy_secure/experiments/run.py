@@ -45,7 +45,7 @@ from fedproxy_secure.experiments.stages import (
     tune,
 )
 from fedproxy_secure.experiments.tracking import (
-    Place,
+    TrackedPlace,
     Tracker,
     measure_values,
     open_tracker,
@@ -132,7 +132,7 @@ def run(
 
 
 def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
-    place = Place(folder=witness.folder, project=config.name, run=witness.run, part=part)
+    place = TrackedPlace(folder=witness.folder, project=config.name, run=witness.run, part=part)
     begun = any((witness.folder / seed_folder(seed) / RESULT).exists() for seed in config.seeds)
     return open_tracker(config.track, place, again=begun)
 

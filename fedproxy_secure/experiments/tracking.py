@@ -42,7 +42,7 @@ NEEDS: Mapping[str, tuple[str, str]] = {
 }
 ROUND_METRICS = frozenset(
     "loss clients heterogeneity conflict weight_min weight_max step_norm step_over_mean clip clipped "
-    "masked_bytes seconds".split()
+    "vector_bytes seconds".split()
 )
 
 
@@ -57,7 +57,7 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TrackedPlace:
     """Where numbers are recorded, and under which names.
 
     Args:
@@ -81,14 +81,14 @@ def require(names: Sequence[str]) -> None:
             raise ConfigError(f"track={name}: is not installed; pip install '{source}'")
 
 
-def open_tracker(names: Sequence[str], place: Place, *, again: bool = False) -> Tracker:
+def open_tracker(names: Sequence[str], place: TrackedPlace, *, again: bool = False) -> Tracker:
     """Return one tracker for all of these names; opened again for the same place, it goes on.
 
     With `again`, when work is done already, one that cannot be opened is left out with a warning.
     Raises `RunFolderError` for one that cannot be opened, as where the folder cannot be written.
     """
     require(names)
-    kinds: dict[str, Callable[[Place], Tracker]] = {
+    kinds: dict[str, Callable[[TrackedPlace], Tracker]] = {
         "tensorboard": TensorBoard,
         "mlflow": MLflow,
         "wandb": WeightsAndBiases,
@@ -164,7 +164,7 @@ class TensorBoard:
     puts the host's name into the file's: its parts are used instead.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TrackedPlace) -> None:
         from tensorboardX.record_writer import RecordWriter
 
         folder = place.folder / TRACKING / "tensorboard" / place.part
@@ -193,7 +193,7 @@ class TensorBoard:
 class MLflow:
     """A run of the MLflow experiment named by the settings; found again by a tag."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TrackedPlace) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import
         from mlflow import MlflowClient
 
@@ -228,7 +228,7 @@ class MLflow:
 class WeightsAndBiases:
     """A run of the W&B project named by the settings; offline unless the environment says otherwise."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TrackedPlace) -> None:
         os.environ.setdefault("WANDB_MODE", "offline")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import
         import wandb

@@ -16,7 +16,7 @@ from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.ledger import PrivacyLedger
-from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.dp.noise import Noise, simulated_key
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.federate.private_training import train_privately
@@ -24,7 +24,7 @@ from fedproxy_secure.federate.training import Penalty, train
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.models.adapters import get_vector, split_like, trained_parameters
 from fedproxy_secure.models.lent import LentModel
-from fedproxy_secure.runtime.randomness import stream, stream_seed
+from fedproxy_secure.runtime.randomness import stream
 
 LEAST_RECORDS = 2
 
@@ -143,8 +143,7 @@ class LocalClient:
 
         def compute(key: bytes) -> bytes:
             if privacy.simulated:
-                place = f"{stream_seed(self.seed, 'noise', self.name, asked.round)}"
-                key = hashlib.sha256(place.encode()).digest()
+                key = simulated_key(self.seed, self.name, asked.round)
             with self.model.lent(asked.start) as tuned:
                 train_privately(
                     tuned,

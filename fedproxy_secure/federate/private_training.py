@@ -38,7 +38,7 @@ The noise's law is within `discrete.DISTANCE` = 2^-100 a number of the named one
 D numbers in all that adds (1 + e^epsilon) D 2^-100 to delta, for which `accounting` leaves room.
 
 It rests on three things beside: AES-256 is a pseudo-random function; the model keeps nothing of a pass for
-the next, which `check_model` and `check_fits` look for but do not prove; and the tokenizer encodes each
+the next, which `check_private` and `check_fits` look for but do not prove; and the tokenizer encodes each
 record by itself. No exception of a record's pass is passed on: whether a call ends in an error, and its
 text, follow from settings, from noisy sums or from the machine.
 
@@ -53,7 +53,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +66,7 @@ from fedproxy_secure.dp.record_noise import LEAST_NOISE, RecordNoise
 from fedproxy_secure.errors import DataError, FedProxyError, TrainingError
 from fedproxy_secure.federate.model_checks import known_tokens, longest_record
 from fedproxy_secure.federate.record_gradients import Loss, usable_gradient
+from fedproxy_secure.federate.training import optimizer_of
 from fedproxy_secure.models.adapters import trained_parameters
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def train_privately(
             loss,
             records=len(items),
             steps=steps,
-            optimizer=_optimizer(tuned, local),
+            optimizer=optimizer_of(trained_parameters(tuned), local),
             private=private,
             noise=noise,
             divisor=local.batch_size,
@@ -228,11 +228,3 @@ def _add(parameters: Sequence[nn.Parameter], pull: Callable[[], Sequence[torch.T
         for p, more in zip(parameters, pull(), strict=True):
             assert p.grad is not None
             p.grad += more
-
-
-def _optimizer(tuned: nn.Module, local: LocalConfig) -> torch.optim.Optimizer:
-    kind: Any = torch.optim.AdamW if local.optimizer == "adamw" else torch.optim.SGD
-    optimizer: torch.optim.Optimizer = kind(
-        trained_parameters(tuned), lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
-    )
-    return optimizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,15 @@ def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[n
         order = order[batch_size:]
 
 
+def optimizer_of(parameters: Sequence[nn.Parameter], local: LocalConfig) -> torch.optim.Optimizer:
+    """Return the optimizer that a client's settings name."""
+    kind: Any = torch.optim.AdamW if local.optimizer == "adamw" else torch.optim.SGD
+    optimizer: torch.optim.Optimizer = kind(
+        parameters, lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
+    )
+    return optimizer
+
+
 def train(
     tuned: nn.Module,
     items: Sequence[Encoded],
@@ -45,14 +55,7 @@ def train(
     """
     parameters = trained_parameters(tuned)
     device = parameters[0].device
-    if local.optimizer == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            parameters, lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
-        )
-    else:
-        optimizer = torch.optim.SGD(
-            parameters, lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
-        )
+    optimizer = optimizer_of(parameters, local)
     stream = batches(len(items), local.batch_size, rng)
     total = 0.0
     tuned.train()

@@ -7,9 +7,10 @@ node that is told that one machine plays every party: by the in-process and simu
 says.
 
 When something fails, the log of the client's own machine gets the whole error. A server on another machine
-gets less. What the protocol, the settings or the client's keys and files forbid is said, with paths taken
-out. Of everything else, which may rest on records, it gets the kind alone, as one of three constant lines:
-privacy is spent, records or messages cannot be used, or anything else.
+gets less. What the protocol, the settings or the client's keys and files forbid is said, with the client's
+own paths taken out, or not at all if the line may name another path. Of everything else, which may rest on
+records, it gets the kind alone, as one of three constant lines: privacy is spent, records or messages
+cannot be used, or anything else.
 
 torch is imported only where a model is needed, so that a client is there, and has answered what needs no
 model, seconds before it trains.
@@ -19,8 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedproxy_secure import wire
-from fedproxy_secure.bundle.redaction import MARK, paths_in
+from fedproxy_secure.bundle.redaction import line_for_others, places_of_a_client
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import (
     ConfigError,
@@ -44,7 +44,7 @@ from fedproxy_secure.errors import (
 from fedproxy_secure.federate.client_policy import load_policy
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.monitor.noting import note, noted
-from fedproxy_secure.protect.base import Asked, protection_of
+from fedproxy_secure.protect.base import ClientRequest, protection_of
 from fedproxy_secure.protect.secure_sum import attempt, failures
 from fedproxy_secure.proxy_intake import arriving
 from fedproxy_secure.proxy_intake import store as proxy_store
@@ -53,31 +53,14 @@ if TYPE_CHECKING:
     from fedproxy_secure.federate.client import LocalClient
 
 log = logging.getLogger(__name__)
-app = ClientApp()
-
 
 # message types of later steps, `query.share` and so on
 STEPS = ("gram_share", "gram_sketch", "gram_weigh", "share", "mask", "confirm", "unmask")
 OTHER_STEP = "step"
+HIDDEN = "this client refuses, in a line that may name its files; its own log has the reason"
 _KEPT_CLIENTS = 64
 Play: TypeAlias = "Callable[[LocalClient], LocalClient]"
-_players: dict[str, Play] = {}
 _clients: OrderedDict[tuple[str, str, int], LocalClient] = OrderedDict()
-
-
-@contextmanager
-def played_by(players: dict[str, Play]) -> Iterator[None]:
-    """Let malicious clients of this process, given by name, train in their own way in a `with` block."""
-    _players.update(players)
-    try:
-        yield
-    finally:
-        for name in players:
-            _players.pop(name, None)
-
-
-def _as_played(client: LocalClient) -> LocalClient:
-    return _players[client.name](client) if client.name in _players else client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,23 +98,21 @@ def _answers_in_one_line(
                 kind, line = type(error).__name__, str(error)
             else:
                 log.exception("%s: failed", message.metadata.message_type)
-                kind, line = _reply_to_another_machine(error)
+                kind, line = _reply_to_another_machine(error, context)
             content = wire.encode_failure(kind, line)
         return Message(content, reply_to=message)
 
     return answer
 
 
-def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
+def _reply_to_another_machine(error: Exception, context: Context) -> tuple[str, str]:
     """Return an error's class and line for a server elsewhere.
 
     The line is the error's own only if it rests on no record, and without paths of this machine.
     """
     if isinstance(error, ProtocolAborted | ConfigError | NotSetUp):
-        line = str(error)
-        for path in paths_in([line]):
-            line = line.replace(path, MARK)
-        return type(error).__name__, line
+        places = places_of_a_client(str(context.node_config.get("policy", "")))
+        return type(error).__name__, line_for_others(str(error), places) or HIDDEN
     if isinstance(error, PrivacyError):  # the exact epsilon follows from the number of records
         return "PrivacyError", "the round would spend more than this client allows (privacy.max_epsilon)"
     if isinstance(error, DataError):
@@ -139,8 +120,17 @@ def _reply_to_another_machine(error: Exception) -> tuple[str, str]:
     return "TrainingError", "this client failed; its own log has the reason"
 
 
-@app.query("setup")
-@_answers_in_one_line
+def client_app(play: Play = lambda client: client) -> ClientApp:
+    """Return the app. What trains is what `play` makes of a client: another one, or itself by default."""
+    made = ClientApp()
+    made.query("setup")(_answers_in_one_line(setup))
+    made.query("part")(_answers_in_one_line(part))
+    made.train()(_answers_in_one_line(partial(train, play=play)))
+    for step in (*STEPS, OTHER_STEP):
+        made.query(step)(_answers_in_one_line(_answers_step(step)))
+    return made
+
+
 def setup(message: Message, context: Context) -> RecordDict:
     """Remember the job and answer whether the proxy is here, or how much of it."""
     asked = wire.decode_setup(message.content)
@@ -163,8 +153,6 @@ def setup(message: Message, context: Context) -> RecordDict:
     return _ready(own, folder, copy="" if job.marks is None else None)
 
 
-@app.query("part")
-@_answers_in_one_line
 def part(message: Message, context: Context) -> RecordDict:
     """Store the next bytes of the proxy that `setup` named; answer how many bytes have arrived."""
     own, came = _own_job(context), wire.decode_part(message.content)
@@ -181,9 +169,7 @@ def _ready(own: OwnJob, proxy: Path | None, *, copy: str | None) -> RecordDict:
     return wire.encode_ready(wire.Ready(ready=proxy is not None, client=own.name, has=has))
 
 
-@app.train()
-@_answers_in_one_line
-def train(message: Message, context: Context) -> RecordDict:
+def train(message: Message, context: Context, *, play: Play) -> RecordDict:
     """Train for one round, and answer as the job's protection says."""
     from fedproxy_secure.flower.recording import watched
 
@@ -192,7 +178,7 @@ def train(message: Message, context: Context) -> RecordDict:
     folder = _proxy(own)
     assert folder is not None  # `_client` has looked it up
     telling = replace(client, on_failed=partial(_note_failed, job, client.name, context))
-    played = _as_played(watched(telling, job, own.index, folder))
+    played = play(watched(telling, job, own.index, folder))
     return protection_of(job.protect).train(_asked("train", own, message, context, lambda: played))
 
 
@@ -215,14 +201,10 @@ def _answers_step(step: str) -> Callable[[Message, Context], RecordDict]:
     return answer
 
 
-for _step in (*STEPS, OTHER_STEP):
-    app.query(_step)(_answers_in_one_line(_answers_step(_step)))
-
-
 def _asked(
     step: str, own: OwnJob, message: Message, context: Context, local_client: Callable[[], LocalClient]
-) -> Asked:
-    return Asked(
+) -> ClientRequest:
+    return ClientRequest(
         step=step,
         job=own.job,
         name=own.name,
@@ -290,3 +272,6 @@ def _client(context: Context) -> LocalClient:
         while len(_clients) > _KEPT_CLIENTS:
             _clients.popitem(last=False)
     return _clients[key]
+
+
+app = client_app()

@@ -12,7 +12,6 @@ from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.federate.fusion.elections import weighs_clients
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
-from fedproxy_secure.flower.recording import Tamper
 from fedproxy_secure.flower.server_app import OnClient, OnRound, serve
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import forget_failed
@@ -125,7 +124,6 @@ def federate(
     run_folder: Path | None = None,
     on_round: OnRound | None = None,
     on_client: OnClient | None = None,
-    tamper: Tamper | None = None,
 ) -> ServerState:
     """Tune the proxy in `proxy_folder` with the job's clients, and return the server's last state.
 
@@ -139,8 +137,6 @@ def federate(
     if job.federate.engine != "in_process":
         from fedproxy_secure.flower.launched import federate_launched
 
-        if tamper is not None:
-            raise ConfigError(f"federate.engine={job.federate.engine}: tampering needs in_process")
         with with_keys(job) as keyed, with_ledger(with_transcript(keyed, run_folder), run_folder) as ready:
             leave_roster(ready, run_folder)
             if job.protect.keys is None:
@@ -165,6 +161,5 @@ def federate(
             run_folder=run_folder,
             on_round=on_round,
             on_client=on_client,
-            tamper=tamper,
             one_machine=True,
         )

@@ -1,4 +1,4 @@
-"""A Flower grid that wraps another grid: the base of recording, tampering and deviating servers."""
+"""A Flower grid that wraps another grid: the base of recording, and of deviating servers."""
 
 from __future__ import annotations
 

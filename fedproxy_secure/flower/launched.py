@@ -5,11 +5,10 @@ Both start a SuperLink on loopback and submit the same server app and client app
 a cache and a policy file of their own, which names the client's records, as on separate machines.
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
-SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Under
-`deployment` nothing listens on anything but 127.0.0.1. On Linux the SuperLink and the SuperNodes answer
-processes of this user alone. Not guaranteed: that under `simulation` Ray's processes do not listen on all
-addresses of the machine, which they do; encrypted traffic. Clients on machines of their own are what
-`fedproxy-secure deploy` is for.
+SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Nothing
+listens on anything but 127.0.0.1. On Linux the SuperLink and SuperNodes answer this user's processes alone.
+Ray lets nobody into its cluster who does not know the run's secret. Not guaranteed: encrypted traffic.
+Clients on machines of their own are what `fedproxy-secure deploy` is for.
 """
 
 from __future__ import annotations
@@ -78,6 +77,7 @@ def federate_launched(
         if job.federate.engine == "simulation":
             link.append("--simulation")
             environment[ONE_MACHINE_VARIABLE] = "1"
+            environment |= _token_for_ray(temporary / "ray.token")
         stack.enter_context(bounded_logs(logs))
         superlink = stack.enter_context(
             process(sys.executable, module(LINK, *link), environment, logs / "superlink.log", lock)
@@ -99,6 +99,12 @@ def federate_launched(
             ]
         run = stack.enter_context(process("flwr", submit, environment, logs / "run.log", lock))
         return watch(run, control, logs, on_round)
+
+
+def _token_for_ray(file: Path) -> dict[str, str]:
+    """Write a secret of this run; return the variables by which Ray answers only those who know it."""
+    write_bytes(file, os.urandom(32).hex().encode(), private=True)
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
 
 
 def _write_connection(home: Path, port: int) -> None:

@@ -1,7 +1,6 @@
-"""Record and change messages with a grid that wraps a grid; let a client write down its own state.
+"""Record messages with a grid that wraps a grid; let a client write down its own state.
 
-With every engine all messages pass the server app's grid, and there they are written to the transcript. An
-active adversary's `tamper` is called there too, but only for messages that its place lets it change. A
+With every engine all messages pass the server app's grid, and there they are written to the transcript. A
 client writes its own state into the folder that its settings name.
 """
 
@@ -9,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -31,41 +30,7 @@ from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.models.llm import load_tokenizer
 from fedproxy_secure.record import private
 from fedproxy_secure.record.transcript import SERVER, Recorder
-from fedproxy_secure.record.view import Corruption
 from fedproxy_secure.wire.records import vector
-
-Place = Literal["server", "network"]
-Change = Callable[[str, str, RecordDict], RecordDict]  # (message type, client, content) -> new content
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tamper:
-    """An active adversary that changes messages on their way; `change` returns the new content.
-
-    At the place `server` it may change what the server sends, at `network` what either side sends. A
-    malicious client is not a `Tamper`: it acts before its message exists (`client_app.played_by`).
-
-    Raises `ConfigError` for any other place.
-    """
-
-    place: Place
-    change: Change
-
-    def __post_init__(self) -> None:
-        if self.place not in get_args(Place):
-            raise ConfigError(f"tamper.place={self.place!r}: must be {' or '.join(get_args(Place))}")
-
-    @classmethod
-    def granted(cls, adversary: Corruption, change: Change) -> Self:
-        """Return the tampering that a threat model allows.
-
-        Raises `ConfigError` for a threat model that is passive, or corrupts neither server nor network.
-        """
-        if not adversary.active:
-            raise ConfigError(f"{adversary.name}: is passive; may not change messages")
-        if not (adversary.server or adversary.network):
-            raise ConfigError(f"{adversary.name}: sits neither at the server nor in the network")
-        return cls(place="network" if adversary.network else "server", change=change)
 
 
 def recorder_of(job: FederationJob, first_round: int) -> Recorder | None:
@@ -79,45 +44,38 @@ def recorder_of(job: FederationJob, first_round: int) -> Recorder | None:
 
 
 class WatchedGrid(GridAround):
-    """A grid that records messages as they arrive, after a `tamper` has changed those that it may."""
+    """A grid that records messages as they are sent and as they arrive."""
 
-    def __init__(
-        self, grid: Grid, *, recorder: Recorder | None = None, tamper: Tamper | None = None
-    ) -> None:
+    def __init__(self, grid: Grid, recorder: Recorder) -> None:
         super().__init__(grid)
-        self._recorder, self._tamper = recorder, tamper
+        self._recorder = recorder
         self._names: dict[int, str] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let the adversary change the messages, record them, pass them on, and return their ids."""
+        """Record the messages, pass them on, and return their ids."""
         passed = []
         for message in messages:
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
-            if self._tamper is not None:
-                message.content = self._tamper.change(kind, self._name(node), message.content)
             self._note(kind, SERVER, self._name(node), message.content)
             passed.append(message)
         return self._grid.push_messages(passed)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Yield replies one by one as they come, changed where the adversary may, and recorded."""
+        """Yield replies one by one as they come, recorded."""
         for reply in self._grid.pull_messages(message_ids):
             node, kind = reply.metadata.src_node_id, reply.metadata.message_type
             if reply.has_error():
-                if self._recorder is not None:
-                    self._recorder.note(
-                        f"{kind}.failed",
-                        sender=self._name(node),
-                        receiver=SERVER,
-                        values={"error/reason": reply.error.reason},
-                        arrays={},
-                    )
+                self._recorder.note(
+                    f"{kind}.failed",
+                    sender=self._name(node),
+                    receiver=SERVER,
+                    values={"error/reason": reply.error.reason},
+                    arrays={},
+                )
                 yield reply
                 continue
             with suppress(DataError):
                 self._names[node] = wire.decode_ready(reply.content).client
-            if self._tamper is not None and self._tamper.place == "network":
-                reply.content = self._tamper.change(f"{kind}.reply", self._name(node), reply.content)
             self._note(f"{kind}.reply", self._name(node), SERVER, reply.content)
             yield reply
 
@@ -125,9 +83,8 @@ class WatchedGrid(GridAround):
         return self._names.get(node, f"node {node}")
 
     def _note(self, kind: str, sender: str, receiver: str, content: RecordDict) -> None:
-        if self._recorder is not None:
-            values, arrays = as_plain(content)
-            self._recorder.note(kind, sender=sender, receiver=receiver, values=values, arrays=arrays)
+        values, arrays = as_plain(content)
+        self._recorder.note(kind, sender=sender, receiver=receiver, values=values, arrays=arrays)
 
 
 def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.flower.asking import Asker
 from fedproxy_secure.flower.nodes import AWAY, Registered, set_up
-from fedproxy_secure.flower.recording import Tamper, WatchedGrid, recorder_of
+from fedproxy_secure.flower.recording import WatchedGrid, recorder_of
 from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import RoundResult, ServerRound, protection_of
@@ -100,7 +100,6 @@ def serve(
     run_folder: Path | None = None,
     on_round: OnRound | None = None,
     on_client: OnClient | None = None,
-    tamper: Tamper | None = None,
     one_machine: bool = False,
     registered: Registered | None = None,
 ) -> ServerState:
@@ -109,8 +108,7 @@ def serve(
     With a `run_folder` the state is saved after every round, and a later call goes on from it with the same
     result: every random choice depends on (seed, round) alone.
     Clients that fail, give an unusable answer, or stay silent longer than `federate.timeout_s` are left out
-    of the round. With `audit.record` the transcript goes to `audit.folder`. `tamper` is an active
-    adversary, for evaluation.
+    of the round. With `audit.record` the transcript goes to `audit.folder`.
 
     A node says once which of the job's clients it is. A name that two nodes claim belongs to neither, and
     afterwards a node speaks in its own name alone. With `registered`, a node that is not in that list, or
@@ -127,8 +125,8 @@ def serve(
     if state.round >= job.federate.rounds:
         return state
     recorder = recorder_of(job, state.round)
-    if recorder is not None or tamper is not None:
-        grid = WatchedGrid(grid, recorder=recorder, tamper=tamper)
+    if recorder is not None:
+        grid = WatchedGrid(grid, recorder)
     job = _checked(job, proxy_folder)
     notes = WaitNotes(run_folder)
     asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine, notes=notes)

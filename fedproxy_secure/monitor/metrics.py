@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.monitor.state import Standing
+from fedproxy_secure.monitor.state import FederationStatus
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("waiting", "running", "finished", "stopped")
 
-# name, help, attribute of `Standing`; what is None is left out
+# name, help, attribute of `FederationStatus`; what is None is left out
 _GAUGES = (
     ("fedproxy_round", "Round under way, or last asked for at a site; from 0", "round"),
     ("fedproxy_rounds", "Rounds of the job", "rounds"),
@@ -41,7 +41,7 @@ _COUNTERS = (
 )
 
 
-def metrics(standing: Standing) -> bytes:
+def metrics(standing: FederationStatus) -> bytes:
     """Return the metrics of a standing as text.
 
     Raises `ConfigError`, naming the extra, if prometheus-client is not installed.
@@ -61,7 +61,7 @@ def metrics(standing: Standing) -> bytes:
 class Collector:
     """A collector of prometheus-client over one standing."""
 
-    def __init__(self, standing: Standing) -> None:
+    def __init__(self, standing: FederationStatus) -> None:
         self._standing = standing
 
     def collect(self) -> Iterator[Metric]:

@@ -19,7 +19,7 @@ from fedproxy_secure.errors import DataError, FedProxyError, RunFolderError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.monitor.event_log import EventLog, Events
 from fedproxy_secure.monitor.noting import ledger_bytes
-from fedproxy_secure.monitor.state import Phase, Standing, time_left
+from fedproxy_secure.monitor.state import FederationStatus, Phase, time_left
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import JOB, LEAKAGE, ROUNDS, TROUBLE, WAITS
 from fedproxy_secure.runtime.progress import duration
@@ -37,7 +37,7 @@ def owner_standing(
     *,
     name: str = "federation",
     events: EventLog | None = None,
-) -> Standing:
+) -> FederationStatus:
     """Return how a federation stands whose server app writes into `run_folder`.
 
     Args:
@@ -60,7 +60,7 @@ def owner_standing(
     planned = None if job is None else job.federate.rounds
     setups = [e for e in log.events if e.kind == "setup" and e.outcome == "done"]
     last = rounds[-1] if rounds else None
-    standing = Standing(
+    standing = FederationStatus(
         role="owner",
         name=name,
         phase="running",
@@ -90,7 +90,7 @@ def owner_standing(
 
 
 def _judged(
-    at: Standing, job: FederationJob | None, *, trouble: str | None, quiet_s: float | None
+    at: FederationStatus, job: FederationJob | None, *, trouble: str | None, quiet_s: float | None
 ) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
     done, planned = at.rounds_done, at.rounds
@@ -124,7 +124,7 @@ def _absent(job: FederationJob | None, last: _Round | None) -> tuple[str, ...]:
     return tuple(sorted({c.name for c in job.clients} - set(last.participants)))
 
 
-def _quiet_s(run_folder: Path, at: Standing, now: datetime) -> float | None:
+def _quiet_s(run_folder: Path, at: FederationStatus, now: datetime) -> float | None:
     """Return the seconds since the last sign of the server; None if there was none."""
     signs = [] if at.last is None else [at.last.time.timestamp()]
     for name in (JOB, ROUNDS, WAITS):

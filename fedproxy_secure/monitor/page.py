@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.monitor.state import RENEW_DAYS, Standing
+from fedproxy_secure.monitor.state import RENEW_DAYS, FederationStatus
 from fedproxy_secure.report.html.drawing import DARK, LIGHT
 from fedproxy_secure.report.html.page import MORE_DARK, MORE_LIGHT
 from fedproxy_secure.runtime.escape import printable
@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 Rows = list[tuple[str, str]]
 
 
-def page(standing: Standing, *, refreshing: bool = True) -> str:
+def page(standing: FederationStatus, *, refreshing: bool = True) -> str:
     """Return the page as text; `refreshing` says on it whether the browser was told to ask again."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -47,7 +47,7 @@ def page(standing: Standing, *, refreshing: bool = True) -> str:
     return rendered
 
 
-def tables(at: Standing) -> dict[str, Rows]:
+def tables(at: FederationStatus) -> dict[str, Rows]:
     """Return what the page shows, by heading: names and values as text. What is unknown has no row."""
     return {
         "Progress": _known(
@@ -78,7 +78,7 @@ def _known(*rows: tuple[str, object]) -> Rows:
     return [(name, str(value)) for name, value in rows if value is not None]
 
 
-def _certificate(at: Standing) -> Rows:
+def _certificate(at: FederationStatus) -> Rows:
     if at.certificate_ends is None:
         return []
     days = max(0, (at.certificate_ends - at.read_at).days)
@@ -86,7 +86,7 @@ def _certificate(at: Standing) -> Rows:
     return [("Ends (UTC)", f"{at.certificate_ends:%Y-%m-%d}, in {days} days{renew}")]
 
 
-def _spent(at: Standing) -> Rows:
+def _spent(at: FederationStatus) -> Rows:
     if at.role != "site" or at.spending is None:
         return []
     epsilon = at.spending.epsilon
@@ -97,7 +97,7 @@ def _spent(at: Standing) -> Rows:
     ]
 
 
-def _last(at: Standing) -> Rows:
+def _last(at: FederationStatus) -> Rows:
     if at.last is None:
         return []
     return _known(

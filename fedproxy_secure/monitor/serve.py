@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.monitor.metrics import CONTENT_TYPE, metrics
 from fedproxy_secure.monitor.page import REFRESH_S, SECURITY_POLICY, page
-from fedproxy_secure.monitor.state import Standing
+from fedproxy_secure.monitor.state import FederationStatus
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ KEPT_S = 1.0  # a standing is read at most once in this time, however many ask
 REQUEST_S = 10.0  # a client that takes longer for its whole request is left
 MOST_AT_ONCE = 16  # connections; one more is closed
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
-Read = Callable[[], Standing]
+Read = Callable[[], FederationStatus]
 Address = tuple[str, int]
 MayRead = Callable[[Address, Address], bool]  # by the two ends of a connection, the client's first
 
@@ -116,7 +116,7 @@ class _Server(ThreadingHTTPServer):
         self.host, self.any_name, self.may_read = host, any_name, may_read
         self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._read, self._lock = read, threading.Lock()
-        self._kept: tuple[float, Standing] | None = None
+        self._kept: tuple[float, FederationStatus] | None = None
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
 
@@ -142,7 +142,7 @@ class _Server(ThreadingHTTPServer):
         finally:
             self._places.release()
 
-    def standing(self) -> Standing:
+    def standing(self) -> FederationStatus:
         with self._lock:
             now = time.monotonic()
             if self._kept is None or now - self._kept[0] > KEPT_S:
@@ -209,18 +209,18 @@ class _Handler(BaseHTTPRequestHandler):
             line = f"{type(error).__name__}; the log of this process says more"
             self._text(HTTPStatus.SERVICE_UNAVAILABLE, line)
 
-    def _page(self, standing: Standing, query: str) -> None:
+    def _page(self, standing: FederationStatus, query: str) -> None:
         refreshing = query != "still"
         headers = {"Refresh": str(REFRESH_S)} if refreshing else {}
         self._send(HTTPStatus.OK, HTML, page(standing, refreshing=refreshing).encode(), headers)
 
-    def _metrics(self, standing: Standing, query: str) -> None:
+    def _metrics(self, standing: FederationStatus, query: str) -> None:
         try:
             self._send(HTTPStatus.OK, CONTENT_TYPE, metrics(standing), {})
         except ConfigError as error:  # names the extra
             self._text(HTTPStatus.NOT_IMPLEMENTED, str(error))
 
-    def _health(self, standing: Standing, query: str) -> None:
+    def _health(self, standing: FederationStatus, query: str) -> None:
         status = HTTPStatus.OK if standing.healthy else HTTPStatus.SERVICE_UNAVAILABLE
         self._text(status, f"{standing.phase}: {standing.why}")
 

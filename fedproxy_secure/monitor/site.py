@@ -18,14 +18,14 @@ from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.journal.store import journal_file
 from fedproxy_secure.monitor.event_log import EventLog, Events
 from fedproxy_secure.monitor.events import Event
-from fedproxy_secure.monitor.state import Phase, Spending, Standing, time_left
+from fedproxy_secure.monitor.state import FederationStatus, Phase, Spending, time_left
 from fedproxy_secure.runtime.files.names import PRIVACY_LEDGER
 from fedproxy_secure.runtime.progress import duration
 
 SILENT_S = 3600.0  # without a message for so long, somebody should look
 
 
-def site_standing(policy: ClientPolicy, *, events: EventLog) -> Standing:
+def site_standing(policy: ClientPolicy, *, events: EventLog) -> FederationStatus:
     """Return how the site of a policy stands.
 
     Args:
@@ -53,7 +53,7 @@ def site_standing(policy: ClientPolicy, *, events: EventLog) -> Standing:
     except FedProxyError:
         unreadable.append("the privacy ledger")
 
-    standing = Standing(
+    standing = FederationStatus(
         role="site",
         name=policy.client.name,
         phase="running",
@@ -94,7 +94,7 @@ def _last_trained(events: Sequence[Event]) -> int | None:
     return next((e.round for e in reversed(events) if e.message == "train"), None)
 
 
-def _judged(at: Standing, *, complete: bool) -> tuple[Phase, bool, str]:
+def _judged(at: FederationStatus, *, complete: bool) -> tuple[Phase, bool, str]:
     """Return the phase, whether it is healthy, and why."""
     way = at.last if at.last is not None and (at.last.party, at.last.kind) == ("site", "setup") else None
     if way is not None and way.outcome == "aborted":

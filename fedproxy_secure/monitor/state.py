@@ -41,7 +41,7 @@ class Spending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class FederationStatus:
     """What a party's federation does now.
 
     Args:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ClientRequest:
     """One message of the server to this client, and what the client has to answer it with.
 
     `job`: the server's job with this client's own records, folders and checks in it. `policy`: hash of the
@@ -168,10 +168,10 @@ class Protection(ABC):
         return None
 
     @abstractmethod
-    def train(self, asked: Asked) -> RecordDict:
+    def train(self, asked: ClientRequest) -> RecordDict:
         """Answer the training request of a round; `broadcast.agreed_broadcast` reads it."""
 
-    def answer(self, asked: Asked) -> RecordDict:
+    def answer(self, asked: ClientRequest) -> RecordDict:
         """Answer a later step of a round, `asked.step`. Raises `ProtocolAborted` for an unknown one."""
         raise ProtocolAborted(f"{asked.step}: is no step of {self.name}")
 

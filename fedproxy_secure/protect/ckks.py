@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.protect.base import Asked
+from fedproxy_secure.protect.base import ClientRequest
 from fedproxy_secure.protect.sums import SecureSum
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-    from fedproxy_secure.protect.secure_sum.server import Work
-    from fedproxy_secure.secagg.masking.server import Aggregate
+    from fedproxy_secure.protect.secure_sum.server import RoundInputs
     from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.steps import Aggregate
     from fedproxy_secure.secagg.terms import Terms
 
 
@@ -71,14 +71,14 @@ class Ckks(SecureSum):
 
         return GRID
 
-    def train(self, asked: Asked) -> RecordDict:
+    def train(self, asked: ClientRequest) -> RecordDict:
         from fedproxy_secure.protect.secure_sum import client
 
         return client.train_and_advertise(
             asked.local_client(), asked.job, asked.content, asked.context, policy=asked.policy
         )
 
-    def later_steps(self) -> Mapping[str, Callable[[Asked], RecordDict]]:
+    def later_steps(self) -> Mapping[str, Callable[[ClientRequest], RecordDict]]:
         from fedproxy_secure.protect.secure_sum import client
         from fedproxy_secure.protect.secure_sum.client import answers
 
@@ -88,7 +88,7 @@ class Ckks(SecureSum):
             "unmask": answers(client.unmask),
         }
 
-    def run_steps(self, work: Work) -> tuple[Terms, Aggregate]:
+    def run_steps(self, work: RoundInputs) -> tuple[Terms, Aggregate]:
         from fedproxy_secure.protect.secure_sum.server import run_ckks
 
         return run_ckks(work)

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.fusion.elections import weighs_clients
-from fedproxy_secure.protect.base import Asked
+from fedproxy_secure.protect.base import ClientRequest
 from fedproxy_secure.protect.sums import SecureSum
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-    from fedproxy_secure.protect.secure_sum.server import Work
-    from fedproxy_secure.secagg.masking.server import Aggregate
+    from fedproxy_secure.protect.secure_sum.server import RoundInputs
     from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.steps import Aggregate
     from fedproxy_secure.secagg.terms import Terms
 
 GRAM_STAMP = (
@@ -65,9 +65,9 @@ class Masking(SecureSum):
         return plan.upload_bytes
 
     def rounding_of(self, plan: RingPlan) -> float:
-        return plan.step_of(plan.segments[0]) * (1.0 if plan.random_rounding else 0.5)
+        return plan.step_of(plan.segment("update")) * (1.0 if plan.random_rounding else 0.5)
 
-    def train(self, asked: Asked) -> RecordDict:
+    def train(self, asked: ClientRequest) -> RecordDict:
         from fedproxy_secure.protect.secure_sum import client, gram
 
         begin = client.train_and_advertise
@@ -75,7 +75,7 @@ class Masking(SecureSum):
             begin = gram.train_and_say_hello
         return begin(asked.local_client(), asked.job, asked.content, asked.context, policy=asked.policy)
 
-    def later_steps(self) -> Mapping[str, Callable[[Asked], RecordDict]]:
+    def later_steps(self) -> Mapping[str, Callable[[ClientRequest], RecordDict]]:
         from fedproxy_secure.protect.secure_sum import client, gram
         from fedproxy_secure.protect.secure_sum.client import answers
 
@@ -89,7 +89,7 @@ class Masking(SecureSum):
             "unmask": answers(client.unmask),
         }
 
-    def run_steps(self, work: Work) -> tuple[Terms, Aggregate]:
+    def run_steps(self, work: RoundInputs) -> tuple[Terms, Aggregate]:
         from fedproxy_secure.protect.secure_sum.server import run_masking
 
         return run_masking(work)

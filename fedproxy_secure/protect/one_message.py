@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from fedproxy_secure.errors import FedProxyError
-from fedproxy_secure.protect.base import Asked, Protection, RoundResult, ServerRound
+from fedproxy_secure.protect.base import ClientRequest, Protection, RoundResult, ServerRound
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -35,7 +35,7 @@ class OneMessage(Protection):
     def decode(self, content: RecordDict, job: FederationJob, *, d: int) -> ClientUpdate:
         """Return what the server reads of it, `d` numbers. Raises `DataError` for anything malformed."""
 
-    def train(self, asked: Asked) -> RecordDict:
+    def train(self, asked: ClientRequest) -> RecordDict:
         """Train and send the update, encoded."""
         return self.encode(train(asked), asked.job)
 
@@ -44,7 +44,7 @@ class OneMessage(Protection):
         return gather_and_fuse(self, round)
 
 
-def train(asked: Asked) -> ClientUpdate:
+def train(asked: ClientRequest) -> ClientUpdate:
     """Check the broadcast against the job and train from it."""
     from fedproxy_secure.protect.broadcast import agreed_broadcast, train_from
 

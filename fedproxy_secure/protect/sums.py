@@ -10,16 +10,16 @@ from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.fusion.elections import SignElection
 from fedproxy_secure.federate.fusion.rule import fusion_rule_of
-from fedproxy_secure.protect.base import Asked, Protection, RoundResult, ServerRound
+from fedproxy_secure.protect.base import ClientRequest, Protection, RoundResult, ServerRound
 from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
     from fedproxy_secure.federate.job import FederationJob
-    from fedproxy_secure.protect.secure_sum.server import Work
-    from fedproxy_secure.secagg.masking.server import Aggregate
+    from fedproxy_secure.protect.secure_sum.server import RoundInputs
     from fedproxy_secure.secagg.ring import RingPlan
+    from fedproxy_secure.secagg.steps import Aggregate
     from fedproxy_secure.secagg.terms import Terms
 
 
@@ -102,26 +102,26 @@ class SecureSum(Protection):
     def rounding_of(self, plan: RingPlan) -> float:
         """Return how far rounding may move a coordinate of the mean."""
 
-    def answer(self, asked: Asked) -> RecordDict:
+    def answer(self, asked: ClientRequest) -> RecordDict:
         steps = self.later_steps()
         if asked.step not in steps:
             return super().answer(asked)
         return steps[asked.step](asked)
 
     @abstractmethod
-    def later_steps(self) -> Mapping[str, Callable[[Asked], RecordDict]]:
+    def later_steps(self) -> Mapping[str, Callable[[ClientRequest], RecordDict]]:
         """Return what answers each later step, by its name."""
 
     def run_round(self, round: ServerRound) -> RoundResult:
         from fedproxy_secure.protect.secure_sum.failures import check_failed
         from fedproxy_secure.protect.secure_sum.server import sum_round
 
-        result = sum_round(round, self.run_steps, error=self.sum_error())
+        result = sum_round(round, self.run_steps, payload_bytes=self.payload_bytes, error=self.sum_error())
         check_failed(round.job, round.state.round, result.clients)
         return result
 
     @abstractmethod
-    def run_steps(self, work: Work) -> tuple[Terms, Aggregate]:
+    def run_steps(self, work: RoundInputs) -> tuple[Terms, Aggregate]:
         """Run the server's steps of a round; return the final terms and the sums."""
 
     def sum_error(self) -> float:

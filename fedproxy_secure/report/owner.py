@@ -14,7 +14,7 @@ from fedproxy_secure.config import Answers
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measures import ip
 from fedproxy_secure.evidence.number import Number
-from fedproxy_secure.report.page_words import Said, Sentence
+from fedproxy_secure.report.page_words import Sentence, Verbatim
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import PROXY_SETTINGS, setting_words, shown
 from fedproxy_secure.report.trilemma import Configuration, Measure
@@ -111,7 +111,7 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
         "The strongest attack gets ",
         number,
         " of the way from the tuned proxy to the fused LLM (",
-        Said(who + unsure),
+        Verbatim(who + unsure),
         *((f", through an API that returns {API_WORDS[told]}",) if told else ()),
         ").",
     )

@@ -1,7 +1,7 @@
 """The report in plain words: what each protection gives and costs, and what the seeds cannot tell apart.
 
-A sentence is a sequence of parts: `Number` (shown with what it rests on), `Said` (a name or a quotation),
-and plain words, in which no digit may stand.
+A sentence is a sequence of parts: `Number` (shown with what it rests on), `Verbatim` (a name or a
+quotation), and plain words, in which no digit may stand.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from fedproxy_secure.runtime.files.names import REPORT_JSON
 
 
 @dataclass(frozen=True)
-class Said:
+class Verbatim:
     """A name or a quotation; digits in it are not measurements."""
 
     text: str
 
 
-Part = str | Number | Said
+Part = str | Number | Verbatim
 Sentence = tuple[Part, ...]
 
 
@@ -59,7 +59,7 @@ class Contrast:
 
 def scope(report: Report) -> Sentence:
     """Return the sentence about what was run."""
-    seeds = Said(", ".join(map(str, report.seeds)))
+    seeds = Verbatim(", ".join(map(str, report.seeds)))
     if report.configurations:
         what, count = "configurations", len(report.configurations)
     else:
@@ -167,7 +167,7 @@ def _best(
     sentences: list[Sentence] = [
         (
             begin,
-            Said(best.method.replace("_", " ") + ratio),
+            Verbatim(best.method.replace("_", " ") + ratio),
             " with ",
             Number(estimate, pointer(f"rows/{i}/{key}")),
             ".",
@@ -195,7 +195,7 @@ def _range(items: Sequence[Labelled], key: str) -> Sentence:
     numbers: list[Part] = [shown(ordered[0])]
     if ordered[0].estimate.value != ordered[-1].estimate.value:
         numbers += [" to ", shown(ordered[-1])]
-    return (Said(before[:1].upper() + before[1:]), *numbers, Said(after))
+    return (Verbatim(before[:1].upper() + before[1:]), *numbers, Verbatim(after))
 
 
 def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
@@ -213,7 +213,7 @@ def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
         " succeeded",
     ]
     if won:
-        parts += [": ", Said(", ".join(dict.fromkeys(id for id, _ in attacks_in_order(won))))]
+        parts += [": ", Verbatim(", ".join(dict.fromkeys(id for id, _ in attacks_in_order(won))))]
     if resisted:
         number = _count(report, resisted, "attacks that were resisted", where)
         parts += ["; ", number, " resisted, which does not prove safety"]

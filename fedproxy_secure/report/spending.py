@@ -41,7 +41,7 @@ CEILING_NOT_COUNTED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Total:
+class SpentTotal:
     """What all configurations of a report spent together.
 
     Args:
@@ -125,7 +125,7 @@ def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, .
     return (first, *((composes,) if count > 1 and privacy.unit != "none" else ()), *others)
 
 
-def total(configurations: Sequence[Configuration], *, same_records: bool) -> Total:
+def total(configurations: Sequence[Configuration], *, same_records: bool) -> SpentTotal:
     """Return what all configurations of a report cost together, as they train on the same records.
 
     Args:
@@ -136,7 +136,7 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Tot
     ran = [c for c in configurations if c.seeds or c.spends]
     private = [c for c in ran if c.privacy_unit != "none"]
     if not private:
-        return Total()
+        return SpentTotal()
     open_ones = [c.name for c in ran if c.privacy_unit == "none"]
     cost, why = _of_all(private, same_records=same_records)
     says = [SEEDS_COMPOSE]
@@ -157,11 +157,11 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Tot
             "same records without differential privacy."
         )
     if cost is None or open_ones or not cost.finite:
-        return Total(says=tuple(says))
+        return SpentTotal(says=tuple(says))
     seeds = sorted({s for c in private for s in c.seeds}) or [0]
     exact = counted(cost.epsilon, metric="epsilon spent, all configurations", unit="epsilon", seeds=seeds)
     how = f"{exact.how}: the client that spent most, {cost.how}, at delta {cost.delta:g}"
-    return Total(epsilon=replace(exact, how=how), says=tuple(says))
+    return SpentTotal(epsilon=replace(exact, how=how), says=tuple(says))
 
 
 def _of_all(private: Sequence[Configuration], *, same_records: bool) -> tuple[Cost | None, str]:

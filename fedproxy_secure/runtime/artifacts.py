@@ -218,12 +218,13 @@ def read_file(path: Path) -> bytes:
 def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write `data` to `path` atomically, and make its folder if there is none.
 
-    A `private` file has mode 0600, any other 0644, whatever the umask.
+    A `private` file has mode 0600 whatever the umask, any other the mode of any new file. Several processes
+    may write a file at once, but only one a private file: what a kill leaves of it, the next call removes.
 
     Raises `RunFolderError` if the disk is full or the folder cannot be written; the file that was at `path`
     before is then still there, whole.
     """
-    with replacing(path, private=private, at_once=True) as partial:
+    with replacing(path, private=private, at_once=not private) as partial:
         partial.write_bytes(data)
 
 

@@ -1,4 +1,4 @@
-"""Names that a user types: hints for an unknown one, and the shipped file that a known one stands for."""
+"""Suggest the known name nearest to an unknown one, and find the shipped file that a name stands for."""
 
 from __future__ import annotations
 

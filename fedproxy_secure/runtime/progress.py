@@ -84,17 +84,19 @@ class Weighed:
 
     Args:
         shown: where calls are passed on to.
-        units: what all steps of any one task are worth together, in the units in which `WORK` counts.
+        units: what all steps of any one task are worth together, in the units in which `WORK` counts, or
+            what tells this for a task's name.
     """
 
     shown: Progress
-    units: float
+    units: float | Callable[[str], float]
     _each: dict[str, float] = field(default_factory=dict)  # units per step, by task
     _owed: float = 0.0  # units done that are not yet a whole one
 
     def start(self, task: str, total: int) -> None:
         """Begin `task`."""
-        self._each[task] = self.units / total if total else 0.0
+        units = self.units(task) if callable(self.units) else self.units
+        self._each[task] = units / total if total else 0.0
         self.shown.start(task, total)
 
     def advance(self, task: str, steps: int = 1, note: str = "") -> None:

@@ -4,7 +4,8 @@
     size      files have at most `MOST_BYTES`, and no more than that is ever read into memory
     files     of a folder that somebody else filled `read_plain_file` reads no links, pipes or devices
     YAML      at most `MOST_NODES` values once references are followed: ten lines can name a billion; a key
-              that is given twice is refused, where YAML would let the last one win
+              that is given twice is refused, where YAML would let the last one win, and so is a number of
+              more than 64 bits, or to base 60, which `12:30` is to YAML: both take quadratic time
 
 Guarantees: no text ends in a `RecursionError`, and no returned value is nested so deeply that printing it
 ends in one. Not guaranteed: that the value means anything; readers check types and ranges themselves.
@@ -22,10 +23,13 @@ from typing import Any
 
 import yaml
 
+from fedproxy_secure.runtime.quoting import MOST_VALUE, one_line
+
 MOST_NESTED = 64
 MOST_BYTES = 2**28
 MOST_LINE_BYTES = 2**24  # in a line of a file of records; a record is cut to a few thousand tokens
 MOST_NODES = 100_000
+_MOST_DIGITS = 200  # of an integer; 64 of them are bits, and there may be a sign, `0b` and underscores
 
 
 def parse_json(raw: str | bytes) -> Any:
@@ -92,7 +96,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
 class _TooMuch(ValueError):
-    """A value that is nested too deeply or too large; its text can be read all the same."""
+    """A value that is nested too deeply or too large, or a number that nobody writes; its text is YAML."""
 
 
 class GivenTwice(yaml.YAMLError):
@@ -100,7 +104,7 @@ class GivenTwice(yaml.YAMLError):
 
 
 class _Strict(yaml.SafeLoader):
-    """A YAML loader that refuses a key that is given twice."""
+    """A YAML loader that refuses a key that is given twice, and numbers of odd forms or sizes."""
 
     def get_single_node(self) -> yaml.Node | None:
         """Return what the base class returns, after checking that no key repeats in any mapping of it.
@@ -142,8 +146,38 @@ class _Strict(yaml.SafeLoader):
             if not isinstance(made, Hashable):
                 continue  # a tag made a list of it, which the base class refuses
             if made in given:
-                raise GivenTwice(f"line {key.start_mark.line + 1}: {str(key.value)[:80]} is given twice")
+                name = one_line(str(key.value), MOST_VALUE)
+                raise GivenTwice(f"line {key.start_mark.line + 1}: {name} is given twice")
             given.add(made)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return an integer of at most 64 bits; refuse any other."""
+        text = self._decimal(node)
+        value = 2**64 if len(text) > _MOST_DIGITS else super().construct_yaml_int(node)
+        if not -(2**63) <= value < 2**64:
+            raise _TooMuch(f"{_place(node, text)} must have at most 64 bits")
+        return value
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """Return a number; refuse one to base 60."""
+        self._decimal(node)
+        return super().construct_yaml_float(node)
+
+    def _decimal(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        if ":" in text:
+            raise _TooMuch(
+                f"{_place(node, text)} is a number to base 60; must be decimal, or text in quotes"
+            )
+        return text
+
+
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_yaml_int)
+_Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_yaml_float)
+
+
+def _place(node: yaml.ScalarNode, text: str) -> str:
+    return f"line {node.start_mark.line + 1}: {one_line(text, MOST_VALUE)}:"
 
 
 def parse_yaml(raw: str | bytes) -> Any:

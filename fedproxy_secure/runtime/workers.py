@@ -25,7 +25,7 @@ from typing import Any, Concatenate, Literal, NoReturn, TypeVar
 
 from fedproxy_secure.errors import FedProxyError
 from fedproxy_secure.runtime.preload import THREADS
-from fedproxy_secure.runtime.processes.child import Told, child
+from fedproxy_secure.runtime.processes.child import ProgressMessage, child
 from fedproxy_secure.runtime.progress import Progress, Replay, Snapshot
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ def in_processes(
                 return
             for here in _ready(running, ending):
                 message = _message(here, running[here])
-                if isinstance(message, Told):
+                if isinstance(message, ProgressMessage):
                     _replay(running[here], message.snapshot)
                     continue
                 own = running.pop(here)
@@ -243,14 +243,14 @@ def _has_ended(own: _Running) -> bool:
 
 
 def _message(here: Connection, own: _Running) -> Any:
-    """Return what the process sent: a `Told`, its result, or how its task was lost."""
+    """Return what the process sent: a `ProgressMessage`, its result, or how its task was lost."""
     try:
         message = here.recv()
     except (EOFError, OSError):  # it ended before, or in the middle of, its result
         own.process.join()
         here.close()
         return Lost(timed_out=False, code=own.process.exitcode or 0)
-    if isinstance(message, Told):
+    if isinstance(message, ProgressMessage):
         return message
     result, error = message
     here.close()

@@ -242,7 +242,7 @@ def _merge_by_blocks(
 
 
 def _clip_of(plan: RingPlan) -> float:
-    return next(s.clip for s in plan.segments if s.name == "update") or 0.0
+    return plan.segment("update").clip or 0.0
 
 
 def _block_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -98,6 +98,19 @@ class RingPlan:
         """The type of a word: uint16, or uint32 for 32 and 24 bits, whose high byte does not travel."""
         return np.uint16 if self.bits == 16 else np.uint32
 
+    def segment(self, name: str) -> Segment:
+        """Return the segment of that name. Raises `ConfigError` for a plan without it."""
+        for segment in self.segments:
+            if segment.name == name:
+                return segment
+        raise ConfigError(f"segment {name}: must be one of {', '.join(s.name for s in self.segments)}")
+
+    def place_of(self, name: str) -> slice:
+        """Return where in the vector the words of a segment lie. Raises as `segment` does."""
+        segment = self.segment(name)
+        start = sum(s.length for s in self.segments[: self.segments.index(segment)])
+        return slice(start, start + segment.length)
+
     def step_of(self, segment: Segment) -> float:
         """Return the distance between two neighbouring values of a real segment."""
         if segment.clip is None:

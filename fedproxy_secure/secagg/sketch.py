@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.secagg.likeness import heterogeneity, relative_weights, retention
 
 SKETCH = 4096
 LEAST_WEIGHT = math.exp(-1)  # over the largest weight, as with weights `self`
@@ -68,13 +69,7 @@ def standing(cosines: np.ndarray, index: int, *, r0: float, delta: float) -> Sta
     One thing differs: no weight is below `LEAST_WEIGHT` of the largest. Otherwise a server that encrypts
     cosines of its own making could leave one client almost alone in the sum.
     """
-    clients = len(cosines)
-    others = ~np.eye(clients, dtype=bool)
-    strength = np.where(others, np.abs(cosines), 0).sum(axis=1)
-    unlike = 1 - np.where(others, np.maximum(cosines, 0), 0).sum(axis=1) / (clients - 1)
-    span = unlike.max() - unlike.min()
-    place = (unlike[index] - unlike.min()) / span if span > 0 else 0.0
+    kept = retention(heterogeneity(cosines), r0=r0, delta=delta)
     return Standing(
-        weight=max(LEAST_WEIGHT, float(np.exp(strength[index] - strength.max()))),
-        retention=float(r0 - delta * place),
+        weight=max(LEAST_WEIGHT, float(relative_weights(cosines)[index])), retention=float(kept[index])
     )

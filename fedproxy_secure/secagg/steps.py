@@ -1,27 +1,57 @@
-"""A client's session in one attempt: steps that run once and in order, and a session that can be put away.
+"""Sessions of a client and of the server in one attempt: steps that run once and in order.
 
-Both protocols, masking and CKKS, take their sessions from here. One attempt of a client is one session.
+Both protocols, masking and CKKS, take their sessions from here. One attempt of a client is one session, and
+can be put away.
 
-Guarantees: a step runs at most once, and only when it is the next. Whatever goes wrong within a step, an
-interrupt included, ends the session for good and drops its secrets. A session that was put away by `freeze`
-goes on only under the terms and the roster that it was begun with. Not guaranteed: that a frozen session
-is thawed only once; the client's journal sees to that.
+Guarantees of a client's session: a step runs at most once, and only when it is the next. Whatever goes
+wrong within a step, an interrupt included, ends the session for good and drops its secrets. A session that
+was put away by `freeze` goes on only under the terms and the roster that it was begun with. Not guaranteed:
+that a frozen session is thawed only once; the client's journal sees to that.
+
+Guarantees of the server's: a message is taken in its own step alone, from whom the step is for, and once.
+A step with fewer than `threshold` answers ends the attempt.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
 
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import ProtocolAborted
+from fedproxy_secure.errors import ProtocolAborted, RoundAborted
+from fedproxy_secure.secagg.control import Control, Expected
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 OVER = "over"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
+    """The result of a completed round: survivors, sums of their segments, and sums of control words.
+
+    `sums`, by segment name: float32 [length] (float64 from CKKS) for real values, int64 [length] for
+    counts.
+    """
+
+    clients: tuple[str, ...]
+    sums: dict[str, np.ndarray]
+    control: Control
+
+
+def upload_key(private: Secret, public: bytes, context: bytes, client: str, what: str) -> Secret:
+    """Derive the key of the tag on a client's vector; the same from the client's and the server's side.
+
+    The context and the name enter, so that it serves in no other attempt and for no other client.
+    """
+    info = crypto.digest(b"upload", context, client.encode())
+    return crypto.agree(private, public, info=info, what=what)
 
 
 def check_roster(roster: Roster, terms: Terms) -> None:
@@ -82,7 +112,7 @@ class SteppedSession(ABC):
         return session
 
     def _once(self, step: str, action: Callable[[], T]) -> T:
-        """Run a step if it is its turn; whatever goes wrong ends the session."""
+        """Run a step once, in its order; any error ends the session."""
         if self._step != step:
             raise ProtocolAborted(f"{step}: asked when {self._step} is next; each step runs once, in order")
         try:
@@ -110,3 +140,71 @@ class SteppedSession(ABC):
     @abstractmethod
     def _forget(self) -> None:
         """Drop every secret and message that the session holds besides the root."""
+
+
+class SteppedServer:
+    """The server in one attempt; a subclass names its `STEPS` in order, the last of them `OVER`.
+
+    Args:
+        terms: of the attempt.
+        roster: the server's own.
+        private: the X25519 key whose public half the terms name.
+        expected: what the settings imply for the control words; None: what holds for all settings.
+
+    Raises `ProtocolAborted` for a cohort that is not in the roster, or another key than the terms name.
+    """
+
+    STEPS: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
+    ) -> None:
+        if crypto.agreement_public(private) != terms.server_key:
+            raise ProtocolAborted("server key: the terms name another one")
+        if strangers := [c for c in terms.cohort if c not in roster.members]:
+            raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
+        self.terms, self.roster = terms, roster
+        self._private, self._expected = private, expected
+        self._context = terms.context()
+        self._step = self.STEPS[0]
+
+    def _expect(self, step: str, client: str, among: Container[str], done: Container[str]) -> None:
+        """Raise `ProtocolAborted` unless this is the step, and the client has to answer in it."""
+        if self._step != step:
+            raise ProtocolAborted(f"{step}: message of {client[:80]} when {self._step} is going on")
+        if client not in among:
+            raise ProtocolAborted(f"{step}: {client[:80]} does not belong there")
+        if client in done:
+            raise ProtocolAborted(f"{step}: {client} has answered already")
+
+    def _verify(self, client: str, message: bytes, signature: bytes) -> None:
+        """Raise `ProtocolAborted` unless the client of the roster signed this message."""
+        crypto.verify(
+            self.roster.members[client], message, signature, what=f"{self._step}, signature of {client}"
+        )
+
+    def _check_tag(self, client: str, public: bytes, data: bytes, tag: bytes) -> None:
+        """Raise `ProtocolAborted` unless the client whose agreement key is `public` sent these bytes."""
+        what = f"{self._step}, tag of {client}"
+        crypto.check_tag(
+            upload_key(self._private, public, self._context, client, what), data, tag, what=what
+        )
+
+    def _close(self, step: str, count: int) -> None:
+        """End a step that `count` clients answered. Raises `RoundAborted`, for good, for too few."""
+        self._go_on(step)
+        self._enough(step, count)
+
+    def _go_on(self, step: str) -> None:
+        """Let the next step begin. Raises `ProtocolAborted` if another one than `step` is going on."""
+        if self._step != step:
+            raise ProtocolAborted(f"{step}: closed when {self._step} is going on")
+        self._step = self.STEPS[self.STEPS.index(step) + 1]
+
+    def _enough(self, what: str, count: int) -> None:
+        """End the attempt, and raise `RoundAborted`, if `count` clients are fewer than the threshold."""
+        if count < self.terms.threshold:
+            self._step = OVER
+            raise RoundAborted(
+                f"{what}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
+            )

@@ -47,7 +47,7 @@ def check_sums(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, 
 
 def _check_sides(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, error: float) -> None:
     """Check the mass of each side against the number of clients on it."""
-    (segment,) = (s for s in plan.segments if s.name == "update")
+    segment = plan.segment("update")
     clip, d = float(segment.clip or 0), segment.length
     check_counts(sums["signs"], cohort=plan.clients, bits=plan.bits, d=d, clients=clients)
     ups, downs = unpack_signs(sums["signs"], clients=plan.clients, bits=plan.bits, d=d)

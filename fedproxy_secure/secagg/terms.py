@@ -112,7 +112,7 @@ def least_threshold(clients: int, colluders: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class TermsPolicy:
     """A client's demands on terms, whatever the server proposes.
 
     `settings_sha256` and `roster` are the client's own. `colluders`: how many other clients may work with

@@ -27,7 +27,7 @@ from fedproxy_secure.errors import QueryRefused
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.models.passes import vocabulary_size
 from fedproxy_secure.serve.ledger import QueryLedger, Usage
-from fedproxy_secure.serve.told import Told, joined, tell
+from fedproxy_secure.serve.told import ApiAnswer, joined, tell
 
 MOST_TOKENS = 2**14  # of one call, whose answers are in memory together: 3 GiB of SmolLM2's logits
 
@@ -60,7 +60,7 @@ class OwnersApi:
         return self.ledger.asked(customer)
 
     @torch.inference_mode()
-    def ask(self, customer: str, texts: Sequence[Sequence[int]]) -> list[Told]:
+    def ask(self, customer: str, texts: Sequence[Sequence[int]]) -> list[ApiAnswer]:
         """Return what the policy tells after each token of each text.
 
         Args:
@@ -84,7 +84,7 @@ class OwnersApi:
         return answers
 
     @torch.inference_mode()
-    def write(self, customer: str, text: Sequence[int], *, count: int) -> Told:
+    def write(self, customer: str, text: Sequence[int], *, count: int) -> ApiAnswer:
         """Return what the policy tells of `count` tokens that follow a text, the likeliest each time.
 
         It is one query, of as many tokens as the text has and `count` more. Raises what `ask` does.
@@ -96,7 +96,7 @@ class OwnersApi:
         self._check_call(len(text) + count, "ask a shorter text or for fewer tokens")
         self._check(text, written=count)
         self.ledger.spend(customer, [len(text) + count], self.policy)
-        ids, cache, answers = list(text), DynamicCache(), list[Told]()
+        ids, cache, answers = list(text), DynamicCache(), list[ApiAnswer]()
         fed = ids
         for _ in range(count):
             out = self._model(
@@ -111,7 +111,7 @@ class OwnersApi:
             ids = ids + fed
         return joined(answers)
 
-    def _told(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> Told:
+    def _told(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> ApiAnswer:
         return tell(logits, ids, self.policy, self._key, start=start)
 
     def _check_call(self, tokens: int, remedy: str) -> None:

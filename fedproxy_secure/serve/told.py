@@ -3,7 +3,7 @@
 This is the one place where a policy's `answers` and `noise` are applied. The service for customers and
 the API that attacks are given both go through it.
 
-Guarantees: a `Told` is computed from the perturbed logits (`noise`) and keeps only what the policy
+Guarantees: a `ApiAnswer` is computed from the perturbed logits (`noise`) and keeps only what the policy
 discloses: with `text` it holds token ids and no other number, with `top_k` no number about a token that it
 does not name. Its tensors own their memory, so they give no access to the rest of the logits. Not
 guaranteed: anything about a caller that holds the model.
@@ -21,7 +21,7 @@ from fedproxy_secure.serve.noise import noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class ApiAnswer:
     """What an API told after each of some tokens; the leading shape is that of the tokens asked about.
 
     Args:
@@ -48,9 +48,9 @@ class Told:
         assert self.numbers is not None
         return self.numbers.argmax(-1)
 
-    def part(self, index: int | slice | torch.Tensor) -> Told:
+    def part(self, index: int | slice | torch.Tensor) -> ApiAnswer:
         """Return a part along the first dimension."""
-        return Told(
+        return ApiAnswer(
             answers=self.answers,
             tokens=None if self.tokens is None else self.tokens[index],
             numbers=None if self.numbers is None else self.numbers[index],
@@ -59,7 +59,7 @@ class Told:
 
 def tell(
     logits: torch.Tensor, ids: torch.Tensor, policy: ApiConfig, key: Secret | None = None, *, start: int = 0
-) -> Told:
+) -> ApiAnswer:
     """Return what a policy tells of the logits after the tokens of a text.
 
     Args:
@@ -78,18 +78,18 @@ def tell(
         drawn = noise(key, ids.cpu().numpy(), level=policy.noise, size=logits.shape[-1], start=start)
         logits = logits + torch.from_numpy(drawn).to(logits.device)
     if policy.answers == "logits":
-        return Told(answers="logits", numbers=logits.clone())
+        return ApiAnswer(answers="logits", numbers=logits.clone())
     if policy.answers == "text":
-        return Told(answers="text", tokens=logits.argmax(-1, keepdim=True))
+        return ApiAnswer(answers="text", tokens=logits.argmax(-1, keepdim=True))
     best = logits.log_softmax(-1).topk(min(policy.top_k, logits.shape[-1]), dim=-1)
-    return Told(answers="top_k", tokens=best.indices, numbers=best.values)
+    return ApiAnswer(answers="top_k", tokens=best.indices, numbers=best.values)
 
 
-def joined(parts: list[Told]) -> Told:
+def joined(parts: list[ApiAnswer]) -> ApiAnswer:
     """Return answers of the same kind and shape in one, along a new first dimension."""
     tokens = [part.tokens for part in parts if part.tokens is not None]
     numbers = [part.numbers for part in parts if part.numbers is not None]
-    return Told(
+    return ApiAnswer(
         answers=parts[0].answers,
         tokens=torch.stack(tokens) if tokens else None,
         numbers=torch.stack(numbers) if numbers else None,

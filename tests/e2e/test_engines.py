@@ -1,6 +1,7 @@
 """Flower's simulation and deployment run the same apps and end and record as the in-process engine does."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -72,6 +73,28 @@ def descendants():
     return found
 
 
+def rays_processes():
+    """Ray's clusters that processes below this one have started: the environment of each, by its port."""
+    found = {}
+    for process in descendants():
+        with suppress(OSError):
+            line = Path(f"/proc/{process}/cmdline").read_bytes().decode()
+            pairs = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")[:-1]
+            for port in re.findall(r"--gcs-address=127\.0\.0\.1:(\d+)", line):
+                found[port] = dict(pair.split("=", 1) for pair in pairs)
+    return found
+
+
+def joins(port, environment):
+    """Whether a process with this environment gets into a Ray cluster of this machine."""
+    program = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+    with suppress(subprocess.TimeoutExpired):
+        asked = [sys.executable, "-c", program, f"127.0.0.1:{port}"]
+        ended = subprocess.run(asked, env=environment, capture_output=True, timeout=30, check=False)
+        return ended.returncode == 0
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -84,11 +107,14 @@ def descendants():
     ],
 )
 def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine, rounds):
-    told, heard = [], set()
+    told, heard, entered = [], set(), {}
 
     def note(line):
         told.append(line)
         heard.update(listening())
+        for port, own in rays_processes().items():
+            stranger = {name: value for name, value in own.items() if not name.startswith("RAY_AUTH")}
+            entered[port] = (joins(port, own), joins(port, stranger))
 
     expected, seen, written = recorded(world, "in_process", rounds, tmp_path)
     final, also_seen, also_written = recorded(world, engine, rounds, tmp_path, on_round=note)
@@ -96,9 +122,8 @@ def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world
     assert final.round == rounds
     assert [line["round"] for line in told] == list(range(rounds))
     assert heard, "what it started does listen"
-    if engine == "deployment":  # Ray's own processes, under `simulation`, listen for other machines
-        assert heard <= LOOPBACK
-
+    assert heard <= LOOPBACK
+    assert list(entered.values()) == [(True, False)] * (engine == "simulation"), "Ray asks for the secret"
     assert also_seen.cohorts == seen.cohorts
     assert also_seen.masked.keys() == seen.masked.keys()
     for number in range(rounds):

@@ -23,9 +23,9 @@ from fedproxy_secure.secagg.ckks.probe import CIPHERTEXT, CONTEXTS, REFUSED, Pro
 from fedproxy_secure.secagg.ckks.row import payload
 from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Control, Expected
-from fedproxy_secure.secagg.masking.keys import upload_key
 from fedproxy_secure.secagg.selftest import rehearsal as stage
 from fedproxy_secure.secagg.sketch import SKETCH
+from fedproxy_secure.secagg.steps import upload_key
 
 pytest.importorskip("tenseal")
 

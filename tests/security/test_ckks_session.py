@@ -10,12 +10,14 @@ from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.errors import DataError, ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.ckks import context as ckks
 from fedproxy_secure.secagg.ckks.client import CkksClient
+from fedproxy_secure.secagg.ckks.gram import GramServer
 from fedproxy_secure.secagg.ckks.messages import HelloBook
 from fedproxy_secure.secagg.ckks.row import leader_of, payload, read_payload, row_length
 from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Control
-from fedproxy_secure.secagg.masking.keys import upload_key
 from fedproxy_secure.secagg.selftest.rehearsal import SERVER, identities, names, ring, terms_for
+from fedproxy_secure.secagg.steps import upload_key
+from fedproxy_secure.secagg.terms import Roster
 
 pytest.importorskip("tenseal")
 
@@ -248,7 +250,7 @@ def test_the_server_refuses_grants_and_vectors_that_do_not_belong():
     leader, book = server.hello_book()
     grants = clients[leader].share(book)
     for bad, line in (
-        (replace(grants, client=OTHER), "do not belong there"),
+        (replace(grants, client=OTHER), f"share: {OTHER} does not belong there"),
         (replace(grants, sealed=grants.sealed[1:]), "one for each client"),
         (replace(grants, receivers=grants.receivers[::-1]), "one for each client"),
         (replace(grants, public=b"junk"), "CKKS key: cannot be read"),
@@ -256,14 +258,72 @@ def test_the_server_refuses_grants_and_vectors_that_do_not_belong():
         with pytest.raises(ProtocolAborted, match=line):
             server.granted(bad)
     server.granted(grants)
+    with pytest.raises(ProtocolAborted, match=f"share: {LEADER} has answered already"):
+        server.granted(grants)
     row = payload(TERMS.plan, {"update": updates()[OTHER]}, CONTROL, TERMS.context())
     good = clients[OTHER].mask(server.grants()[OTHER], row)
     key = upload_key(SERVER, hellos[OTHER].share_key, TERMS.context(), OTHER, "")
     short = ckks.encrypt(grants.public, row[:-1])
     with pytest.raises(ProtocolAborted, match=f"{OTHER}: CKKS vector: must be {row_length(TERMS.plan)}"):
         server.encrypted(replace(good, encrypted=short, tag=crypto.tag(key, short)))
-    with pytest.raises(ProtocolAborted, match="do not belong there"):
+    with pytest.raises(ProtocolAborted, match=r"share: message of .* when mask is going on"):
         server.granted(grants)
+
+
+@pytest.mark.parametrize("server", [CkksServer, GramServer])
+def test_a_server_has_the_key_that_the_terms_name_and_clients_of_its_roster(server):
+    with pytest.raises(ProtocolAborted, match="server key: the terms name another one"):
+        server(terms=TERMS, roster=ROSTER, private=crypto.fresh_secret())
+    fewer = Roster(members={n: k for n, k in ROSTER.members.items() if n != OTHER})
+    with pytest.raises(ProtocolAborted, match=f"cohort: {OTHER} is not in the roster"):
+        server(terms=TERMS, roster=fewer, private=SERVER)
+
+
+def test_a_message_counts_in_its_own_step_alone_and_steps_close_once():
+    server = CkksServer(terms=TERMS, roster=ROSTER, private=SERVER)
+    clients = {n: new_client(n) for n in names(K)}
+    hellos = {n: c.advertise() for n, c in clients.items()}
+    for n in names(K)[:-1]:
+        server.advertised(hellos[n])
+    for close, step in ((server.grants, "share"), (server.total, "mask"), (server.finish, "unmask")):
+        with pytest.raises(ProtocolAborted, match=f"{step}: closed when advertise is going on"):
+            close()
+    leader, book = server.hello_book()
+    with pytest.raises(ProtocolAborted, match="advertise: message of c03 when share is going on"):
+        server.advertised(hellos["c03"])
+    with pytest.raises(ProtocolAborted, match="advertise: closed when share is going on"):
+        server.hello_book()
+    server.granted(clients[leader].share(book))
+    grants = server.grants()
+    rows = {n: payload(TERMS.plan, {"update": u}, CONTROL, TERMS.context()) for n, u in updates().items()}
+    sent = {n: clients[n].mask(grants[n], rows[n]) for n in grants}
+    for message in sent.values():
+        server.encrypted(message)
+    total = server.total()
+    with pytest.raises(ProtocolAborted, match="mask: message of c00 when unmask is going on"):
+        server.encrypted(sent["c00"])  # after the sum was handed out, nothing is added
+    opened = {n: clients[n].unmask(total) for n in total.clients}
+    for message in opened.values():
+        server.opened(message)
+    assert server.finish().clients == names(K)[:-1]
+    with pytest.raises(ProtocolAborted, match="unmask: message of c00 when over is going on"):
+        server.opened(opened["c00"])
+
+
+def test_an_attempt_that_failed_is_over():
+    server = CkksServer(terms=TERMS, roster=ROSTER, private=SERVER)
+    for n in names(K):
+        server.advertised(new_client(n).advertise())
+    server.hello_book()
+    with pytest.raises(RoundAborted, match="the leader sent no key"):
+        server.grants()
+    with pytest.raises(ProtocolAborted, match="share: closed when over is going on"):
+        server.grants()
+    server = CkksServer(terms=TERMS, roster=ROSTER, private=SERVER)
+    with pytest.raises(RoundAborted, match="advertise: 0 of 4 clients"):
+        server.hello_book()
+    with pytest.raises(ProtocolAborted, match="advertise: message of c00 when over is going on"):
+        server.advertised(new_client("c00").advertise())
 
 
 @pytest.mark.parametrize("opener", names(K))

@@ -232,8 +232,12 @@ def test_sketches_that_do_not_multiply_abort():
         ckks_gram.products(keys.public, [b"x", b"y"])
     with pytest.raises(DataError, match="CKKS key: cannot be read"):
         ckks_gram.products(b"x", [])
-    with pytest.raises(DataError, match="CKKS key: degree, bits, scale"):
-        ckks_gram.products(ckks.make_keys().public, [])
+    library = ckks.tenseal()
+    more_moduli = library.context(library.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[40, 40, 40, 40])
+    more_moduli.global_scale = 2**40  # as many bits, one level more
+    for other in (ckks.make_keys().public, more_moduli.serialize()):
+        with pytest.raises(DataError, match="CKKS key: degree, bits, moduli, scale"):
+            ckks_gram.products(other, [])
     with pytest.raises(DataError, match="must be 4096 finite numbers"):
         ckks_gram.encrypt(keys.secret, np.zeros(5))
     with pytest.raises(DataError, match="must be 4096 finite numbers"):
@@ -248,7 +252,7 @@ def test_sketches_that_do_not_multiply_abort():
     server = new_server()
     for n in TERMS.cohort:
         server.advertised(new_client(n).advertise())
-    server._grants = replace_public(keys.public)
+    server._grants, server._step = replace_public(keys.public), "sketch"
     server._sketches = dict.fromkeys(TERMS.cohort, b"x")
     with pytest.raises(ProtocolAborted, match="sketch: ciphertext"):
         server.products()

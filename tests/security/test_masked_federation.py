@@ -19,6 +19,7 @@ from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.journal.store import writing
 from fedproxy_secure.protect.secure_sum.terms import first_clip
 from fedproxy_secure.proxy_intake import store as proxy_store
+from fedproxy_secure.runtime.files.names import LEAKAGE
 from fedproxy_secure.secagg.provision import provision
 from tests.support.masked_rounds import (
     STEPS,
@@ -70,6 +71,17 @@ def test_fedavg_and_h_ties_under_ckks_are_those_under_masking(world, ended):
         masked, encrypted = ended(rule, rounds=1), ended(rule, rounds=1, scheme="ckks")
         difference = np.linalg.norm(encrypted.adapter - masked.adapter)
         assert difference < 1e-3 * np.linalg.norm(move(world, masked))
+
+
+@pytest.mark.parametrize(("scheme", "message"), [("masking", "MaskedInput"), ("ckks", "Encrypted")])
+def test_a_rounds_line_says_how_many_bytes_a_clients_vector_takes(world, tmp_path, scheme, message):
+    if scheme == "ckks":
+        pytest.importorskip("tenseal")
+    told = []
+    serve_with(world, with_(world[0], rounds=1, scheme=scheme), run_folder=tmp_path, on_round=told.append)
+    rows = map(json.loads, (tmp_path / LEAKAGE).read_text().splitlines())
+    (sent,) = (r for r in rows if r["message"] == message)
+    assert told[0]["vector_bytes"] == pytest.approx(sent["bytes"] / sent["count"], rel=0.05)
 
 
 @pytest.mark.parametrize("bits", [16, 24])

@@ -7,11 +7,11 @@ import pytest
 
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.errors import ProtocolAborted, RoundAborted
-from fedproxy_secure.secagg.masking.keys import upload_key
 from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.messages import Advertise
 from fedproxy_secure.secagg.ring import read_sum
 from fedproxy_secure.secagg.selftest.rehearsal import SERVER, Cohort, identities, names, ring, terms_for
+from fedproxy_secure.secagg.steps import upload_key
 from fedproxy_secure.secagg.terms import Roster
 from tests.support.masked_cohort import (
     KEYS,

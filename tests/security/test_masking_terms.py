@@ -6,12 +6,12 @@ import pytest
 
 from fedproxy_secure.errors import ConfigError, ProtocolAborted
 from fedproxy_secure.secagg.selftest.rehearsal import ring
-from fedproxy_secure.secagg.terms import Policy, least_threshold
+from fedproxy_secure.secagg.terms import TermsPolicy, least_threshold
 from tests.support.masked_cohort import PLAN, ROSTER, TERMS, D, K
 
 
 def policy(colluders=0, roster=ROSTER):
-    return Policy(roster=roster, settings_sha256=b"s" * 32, colluders=colluders, rounds=8)
+    return TermsPolicy(roster=roster, settings_sha256=b"s" * 32, colluders=colluders, rounds=8)
 
 
 def check(terms=TERMS, *, name="c00", broadcast=b"b" * 32, plan=PLAN, rules=None):

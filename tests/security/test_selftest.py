@@ -10,7 +10,7 @@ from fedproxy_secure.secagg.masking.client import ClientSession
 from fedproxy_secure.secagg.selftest import attempts as selftest
 from fedproxy_secure.secagg.selftest import hostile
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, identities, names, ring, terms_for
-from fedproxy_secure.secagg.terms import Policy
+from fedproxy_secure.secagg.terms import TermsPolicy
 
 
 def test_every_attack_fails_and_every_known_bad_client_is_read():
@@ -35,7 +35,7 @@ def test_a_client_that_helps_the_server_opens_nobody_where_the_threshold_counts_
 
 @pytest.mark.parametrize(
     ("owner", "method"),
-    [(ClientSession, "_check_signature"), (Policy, "check")],
+    [(ClientSession, "_check_signature"), (TermsPolicy, "check")],
     ids=["signatures", "policy"],
 )
 def test_an_installation_with_a_check_taken_out_is_found_bad(monkeypatch, owner, method):

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from fedproxy_secure.journal.store import writing
 from fedproxy_secure.secagg.masking.client import ClientSession
-from fedproxy_secure.secagg.terms import Policy
+from fedproxy_secure.secagg.terms import TermsPolicy
 from tests.security.test_state_space import BROKEN, attack_on, safe, tries, world
 from tests.support.client_model import Message, decide, ended_by, fresh, messages, sendable
 from tests.support.leakage import judge, learned
@@ -256,7 +256,7 @@ class AnyCohort(Held):
 
 
 def without_threshold(monkeypatch):
-    monkeypatch.setattr(Policy, "check", lambda *_, **__: None)
+    monkeypatch.setattr(TermsPolicy, "check", lambda *_, **__: None)
 
 
 def without_signatures(monkeypatch):

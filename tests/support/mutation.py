@@ -67,6 +67,7 @@ TESTS = {
     "secagg.control": (*SHAMIR, "tests/vectors/test_frozen_transcript.py"),
     "secagg.expectations": (f"{UNIT}expectations.py", *GRANULARITY),
     "secagg.granularity": GRANULARITY,
+    "secagg.likeness": (f"{UNIT}sketch.py",),
     "secagg.masking.client": MASKING,
     "secagg.masking.keys": MASKING,
     "secagg.masking.masks": (f"{UNIT}ring.py", "tests/vectors"),
@@ -93,8 +94,9 @@ PROTOCOL = (
     "tests/properties/test_masking_properties.py",
 )
 UNDER_CKKS = (f"{UNIT}ckks.py", f"{SECURITY}ckks_session.py", *GRAM)
+FOR_GRAM = ("secagg.likeness", "secagg.sketch")
 LAST = {
-    module: (*PROTOCOL, *(UNDER_CKKS if ".ckks." in module or module == "secagg.sketch" else ()))
+    module: (*PROTOCOL, *(UNDER_CKKS if ".ckks." in module or module in FOR_GRAM else ()))
     for module in TESTS
 }
 SLOWNESS = 5  # a mutant may take so many times the CPU time of the unchanged code, and 5 s

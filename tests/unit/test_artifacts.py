@@ -12,7 +12,7 @@ import yaml
 
 from fedproxy_secure.config import Config, parse_config
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.runtime.artifacts import RunFolder, environment
+from fedproxy_secure.runtime.artifacts import RunFolder, environment, write_bytes
 
 
 @pytest.fixture
@@ -190,3 +190,20 @@ def test_the_environment_names_versions_and_the_device_it_is_told():
     assert found["device"] == "cuda"
     assert found["packages"]["torch"].startswith("2.13.0")
     assert found["cpu_count"] >= 1
+
+
+KILLED = """
+import os, pathlib, sys
+from fedproxy_secure.runtime import artifacts
+pathlib.Path.replace = lambda *_: os._exit(9)
+artifacts.write_bytes(pathlib.Path(sys.argv[1]), b"first secret", private=True)
+"""
+
+
+def test_of_a_secret_that_was_being_written_when_a_kill_came_nothing_is_left_after_the_next(tmp_path: Path):
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "a.key"], check=False)
+        assert killed.returncode == 9
+        assert len(os.listdir(tmp_path)) == 1
+    write_bytes(tmp_path / "a.key", b"second", private=True)
+    assert os.listdir(tmp_path) == ["a.key"]

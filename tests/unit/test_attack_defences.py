@@ -17,7 +17,6 @@ from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import federate, with_keys
 from fedproxy_secure.flower.in_process import InProcessGrid
-from fedproxy_secure.flower.recording import Tamper
 from fedproxy_secure.flower.server_app import serve
 from fedproxy_secure.models.adapters import (
     adapter_size,
@@ -30,7 +29,8 @@ from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.protect.secure_sum.noise import planned_threshold
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.secagg.selftest.rehearsal import identities, ring, terms_for
-from fedproxy_secure.secagg.terms import Policy
+from fedproxy_secure.secagg.terms import TermsPolicy
+from tests.support.tampering import federate_tampered
 from tests.support.tiny import tiny_llama, tiny_settings
 from threat_models import get
 
@@ -217,7 +217,7 @@ def accepts(asked, least):
     plan, (_, roster) = ring(5, 8), identities(5)
     terms = replace(terms_for(plan, roster), threshold=asked)
     settings = terms.settings_sha256
-    own = Policy(roster=roster, settings_sha256=settings, colluders=0, rounds=1, min_cohort=least)
+    own = TermsPolicy(roster=roster, settings_sha256=settings, colluders=0, rounds=1, min_cohort=least)
     own.check(terms, name="c00", broadcast_sha256=terms.broadcast_sha256, plan=plan)
 
 
@@ -295,5 +295,5 @@ def test_a_client_that_is_sent_another_adapter_than_its_terms_name_takes_no_part
         vectors = ArrayRecord({"adapter": Array(np.zeros_like(initial.adapter))})
         return RecordDict({**content, "vectors": vectors})
 
-    federate(job, folder, initial, run_folder=tmp_path, tamper=Tamper.granted(get("active_server"), change))
+    federate_tampered(job, folder, initial, tmp_path, get("active_server"), change)
     assert participants(tmp_path) == [["c0", "c1", "c2", "c4"]]

@@ -255,3 +255,11 @@ def test_cells_of_an_earlier_version_stay_valid_where_a_new_setting_is_not_said(
     assert parse_config({"heal": {"fit_windows": 0}}).sha256() == Config().sha256()
     assert parse_config({"heal": {"fit_windows": 1}}).sha256() != Config().sha256()
     assert Later(added=1).cell_sha256() != Config().cell_sha256()
+
+
+def test_a_value_or_key_of_any_size_is_refused_in_one_line_of_ordinary_length():
+    for raw in ({"seeds": "x" * 10**6}, {"max_tokens": 10**5000}, {"data": 10**5000}, {"y\n" * 10**5: 1}):
+        with pytest.raises(ConfigError) as raised:
+            parse_config(raw)
+        assert len(str(raised.value)) < 1000
+        assert str(raised.value).isprintable()

@@ -3,6 +3,7 @@
 import datetime
 import http.server
 import os
+import pathlib
 import re
 import shutil
 import socket
@@ -22,6 +23,7 @@ from fedproxy_secure.deploy.authority import (
     bring,
     check_dates,
     check_server,
+    finish_renewal,
     make_authority,
     make_server,
 )
@@ -304,6 +306,35 @@ def test_a_site_waits_for_a_certificate_that_is_not_the_kits_to_be_put_right(fol
         assert ended.wait(30)
     assert "its certificate is not the kit's" in told[0]
     assert told[1] == told[0], "what lasts is told again"
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_kill_at_any_step_of_a_renewal_leaves_a_pair_that_fits(folder, tmp_path, monkeypatch, step):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    before, calls = (tmp_path / "server.pem").read_bytes(), [step]
+    replace, unlink = pathlib.Path.replace, pathlib.Path.unlink
+
+    def killing(real):
+        def call(*args, **options):
+            calls[0] -= 1
+            if calls[0] < 0:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "replace", killing(replace))
+        patched.setattr(pathlib.Path, "unlink", killing(unlink))
+        with suppress(KeyboardInterrupt):
+            make_server(tmp_path, ["owner.example"])
+    finish_renewal(tmp_path)
+    check_server(TlsFiles.below(tmp_path), ["owner.example"])
+    assert ((tmp_path / "server.pem").read_bytes() != before) == (step > 1)
+    assert (tmp_path / "server.key").stat().st_mode & 0o777 == 0o600
+    make_server(tmp_path, ["owner.example"])
+    left = {name for name in os.listdir(tmp_path) if b"PRIVATE" in (tmp_path / name).read_bytes()}
+    assert left == {"authority.key", "server.key"}
 
 
 def test_the_authority_certifies_servers_alone(folder):

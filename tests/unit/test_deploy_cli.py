@@ -295,6 +295,13 @@ def test_a_kit_with_other_members_is_one_line_that_shows_them_and_an_earlier_epo
     assert "epoch=1: must be >= 2" in refusal("accept", own / "c0", old)
 
 
+def test_an_owner_with_a_new_authority_makes_kits_of_a_later_epoch_before_she_runs(own):
+    assert "authority and certificate are new" in typed("rotate", own / "owner", "--new-authority")
+    assert "names another authority than" in refusal("run", own / "owner")
+    assert "epoch 2: " in typed("kit", own / "owner")
+    typed("accept", own / "c0", own / "owner" / "kits" / "c0.kit.json")
+
+
 def test_a_kit_of_another_owner_is_one_line(own):
     other, requests = own / "other", [own / name / f"{name}.request.json" for name in SITES]
     typed("init", own / "job.yaml", "--address", "127.0.0.1:1", "--out", other)
@@ -323,6 +330,7 @@ def test_own_certificates_come_with_key_and_authority(started, tmp_path):
 def test_a_site_that_is_revoked_or_too_few_end_a_run_before_it_begins(started):
     """The last test of this folder: it changes who takes part."""
     assert "certificate renewed" in typed("rotate", started / "owner")
+    assert "--new-authority is the owner's" in typed("rotate", started / "c1", "--new-authority", code=2)
     assert "keys of generation 2" in typed("rotate", started / "c1")
     assert "its kit is for other keys" in typed("start", started / "c1", code=2)
     assert "revoked c0" in typed("revoke", started / "owner", "c0")

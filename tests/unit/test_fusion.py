@@ -8,6 +8,7 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.federate.fusion import algorithms
 from fedproxy_secure.federate.server import ServerState, fuse_round
 from fedproxy_secure.federate.update import ClientUpdate
+from fedproxy_secure.secagg.likeness import retention
 
 
 def f32(rows):
@@ -32,9 +33,9 @@ def test_heterogeneity_counts_only_positive_cosines_and_weights_count_both():
 
 
 def test_retention_spans_r0_minus_delta_to_r0_and_is_r0_when_all_are_alike():
-    kept = algorithms.retention(np.array([0.2, 0.4, 0.6]), r0=1.0, delta=0.2)
+    kept = retention(np.array([0.2, 0.4, 0.6]), r0=1.0, delta=0.2)
     np.testing.assert_allclose(kept, [1.0, 0.9, 0.8])
-    np.testing.assert_allclose(algorithms.retention(np.array([0.5, 0.5]), r0=1.0, delta=0.2), [1, 1])
+    np.testing.assert_allclose(retention(np.array([0.5, 0.5]), r0=1.0, delta=0.2), [1, 1])
 
 
 def test_keep_largest_keeps_the_largest_magnitudes_unchanged():

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fedproxy_secure.flower.launch import kept as module
-from fedproxy_secure.flower.launch.kept import Kept
+from fedproxy_secure.flower.launch.kept import KeptProgram
 from fedproxy_secure.flower.launch.processes import (
     alone_in,
     keep_bounded,
@@ -26,7 +26,7 @@ def keep(tmp_path, monkeypatch):
     with alone_in(tmp_path) as lock:
 
         def make(code):
-            one = Kept(
+            one = KeptProgram(
                 "it",
                 ["-c", code],
                 log=tmp_path / "it.log",

@@ -22,9 +22,9 @@ from fedproxy_secure.monitor.events import Event
 from fedproxy_secure.monitor.metrics import metrics
 from fedproxy_secure.monitor.page import page
 from fedproxy_secure.monitor.serve import MOST_AT_ONCE, served
-from fedproxy_secure.monitor.state import Spending, Standing
+from fedproxy_secure.monitor.state import FederationStatus, Spending
 
-OWNER = Standing(
+OWNER = FederationStatus(
     role="owner",
     name="ward",
     phase="running",

@@ -4,6 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
 
 from tests.support.processes import ends_within
 
@@ -27,3 +31,10 @@ def test_a_worker_does_not_outlive_a_parent_that_was_killed(tmp_path):
         worker = int(parent.stdout.readline())
         os.kill(parent.pid, signal.SIGKILL)
         assert ends_within(worker, seconds=20)
+
+
+def test_a_python_whose_forkserver_runs_the_code_of_other_users_is_not_supported():
+    """CVE-2022-42919, mended in 3.11.1."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    supported = SpecifierSet(project["project"]["requires-python"])
+    assert ("3.11.0" in supported, "3.11.1" in supported) == (False, True)

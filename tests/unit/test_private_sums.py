@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.dp.noise import KEY_BYTES, Noise, simulated_key
 from fedproxy_secure.dp.record_noise import RecordNoise
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.federate.private_training import NOISE_STEPS, private_steps
@@ -98,3 +98,10 @@ def test_an_empty_sample_is_a_step_with_noise_alone():
     moved = tune(tuned, noise=1.0, clip=1.0, rate=1e-9, steps=1, lr=1e-9) - start
     assert np.isfinite(moved).all()
     assert moved.any()
+
+
+def test_simulated_noise_repeats_and_differs_by_seed_client_and_round():
+    keys = {simulated_key(seed, client, r) for seed in (0, 1) for client in ("a", "b") for r in (0, 1)}
+    assert len(keys) == 8
+    assert {len(key) for key in keys} == {KEY_BYTES}
+    assert simulated_key(0, "a", 0) in keys

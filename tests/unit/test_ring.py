@@ -44,6 +44,18 @@ def test_the_smallest_and_the_largest_clip_work_as_any_other(bits, clip):
     assert made.clipped == 0
 
 
+def test_a_segment_and_the_place_of_its_words_are_found_by_name():
+    first, second = Segment(name="x", length=3, clip=1.0), Segment(name="n", length=2, largest=5)
+    plan = RingPlan(bits=16, clients=3, segments=(first, second))
+    assert (plan.segment("x"), plan.segment("n")) == (first, second)
+    words = quantise(plan, {"x": np.ones(3), "n": np.array([4, 5])}).words
+    assert words[plan.place_of("n")].tolist() == [4, 5]
+    assert words[plan.place_of("x")].tolist() == [plan.levels] * 3
+    for find in (plan.segment, plan.place_of):
+        with pytest.raises(ConfigError, match="segment update: must be one of x, n"):
+            find("update")
+
+
 def test_32_bits_round_to_the_nearest_so_that_a_run_repeats():
     plan = plan_of(32, 64, d=1000)
     step = plan.step_of(plan.segments[0])

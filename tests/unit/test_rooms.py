@@ -1,6 +1,7 @@
 """The layout that docs/architecture.md promises: small modules, small folders, a small root."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedproxy_secure", "threat_models", "attacks")
 MOST_MODULES, MOST_IN_THE_ROOT, MOST_LINES = 12, 6, 300
+LISTED = re.compile(r"^ *(\w+)(/|\.py)? {2,}\S", re.MULTILINE)  # a line of a docstring's listing of modules
 LONG = "Longer than 300 lines"  # how a module's docstring begins the sentence that says why
 
 
@@ -42,3 +44,16 @@ def test_no_docstring_begins_with_of():
             if isinstance(node, kinds):
                 docstring = ast.get_docstring(node) or ""
                 assert not docstring.startswith(("Of ", "As given", "As shown")), (file, docstring)
+
+
+def test_a_packages_docstring_that_lists_modules_lists_them_all():
+    listings = 0
+    for file in sorted((ROOT / "fedproxy_secure").rglob("__init__.py")):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        there = {f.stem for f in file.parent.glob("*.py") if f != file}
+        there |= {f"{f.parent.name}/" for f in file.parent.glob("*/__init__.py")}
+        named = {name + ("/" if mark == "/" else "") for name, mark in LISTED.findall(docstring)}
+        if len(named & there) > 1:
+            listings += 1
+            assert named == there, (file, named ^ there)
+    assert listings > 5

@@ -5,6 +5,7 @@ import pytest
 
 from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.federate.fusion import algorithms
+from fedproxy_secure.secagg.likeness import retention
 from fedproxy_secure.secagg.sketch import LEAST_WEIGHT, SKETCH, count_sketch, gram_of, standing
 
 
@@ -53,7 +54,7 @@ def test_an_update_of_zeros_has_a_sketch_of_zeros_and_a_broken_one_none():
 def test_exact_cosines_give_the_weights_and_retentions_of_h_ties(clients):
     tau = updates(clients)
     analysis = algorithms.analyse(tau)
-    wanted = algorithms.retention(analysis.heterogeneity, r0=0.9, delta=0.3)
+    wanted = retention(analysis.heterogeneity, r0=0.9, delta=0.3)
     made = [standing(analysis.cosines, i, r0=0.9, delta=0.3) for i in range(clients)]
     weights = np.array([m.weight for m in made])
     floored = np.maximum(analysis.weights, LEAST_WEIGHT * analysis.weights.max())

@@ -18,6 +18,7 @@ from fedproxy_secure.protect.secure_sum.noise import noise_of
 from fedproxy_secure.protect.secure_sum.step_bound import ROOM, held, longest_step
 from fedproxy_secure.protect.secure_sum.terms import expected_numbers, first_clip, largest_clip
 from fedproxy_secure.proxy_intake import store as proxy_store
+from tests.support.masked_rounds import serve_with
 from tests.support.tiny import tiny_settings
 
 D = 100
@@ -112,12 +113,10 @@ def test_what_the_server_expects_of_a_client_follows_from_the_settings(
 
 
 def all_at_the_clip(job):
-    """A malicious client's update: every coordinate as far as a word within the clip can say."""
+    """Client c1 is malicious: its update has every coordinate as far as a word within the clip can say."""
     clip = first_clip(job.local)
 
     class Liar:
-        name = "c1"
-
         def __init__(self, client):
             self._client = client
 
@@ -129,18 +128,18 @@ def all_at_the_clip(job):
             far = np.full_like(made.update, clip)
             return ClientUpdate(**{**vars(made), "update": far})
 
-    return Liar
+    return lambda client: Liar(client) if client.name == "c1" else client
 
 
 def test_a_client_that_sends_far_more_than_training_can_reach_is_cut_and_the_run_says_so(
     world, tmp_path, caplog
 ):
     """Under SGD every coordinate at its clip is sqrt(d) times longer than any training."""
-    job, folder, initial = world
+    job, _, initial = world
     job = changed(job, optimizer="sgd", learning_rate=0.1, steps=2)
     reach = first_clip(job.local)
-    with client_app.played_by({"c1": all_at_the_clip(job)}):
-        state = federate(job, folder, initial, run_folder=tmp_path)
+    app = client_app.client_app(play=all_at_the_clip(job))
+    state = serve_with(world, job, app, run_folder=tmp_path)
     moved = float(np.linalg.norm(state.adapter - initial.adapter))
     assert moved <= ROOM * reach * (1 + 1e-5)
     (line,) = (tmp_path / "rounds.jsonl").read_text().splitlines()

@@ -18,7 +18,7 @@ from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.tracking import (
     NEEDS,
-    Place,
+    TrackedPlace,
     Trackers,
     measure_values,
     open_tracker,
@@ -41,7 +41,7 @@ def needs(name):
 
 
 def place(folder, part="seed-0"):
-    return Place(folder=folder, project="demo", run="ab12", part=part)
+    return TrackedPlace(folder=folder, project="demo", run="ab12", part=part)
 
 
 def scalars(folder):
@@ -214,8 +214,8 @@ SCRIPT = """
 import sys
 from contextlib import closing
 from pathlib import Path
-from fedproxy_secure.experiments.tracking import Place, open_tracker
-place = Place(folder=Path(sys.argv[2]), project="demo", run="ab12", part="seed-0")
+from fedproxy_secure.experiments.tracking import TrackedPlace, open_tracker
+place = TrackedPlace(folder=Path(sys.argv[2]), project="demo", run="ab12", part="seed-0")
 for step in (0, 1):  # opened twice, as after a kill
     with closing(open_tracker([sys.argv[1]], place)) as tracker:
         tracker.log(step, {"round/loss": 2.5 - step, "round/clients": 3.0})

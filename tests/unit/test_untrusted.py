@@ -1,6 +1,7 @@
 """No file that somebody else wrote ends in a stack that ran out: every reader says one line."""
 
 import json
+import time
 
 import pytest
 import yaml
@@ -17,10 +18,11 @@ from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, cell_file, read_cell
 from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.record.private import read_private, write_records
+from fedproxy_secure.record.view import api_policy_of
 from fedproxy_secure.report.measured import read_seed
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import AUDIT_LOG, FINDINGS, MANIFEST, SIGNATURE
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FINDINGS, MANIFEST, SETTINGS_FILE, SIGNATURE
 from fedproxy_secure.runtime.untrusted import (
     MOST_LINE_BYTES,
     MOST_NESTED,
@@ -138,6 +140,33 @@ def test_text_that_is_yaml_and_too_much_is_not_said_to_be_no_yaml():
     assert yaml_reason(wrong.value).startswith("is not YAML: line 1: ")
 
 
+ODD_NUMBERS = {
+    "many bits": ("0x" + "f" * 5000, r"line 1: 0xf+\.\.\.: must have at most 64 bits"),
+    "many digits": ("1" * 5000, r"line 1: 1+\.\.\.: must have at most 64 bits"),
+    "one bit too many": (str(2**64), "line 1: 18446744073709551616: must have at most 64 bits"),
+    "base 60": ("12:30:45", "line 1: 12:30:45: is a number to base 60; must be decimal, or text in quotes"),
+    "long base 60": ("1:" * 200_000 + "1", r"line 1: 1:[1:]+\.\.\.: is a number to base 60"),
+    "a fraction": ("1:30.5", "line 1: 1:30.5: is a number to base 60"),
+    "a tag": ("!!int '1:30'", "line 1: 1:30: is a number to base 60"),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), ODD_NUMBERS.values(), ids=ODD_NUMBERS)
+@pytest.mark.parametrize("form", ["a: {}", "[{}]", "? {}\n: 1"])
+def test_numbers_that_take_quadratic_time_are_refused_in_a_line_of_ordinary_length(text, line, form):
+    began = time.process_time()
+    with pytest.raises(ValueError, match=line) as raised:
+        parse_yaml(form.format(text))
+    assert time.process_time() - began < 2  # YAML alone takes 7 s for the long one
+    assert yaml_reason(raised.value) == str(raised.value)
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, -(2**63), 0])
+def test_integers_of_64_bits_are_read(number):
+    assert parse_yaml(f"a: {number}\nb: {number:#b}") == {"a": number, "b": number}
+
+
 # --- every reader
 
 
@@ -226,6 +255,19 @@ def test_every_reader_says_one_line_of_a_file_that_is_nested_too_deeply(tmp_path
     with pytest.raises(FedProxyError) as raised:
         read(tmp_path, text)
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def api(place, text):
+    (place / SETTINGS_FILE).write_text(text)
+    return api_policy_of(place)
+
+
+@pytest.mark.parametrize("read", [settings, policy, api], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "1:" * 20_000 + "1"], ids=["bits", "base 60"])
+def test_a_number_that_takes_quadratic_time_is_one_line_of_every_reader(tmp_path, read, number):
+    with pytest.raises(FedProxyError, match=r"at most 64 bits|to base 60") as raised:
+        read(tmp_path, f"seeds: {number}")
     assert len(str(raised.value)) < 400
 
 

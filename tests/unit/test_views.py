@@ -15,13 +15,12 @@ from fedproxy_secure.config import (
     PrivacyConfig,
     ProtectConfig,
 )
-from fedproxy_secure.errors import ConfigError, RunFolderError
-from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.flower.recording import Tamper
+from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.transcript import STATE, read_events
 from fedproxy_secure.record.view import PublicSettings, View, view
 from tests.support.recorded import prepared, record_run
+from tests.support.tampering import federate_tampered
 from threat_models import ThreatModel, get
 
 FEDAVG = {"rule": "fedavg"}
@@ -228,23 +227,6 @@ def test_more_vectors_than_asked_for_are_thinned_evenly():
 # tampering
 
 
-@pytest.mark.parametrize("name", ["server", "network", "api_user", "server_with_clients"])
-def test_a_passive_adversary_may_not_tamper(name):
-    with pytest.raises(ConfigError, match=f"{name}: is passive; may not change messages"):
-        Tamper.granted(get(name), lambda kind, client, content: content)
-
-
-@pytest.mark.parametrize("name", ["client", "colluding_clients"])
-def test_a_client_may_not_tamper_with_messages_of_others(name):
-    with pytest.raises(ConfigError, match="sits neither at the server nor in the network"):
-        Tamper.granted(get(name), lambda kind, client, content: content)
-
-
-def test_a_place_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match=r"tamper.place='client': must be server or network"):
-        Tamper(place="client", change=lambda kind, client, content: content)
-
-
 @pytest.mark.parametrize(("model", "both_ways"), [(get("active_server"), False), (NETWORK, True)])
 def test_the_server_changes_what_it_sends_and_the_network_what_flows_both_ways(tmp_path, model, both_ways):
     job, proxy, initial = prepared(
@@ -261,18 +243,9 @@ def test_the_server_changes_what_it_sends_and_the_network_what_flows_both_ways(t
         return content
 
     place = tmp_path / "seed-0" / "federation"
-    federate(job, proxy, initial, run_folder=place, tamper=Tamper.granted(model, change))
+    federate_tampered(job, proxy, initial, place, model, change)
     assert ("train.reply" in kinds) == both_ways
     assert {"query.setup", "train"} <= kinds
     arrived = view(tmp_path / "seed-0", get("server")).updates[0, "c1"]
     assert np.any(arrived) != both_ways
     assert np.any(read_private(place / "transcript", "c1").rounds[0].update)
-
-
-def test_tampering_on_another_engine_is_refused(tmp_path):
-    job, proxy, initial = prepared(tmp_path)
-    job = job.changed(federate=job.federate.model_copy(update={"engine": "deployment"}))
-    with pytest.raises(ConfigError, match=r"federate.engine=deployment: tampering needs in_process"):
-        federate(
-            job, proxy, initial, run_folder=tmp_path, tamper=Tamper.granted(NETWORK, lambda k, c, x: x)
-        )

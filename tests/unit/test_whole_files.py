@@ -109,11 +109,13 @@ def test_only_what_is_to_last_waits_for_the_disk(tmp_path, monkeypatch):
     assert len(synced) == 2
 
 
-def test_modes_do_not_depend_on_the_umask(tmp_path):
-    before = os.umask(0o077)
+@pytest.mark.parametrize(("umask", "public"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_umask_decides_who_reads_a_file_unless_it_is_private(tmp_path, umask, public, at_once):
+    before = os.umask(umask)
     try:
-        for private, expected in ((False, 0o644), (True, 0o600)):
-            with replacing(tmp_path / "a", private=private) as partial:
+        for private, expected in ((False, public), (True, 0o600)):
+            with replacing(tmp_path / "a", private=private, at_once=at_once) as partial:
                 assert mode(partial) == 0o600
             assert mode(tmp_path / "a") == expected
     finally:

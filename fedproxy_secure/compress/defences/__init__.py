@@ -3,6 +3,7 @@
 moments          what the LLM's linear maps read on public text
 maps             the parts of a decoder block that a compression may change, and whether it knows them
 low_rank         every block, each linear map as the product of two thin factors
+embeddings       embedding matrices of lower rank, for `low_rank`
 width            every block with fewer channels and heads
 quantised        blocks rounded to a few bits
 withheld_bottom  the first blocks replaced by one that is trained on public text

@@ -36,7 +36,7 @@ _CUT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptWidth:
     """Sorted indices, int64, of what a block keeps: of outputs of its queries, its keys, its channels."""
 
     heads: torch.Tensor
@@ -139,7 +139,7 @@ def fitted(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor) -> to
     return solved.T
 
 
-def index_maps(llm: nn.Module, kept: list[Kept]) -> Lift:
+def index_maps(llm: nn.Module, kept: list[KeptWidth]) -> Lift:
     """Return the lifting that puts a proxy's differences at the rows and columns that they came from."""
     from fedproxy_secure.models.llm import blocks_of
 
@@ -163,7 +163,7 @@ def index_maps(llm: nn.Module, kept: list[Kept]) -> Lift:
     return lift
 
 
-def _chosen(block: Any, moments: Mapping[str, torch.Tensor], groups: int, channels: int) -> Kept:
+def _chosen(block: Any, moments: Mapping[str, torch.Tensor], groups: int, channels: int) -> KeptWidth:
     import torch
 
     attention, size = block.self_attn, block.self_attn.head_dim
@@ -176,7 +176,7 @@ def _chosen(block: Any, moments: Mapping[str, torch.Tensor], groups: int, channe
     def spans(width: int) -> torch.Tensor:
         return (best[:, None] * width + torch.arange(width, device=best.device)).flatten()
 
-    return Kept(
+    return KeptWidth(
         heads=spans(per_group), keys=spans(size), channels=passed.topk(channels).indices.sort().values
     )
 

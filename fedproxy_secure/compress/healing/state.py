@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class HealingState:
-    """The state below `folder`, None for nowhere; what was written with another `key` counts as nothing."""
+    """Healing progress saved in a folder, so that a killed healing goes on; None for no folder.
+
+    A file that was written with another `key` is ignored.
+    """
 
     def __init__(self, folder: Path | None, *, key: str) -> None:
         self._path = None if folder is None else folder / HEALING

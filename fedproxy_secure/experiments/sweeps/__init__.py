@@ -8,7 +8,7 @@ method_tasks         what each task of a comparison can show, beside a constant 
 method_notes         what the report of a comparison says of it
 matrix_cells         one configuration with one seed: its settings, its names, its folder
 matrix_report        what a matrix's folders say, joined over seeds into configurations of a report
-schedule             the order in which cells run: each after the healed proxy it needs
+schedule             the order in which cells run, each after its healed proxy, and a matrix' work
 prepared_proxies     healed proxies, each made once for all cells that start from it
 cell_progress        how much work a cell is, and the line of a whole sweep
 pace                 how long work takes on this machine, measured

@@ -17,6 +17,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.runtime.progress import Named, Progress
 
 PARTS = 100_000
+TESTED = ("LLM", "proxy", "tuned proxy", "fused LLM")  # stages with a task for each client
 FACTORS = 5  # that a line search tries: at least 3, at most 7
 WINDOW = 5  # records that a window of public text takes as long as, with SmolLM2-135M on a CPU
 
@@ -35,6 +36,39 @@ def cell_units(config: Config, cell: Cell, *, tests: int) -> int:
     if cell.remove_ratio is not None:
         units += plug_backs(config, method) * plug_back_units(config, remove_ratio=cell.remove_ratio)
     return max(1, round(units))
+
+
+def stage_units(config: Config, *, tests: int, healed: bool) -> dict[str, float]:
+    """Return about how much work a task of each stage of a matrix' cell is, by the stage's name.
+
+    A stage has one task, or one for each client, named `STAGE: CLIENT`. What attacks cost is not known
+    beforehand: they count as much as all the rest, as they take about in the demo.
+
+    Args:
+        config: the cell's own settings.
+        tests: test records of all clients together.
+        healed: the cell starts from a proxy that was healed before.
+    """
+    ratio = config.compress.remove_ratio
+    size, each = 1.0 - ratio, tests / len(config.data.clients)
+    units = {
+        "LLM": each,
+        "proxy": size * each,
+        "tuned proxy": size * each,
+        "fused LLM": each,
+        "heal": 0.0 if healed else healing_units(config, remove_ratio=ratio),
+        "federate": trained_records(config) * STEP_PASSES * size,
+        "align": plug_back_units(config, remove_ratio=ratio),
+    }
+    if config.attacks.suite != "none":
+        units[f"{config.attacks.suite} suite"] = all_units(config, units)
+    return units
+
+
+def all_units(config: Config, units: Mapping[str, float]) -> int:
+    """Return how much work all tasks of the stages are together, at least 1."""
+    clients = len(config.data.clients)
+    return max(1, round(sum(u * (clients if stage in TESTED else 1) for stage, u in units.items())))
 
 
 def plug_backs(config: Config, method: Method) -> int:
@@ -107,9 +141,12 @@ class Overall:
         """
         self.shown.start(self.name, PARTS)
 
-    def of(self, piece: str) -> Progress:
-        """Return the progress of a piece: what it does is shown under its name and counted in the whole."""
-        return Named(shown=self.shown, name=piece, on_work=partial(self._count, piece))
+    def of(self, piece: str, *, hidden: frozenset[str] = frozenset()) -> Progress:
+        """Return the progress of a piece: what it does is shown under its name and counted in the whole.
+
+        `hidden`: tasks that are not shown.
+        """
+        return Named(shown=self.shown, name=piece, hidden=hidden, on_work=partial(self._count, piece))
 
     def ended(self, piece: str) -> None:
         """Count a piece as a whole; its plan was an estimate."""

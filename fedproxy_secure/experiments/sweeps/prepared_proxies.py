@@ -57,8 +57,13 @@ class PreparedProxy:
 
     @property
     def name(self) -> str:
-        """The name of its folder, and of its line of progress."""
+        """The name of its folder."""
         return f"{self.compression}{'-' * bool(self.compression)}{self.remove_ratio:g}-seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """What it is called in lines of progress."""
+        return f"proxy {self.name}"
 
     def folder(self, out: Path) -> Path:
         """Return its folder below that of the comparison or matrix."""

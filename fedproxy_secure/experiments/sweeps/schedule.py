@@ -1,13 +1,25 @@
-"""The order in which a comparison or a matrix runs its cells: each after the healed proxy it needs."""
+"""The order in which a comparison or a matrix runs its cells, and how much work a matrix' cells are.
+
+Each cell runs after the healed proxy it needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
 
+from fedproxy_secure.config import Config
+from fedproxy_secure.experiments.sweeps.cell_progress import (
+    all_units,
+    cell_units,
+    healing_units,
+    stage_units,
+)
+from fedproxy_secure.experiments.sweeps.matrix_cells import MatrixCell, cell_config, proxy_of
+from fedproxy_secure.experiments.sweeps.method_cells import Cell
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
-from fedproxy_secure.runtime.progress import Progress
+from fedproxy_secure.runtime.progress import WORK, Progress, Weighed
 from fedproxy_secure.runtime.workers import Work, run_tasks
 
 C = TypeVar("C")
@@ -69,3 +81,41 @@ def _in_order(
     while waiting and not stop():
         ready = next((i for i, (_, p) in enumerate(waiting) if p is None or p in made), None)
         yield None if ready is None else waiting.pop(ready)[0]
+
+
+def weighed_cell(config: Config, cell: MatrixCell, shown: Progress, *, tests: int) -> Progress:
+    """Return a `Progress` for a matrix' cell that passes calls on and counts its stages as `WORK`."""
+    healed = proxy_of(config, cell) is not None
+    units = stage_units(cell_config(config, cell), tests=tests, healed=healed)
+    shown.start(WORK, 0)
+    return Weighed(shown=shown, units=lambda task: units.get(task.partition(":")[0], 0.0))
+
+
+def planned_units(
+    config: Config,
+    todo: Sequence[MatrixCell | Cell],
+    needs: Mapping[str, PreparedProxy | None],
+    *,
+    tests: int,
+) -> dict[str, int]:
+    """Return about how much work each piece of a matrix is that is left, by name.
+
+    Args:
+        config: the matrix' settings.
+        todo: its cells and ceilings that are left.
+        needs: the proxy that each starts from, by its name.
+        tests: test records of all clients together.
+    """
+    units = {
+        proxy.title: max(1, healing_units(config, remove_ratio=proxy.remove_ratio))
+        for proxy in needs.values()
+        if proxy is not None
+    }
+    for piece in todo:
+        if isinstance(piece, Cell):
+            units[piece.name] = cell_units(config, piece, tests=tests)
+        else:
+            own = cell_config(config, piece)
+            healed = needs[piece.name] is not None
+            units[piece.name] = all_units(own, stage_units(own, tests=tests, healed=healed))
+    return units

@@ -1,7 +1,8 @@
 """The arithmetic of fusion, from K unlike clients' updates to one: NumPy, float32 [K, d] in, [d] out.
 
 Symbols follow the paper: `tau` [K, d] the updates, `h` heterogeneity (Eq. 5), `w` weights (Eq. 6),
-`C` conflict (Eq. 7), `r` retention (Eq. 10), `rho` the election ratio (Eq. 11-14).
+`C` conflict (Eq. 7), `r` retention (Eq. 10), `rho` the election ratio (Eq. 11-14). What follows
+from cosines alone (Eq. 5, 6, 10) is in `fedproxy_secure.secagg.likeness`, which secure sums use as well.
 
 Guarantees no privacy: every function here reads every client's update in the clear.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+from fedproxy_secure.secagg.likeness import heterogeneity, relative_weights, retention
 
 Array = np.ndarray
 
@@ -32,17 +35,12 @@ class Analysis:
 def analyse(tau: Array) -> Analysis:
     """Return cosines, heterogeneity, weights and conflict of one round (Eq. 5-7)."""
     cosines = pairwise_cosines(tau)
-    clients = len(tau)
-    others = ~np.eye(clients, dtype=bool)
-    similar = np.where(others, np.maximum(cosines, 0), 0).sum(axis=1)
-    heterogeneity = 1 - similar / max(clients - 1, 1)
-    strength = np.where(others, np.abs(cosines), 0).sum(axis=1)
-    exponent = np.exp(strength - strength.max())
-    conflict = 1 - np.abs(np.sign(tau).sum(axis=0)) / clients
+    weights = relative_weights(cosines)
+    conflict = 1 - np.abs(np.sign(tau).sum(axis=0)) / len(tau)
     return Analysis(
         cosines=cosines,
-        heterogeneity=heterogeneity,
-        weights=exponent / exponent.sum(),
+        heterogeneity=heterogeneity(cosines),
+        weights=weights / weights.sum(),
         conflict=conflict.astype(np.float32),
     )
 
@@ -57,13 +55,6 @@ def pairwise_cosines(tau: Array) -> Array:
     np.fill_diagonal(cosines, 1.0)
     clipped: Array = np.clip(cosines, -1.0, 1.0)
     return clipped
-
-
-def retention(heterogeneity: Array, *, r0: float, delta: float) -> Array:
-    """Return the share of each update that H-TIES keeps: `r_k = r0 - delta * minmax(h)_k` (Eq. 10)."""
-    span = heterogeneity.max() - heterogeneity.min()
-    scaled = (heterogeneity - heterogeneity.min()) / span if span > 0 else heterogeneity * 0
-    return r0 - delta * scaled
 
 
 def keep_largest(update: Array, share: float) -> Array:

@@ -20,7 +20,7 @@ STEADY_S = 60.0  # what lived so long is started again at once
 STOP_S = 4.0
 
 
-class Kept:
+class KeptProgram:
     """A Python program that is started again whenever it ends; `look` must be called now and then.
 
     Args:

@@ -53,6 +53,8 @@ def quiet_environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # by its name for other systems; on Linux too it makes Ray take 127.0.0.1 for this machine's address
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "OMP_NUM_THREADS": "1",
         # glibc gives each of some 40 threads a heap of its own, which keeps what was large once
         "MALLOC_ARENA_MAX": "2",

@@ -22,7 +22,7 @@ from fedproxy_secure.journal.store import writing
 from fedproxy_secure.protect import broadcast
 from fedproxy_secure.protect.secure_sum import client as masked_client
 from fedproxy_secure.secagg.control import FRACTION, FRACTIONAL, LIMB_BITS, LIMBS, NAMES, Control
-from fedproxy_secure.secagg.terms import Policy, Roster, Terms
+from fedproxy_secure.secagg.terms import Roster, Terms, TermsPolicy
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ class TrustsItsDisk(Journal):
         """Accept the journal without comparing anything."""
 
 
-class TakesAnyTerms(Policy):
+class TakesAnyTerms(TermsPolicy):
     """A client's demands on terms, without any: the client signs whatever the server proposes."""
 
     def check(self, terms: Any, *, name: str, broadcast_sha256: bytes, plan: Any) -> None:
@@ -126,7 +126,7 @@ def believed(
 def signing_clients() -> contextlib.AbstractContextManager[None]:
     """Return a context in which clients train and sign whatever a round's messages propose."""
     return taken_out(
-        (masked_client, "Policy", TakesAnyTerms),
+        (masked_client, "TermsPolicy", TakesAnyTerms),
         (masked_client, "agreed_broadcast", any_broadcast),
         (broadcast, "agreed_broadcast", any_broadcast),
     )

@@ -179,21 +179,12 @@ def _any_values(kind: Any, content: RecordDict) -> Any:
 
 def _say(plan: RingPlan, words: np.ndarray, name: str, limbs: np.ndarray) -> None:
     """Write the limbs of a control word, int64 [LIMBS], which may be negative in the ring."""
-    at = NAMES.index(name) * LIMBS + _start(plan, "control")
+    at = NAMES.index(name) * LIMBS + plan.place_of("control").start
     words[at : at + LIMBS] = (limbs % 2**plan.bits).astype(words.dtype)
 
 
 def _limbs(value: int) -> np.ndarray:
     return np.array([(value >> (LIMB_BITS * i)) & (2**LIMB_BITS - 1) for i in range(LIMBS)])
-
-
-def _start(plan: RingPlan, segment: str) -> int:
-    at = 0
-    for s in plan.segments:
-        if s.name == segment:
-            return at
-        at += s.length
-    raise ProtocolAborted(f"segment {segment}: is not in the ring")
 
 
 def _bringing(stage: Stage, clips: float) -> Lie:
@@ -202,7 +193,7 @@ def _bringing(stage: Stage, clips: float) -> Lie:
     wanted = clips * first_clip(stage.job.local) * (1 - 1e-6) - others
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
-        steps = round(wanted / plan.step_of(plan.segments[0]))
+        steps = round(wanted / plan.step_of(plan.segment("update")))
         words[0] = np.array(steps % 2**plan.bits).astype(words.dtype)
 
     return lie

@@ -29,11 +29,11 @@ from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.journal.rounds import Attempt, Journal
-from fedproxy_secure.protect.base import Asked, protection_of
+from fedproxy_secure.protect.base import ClientRequest, protection_of
 from fedproxy_secure.protect.broadcast import agreed_broadcast, train_from
 from fedproxy_secure.protect.secure_sum import attempt
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
-from fedproxy_secure.protect.secure_sum.sent import Kept, Sent
+from fedproxy_secure.protect.secure_sum.sent import RoundMemory, RoundMemoryStore
 from fedproxy_secure.protect.secure_sum.terms import (
     first_clip,
     largest_clip,
@@ -50,7 +50,7 @@ from fedproxy_secure.secagg.masking.client import ClientSession
 from fedproxy_secure.secagg.messages import Confirmations, Inbox, KeyBook, Message, Survivors
 from fedproxy_secure.secagg.ring import quantise
 from fedproxy_secure.secagg.sketch import Standing
-from fedproxy_secure.secagg.terms import Policy, Terms
+from fedproxy_secure.secagg.terms import Terms, TermsPolicy
 
 if TYPE_CHECKING:  # it brings torch
     from fedproxy_secure.federate.client import LocalClient
@@ -91,7 +91,7 @@ def train(
     plan = ring_plan(job, client.sizes, clip=proposed.clip, clients=len(proposed.cohort))
     terms = proposed.with_plan(plan)
     floor = least_sum(job, clients=len(roster.members))
-    own = Policy(
+    own = TermsPolicy(
         roster=roster,
         settings_sha256=job.agreed_sha256(),
         colluders=job.protect.colluders,
@@ -123,13 +123,15 @@ def train(
         )
     )
     attempt.note_written(context, journal)
-    sent = Sent(journal=journal, identity=identity, terms=terms, run=f"{run}/{roster.sha256().hex()}")
+    sent = RoundMemoryStore(
+        journal=journal, identity=identity, terms=terms, run=f"{run}/{roster.sha256().hex()}"
+    )
     kept = sent.read(terms.round)
     if kept is None or job.audit.record:  # an evaluation also wants to see which records were drawn
         private = job.privacy.unit == "client"  # that training failed would be told without noise
         update = (client_privacy.trained_or_zero if private else train_from)(client, broadcast)
         kept = sent.keep(
-            Kept(update=update, previous=sent.last_step(broadcast.adapter), start=broadcast.adapter)
+            RoundMemory(update=update, previous=sent.last_step(broadcast.adapter), start=broadcast.adapter)
         )
     attempt.note_ledger(job, client.name, journal)
     previous = kept.previous if job.protect.weights == "self" else None
@@ -257,7 +259,7 @@ def unmask(job: FederationJob, name: str, content: RecordDict, context: Context)
 
 def answers(
     step: Callable[[FederationJob, str, RecordDict, Context], RecordDict],
-) -> Callable[[Asked], RecordDict]:
+) -> Callable[[ClientRequest], RecordDict]:
     """Return a step of this module, or of `gram`, as a protection's answer to a message."""
     return lambda asked: step(asked.job, asked.name, asked.content, asked.context)
 

@@ -1,4 +1,4 @@
-"""Whose training failed, where one machine plays everybody.
+"""Record which clients' training failed in a simulation, where one machine plays everybody.
 
 Under client-level privacy a failure is zeros with noise to everybody else (`noise.trained_or_zero`).
 Whoever runs all clients of a simulation has no such secret from themselves, and would otherwise take an

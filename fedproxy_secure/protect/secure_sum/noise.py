@@ -16,7 +16,6 @@ that ends the process; the number of clients. With few clients the noise drowns 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -32,12 +31,11 @@ from fedproxy_secure.dp import discrete
 from fedproxy_secure.dp.accounting import variance_for
 from fedproxy_secure.dp.events import DiscreteSum
 from fedproxy_secure.dp.ledger import PrivacyLedger
-from fedproxy_secure.dp.noise import Noise
+from fedproxy_secure.dp.noise import Noise, simulated_key
 from fedproxy_secure.errors import ConfigError, DataError, FedProxyError, ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.broadcast import train_from
-from fedproxy_secure.runtime.randomness import stream_seed
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.terms import Terms, least_threshold
 from fedproxy_secure.wire import Broadcast
@@ -194,10 +192,9 @@ def add_noise(
     that is asked again with the same words gives the very same noisy words. Raises `PrivacyError` if the
     round would spend more than allowed.
     """
-    segment = plan.segments[0]
-    assert segment.name == "update"
+    segment = plan.segment("update")
     noisy = noise_of(job, d=segment.length, clients=len(terms.cohort), threshold=terms.threshold)
-    own = words[: segment.length]
+    own = words[plan.place_of("update")]
     _check_sensitivity(own, plan, noisy.l2)
     privacy = job.privacy
     if privacy.ledger is None:
@@ -217,8 +214,7 @@ def add_noise(
 
     def computed(key: bytes) -> bytes:
         if privacy.randomness == "unsafe_simulated":
-            place = f"{stream_seed(job.seed, 'noise', client, terms.round)}"
-            key = hashlib.sha256(place.encode()).digest()
+            key = simulated_key(job.seed, client, terms.round)
         share = noisy.variance / noisy.summands
         drawn = discrete.draw(noisy.mechanism, share, Noise(key), segment.length)
         return bytes((own + drawn.astype(words.dtype)).tobytes())

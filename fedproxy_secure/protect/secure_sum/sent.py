@@ -19,7 +19,7 @@ from fedproxy_secure.secagg.terms import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class RoundMemory:
     """The values from which this client's part in a round's sums follows: float32 [d], `previous` or None.
 
     `start`: the adapter at the start of the round. `previous`: the step of the round before, if the client
@@ -32,15 +32,15 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
-    """Reads and writes `Kept` values in the journal; `run` also names the roster, whose keys seal them."""
+class RoundMemoryStore:
+    """Reads and writes `RoundMemory` in the journal; `run` also names the roster, whose keys seal it."""
 
     journal: Journal
     identity: Secret
     terms: Terms
     run: str
 
-    def keep(self, kept: Kept) -> Kept:
+    def keep(self, kept: RoundMemory) -> RoundMemory:
         """Keep the values unless an earlier attempt at the round did; return what all attempts send."""
         parts = {
             "update": encode_update(kept.update),
@@ -54,7 +54,7 @@ class Sent:
         )
         return self._opened(stored, number)
 
-    def read(self, number: int) -> Kept | None:
+    def read(self, number: int) -> RoundMemory | None:
         """Return what was kept of a round, or None."""
         stored = self.journal.sent(run=self.run, round=number)
         return self._opened(stored, number) if stored else None
@@ -70,10 +70,10 @@ class Sent:
         step: np.ndarray = adapter - before.start
         return step
 
-    def _opened(self, stored: Mapping[str, bytes], number: int) -> Kept:
+    def _opened(self, stored: Mapping[str, bytes], number: int) -> RoundMemory:
         raw = {n: attempt.unseal(self.identity, v, f"{n}|{number}") for n, v in stored.items()}
         previous = np.frombuffer(raw["previous"], dtype=np.float32) if raw["previous"] else None
-        return Kept(
+        return RoundMemory(
             update=decode_update(raw["update"]),
             previous=previous,
             start=np.frombuffer(raw["start"], dtype=np.float32),

@@ -49,16 +49,11 @@ from fedproxy_secure.secagg.ckks.messages import Encrypted, Hello, KeyGrants, Op
 from fedproxy_secure.secagg.ckks.server import CkksServer
 from fedproxy_secure.secagg.control import Expected
 from fedproxy_secure.secagg.granularity import Layout, merge
-from fedproxy_secure.secagg.masking.server import Aggregate, ServerSession
-from fedproxy_secure.secagg.messages import (
-    Advertise,
-    Confirmation,
-    MaskedInput,
-    Message,
-    Shares,
-    Unmask,
-)
+from fedproxy_secure.secagg.masking.server import ServerSession
+from fedproxy_secure.secagg.messages import Advertise, Confirmation, MaskedInput, Message, Shares, Unmask
 from fedproxy_secure.secagg.provision import load_roster
+from fedproxy_secure.secagg.ring import RingPlan
+from fedproxy_secure.secagg.steps import Aggregate
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 log = logging.getLogger(__name__)
@@ -66,7 +61,7 @@ M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class RoundInputs:
     """The inputs of the server's steps in one round; `invitation` is the training request with terms."""
 
     carrier: Carrier
@@ -80,8 +75,9 @@ class Work:
 
 def sum_round(
     round: ServerRound,
-    steps: Callable[[Work], tuple[Terms, Aggregate]],
+    steps: Callable[[RoundInputs], tuple[Terms, Aggregate]],
     *,
+    payload_bytes: Callable[[RingPlan], int],
     error: float = 0.0,
 ) -> RoundResult:
     """Run one round in which the server learns sums only, and fuse the sums.
@@ -90,6 +86,7 @@ def sum_round(
 
     Args:
         steps: the steps of the scheme: `run_masking` or `run_ckks`.
+        payload_bytes: how many bytes a client's vector takes as it travels.
         error: absolute error of a sum's coordinates beyond the ring's rounding.
     """
     if round.state.sizes is None:
@@ -133,7 +130,7 @@ def sum_round(
         "clients": float(control.clients),
         "clip": clip,
         "clipped": float(control.clipped),
-        "masked_bytes": float(terms.plan.upload_bytes),
+        "vector_bytes": float(payload_bytes(terms.plan)),
         "step_norm": float(np.linalg.norm(new.adapter - round.state.adapter)),
         "step_cut": cut,
     }
@@ -148,7 +145,7 @@ def _clip(round: ServerRound) -> float:
     return job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
 
 
-def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> Work:
+def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> RoundInputs:
     """Return the inputs of the round's steps, with a fresh key of the server and new terms."""
     job, state = round.job, round.state
     broadcast = broadcast_of(job, state)
@@ -170,7 +167,7 @@ def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> Work:
         plan=ring_plan(job, sizes, clip=clip, clients=len(clients)),
     )
     invitation = RecordDict({**wire.encode_broadcast(broadcast), "terms": wire.encode_terms(terms, clip)})
-    return Work(
+    return RoundInputs(
         carrier=Carrier(round=round),
         terms=terms,
         roster=roster,
@@ -246,7 +243,7 @@ class Carrier:
         return {client: encoded[id(m)] for client, m in messages.items()}
 
 
-def run_masking(work: Work) -> tuple[Terms, Aggregate]:
+def run_masking(work: RoundInputs) -> tuple[Terms, Aggregate]:
     """Run the steps of masking, after those of encrypted cosines if the job asks for them."""
     carrier, terms = work.carrier, work.terms
     advertised: Mapping[str, Advertise] | None = None
@@ -276,7 +273,7 @@ def run_masking(work: Work) -> tuple[Terms, Aggregate]:
     return terms, aggregate
 
 
-def run_ckks(work: Work) -> tuple[Terms, Aggregate]:
+def run_ckks(work: RoundInputs) -> tuple[Terms, Aggregate]:
     """Run the four steps of CKKS."""
     carrier = work.carrier
     session = CkksServer(terms=work.terms, roster=work.roster, private=work.private, expected=work.expected)

@@ -123,7 +123,7 @@ def parts_of(
         numbers = Control(weight=1.0, loss=0.0, steps=update.steps, clipped=0, largest=0.0)
         layout = Layout(sizes=tuple(sizes))
         return contribution(tau, job.granularity, layout, plan), numbers
-    clip = next(s.clip for s in plan.segments if s.name == "update") or 0.0
+    clip = plan.segment("update").clip or 0.0
     top = float(np.abs(tau).max(initial=0.0))
     cut = int(np.count_nonzero(np.abs(tau) > clip)) if top > clip else 0
     if job.protect.clip is None and cut > MOST_CUT * np.count_nonzero(tau):

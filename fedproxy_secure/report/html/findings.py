@@ -24,7 +24,7 @@ GRAVEST = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class ShownNumber:
     """One number of a finding, and what it could have shown.
 
     Args:
@@ -54,8 +54,8 @@ class FindingRow:
 
     item: Labelled
     finding: Finding
-    headline: Told | None
-    others: tuple[Told, ...]
+    headline: ShownNumber | None
+    others: tuple[ShownNumber, ...]
     positive: Number | None
     negative: Number | None
     seconds: Number
@@ -116,12 +116,12 @@ def _finding_row(item: Labelled, finding: Finding) -> FindingRow:
     def number(estimate: Estimate | None) -> Number | None:
         return None if estimate is None else Number(estimate, source)
 
-    def told(estimate: Estimate) -> Told:
+    def told(estimate: Estimate) -> ShownNumber:
         seen, made = finding.could_show(estimate), None
         if seen is not None and seen.smallest is not None:
             made = smallest(estimate, seen.smallest, how=seen.how)
         never = seen is not None and seen.smallest is None
-        return Told(number=Number(estimate, source), could_show=number(made), never=never)
+        return ShownNumber(number=Number(estimate, source), could_show=number(made), never=never)
 
     took = counted(finding.seconds, metric="seconds of the attack", unit="s", seeds=(finding.seed,))
     return FindingRow(

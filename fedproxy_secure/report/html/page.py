@@ -28,7 +28,7 @@ from fedproxy_secure.report.html.charts import Figure, figures
 from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
 from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
 from fedproxy_secure.report.html.ledger import ledger_tables
-from fedproxy_secure.report.page_words import Said
+from fedproxy_secure.report.page_words import Verbatim
 from fedproxy_secure.report.protections import rows, verdicts
 from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
@@ -97,7 +97,7 @@ def page(report: Report) -> str:
         finalize=_visible,
     )
     environment.tests["number"] = lambda part: isinstance(part, Number)
-    environment.tests["said"] = lambda part: isinstance(part, Said)
+    environment.tests["said"] = lambda part: isinstance(part, Verbatim)
     drawn = figures(report)
     scripts = [vega_script(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if drawn else []
     rendered: str = environment.get_template("page.html.j2").render(

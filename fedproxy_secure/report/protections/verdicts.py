@@ -14,7 +14,7 @@ from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measure import MEASURES, measure_kind
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.evidence.surfaces import PRIVACY_SURFACES
-from fedproxy_secure.report.page_words import Part, Said, Sentence
+from fedproxy_secure.report.page_words import Part, Sentence, Verbatim
 from fedproxy_secure.report.protections.rows import (
     NOT_PAIRED,
     base_of,
@@ -48,7 +48,7 @@ Indexed = tuple[int, AttackDifference]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class SurfaceVerdict:
     """What is said of one surface.
 
     Args:
@@ -71,7 +71,7 @@ class Verdicts:
     """All verdicts; `kinds`: the protections."""
 
     kinds: tuple[str, ...]
-    rows: tuple[Verdict, ...]
+    rows: tuple[SurfaceVerdict, ...]
 
 
 def verdicts(report: Report) -> Verdicts | None:
@@ -96,12 +96,12 @@ def verdicts(report: Report) -> Verdicts | None:
 def in_words(sentence: Sentence) -> str:
     """Return a sentence as text, numbers with their intervals and units."""
     return "".join(
-        part if isinstance(part, str) else part.text if isinstance(part, Said) else part.short
+        part if isinstance(part, str) else part.text if isinstance(part, Verbatim) else part.short
         for part in sentence
     )
 
 
-def _verdict(surface: str, rest: str, by_kind: dict[str, list[Indexed]]) -> Verdict:
+def _verdict(surface: str, rest: str, by_kind: dict[str, list[Indexed]]) -> SurfaceVerdict:
     here = {kind: [(i, d) for i, d in mine if d.surface == surface] for kind, mine in by_kind.items()}
     shown = {kind: [(i, d) for i, d in mine if d.shows] for kind, mine in here.items()}
     warning: Sentence = ()
@@ -113,7 +113,7 @@ def _verdict(surface: str, rest: str, by_kind: dict[str, list[Indexed]]) -> Verd
     else:
         cells = tuple(_cell(mine) for mine in shown.values())
     about = PRIVACY_SURFACES[surface]
-    return Verdict(surface=surface, about=about, rest=rest, warning=warning, cells=cells)
+    return SurfaceVerdict(surface=surface, about=about, rest=rest, warning=warning, cells=cells)
 
 
 def _could_have_shown(mine: Sequence[Indexed]) -> Sentence:
@@ -167,7 +167,7 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
         unprotected: Sentence = ("without protection, ", _what(d), " was ", base, *who)
         if d.outcome == Outcome.NOT_APPLICABLE:
             return ("Leaves the attack nothing to work on; ", *unprotected)
-        return ("Not measured (", Said(why_without(d)), "); ", *unprotected)
+        return ("Not measured (", Verbatim(why_without(d)), "); ", *unprotected)
     told: tuple[Part, ...] = (": difference ", change, *(() if d.paired else (f", {NOT_PAIRED}",)))
     low, high = change.estimate.low, change.estimate.high
     still = "; the attack still succeeds" if _succeeds(d) else ""
@@ -180,28 +180,28 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
         if still:
             less = (still,)
         elif d.outcome == Outcome.INCONCLUSIVE:
-            less = ("; it is undecided whether the attack still succeeds: ", Said(d.why))
+            less = ("; it is undecided whether the attack still succeeds: ", Verbatim(d.why))
         return ("Lowers ", _what(d), " from ", base, " to ", value, *told, *less, *who)
     if low > 0:
         return ("Raises ", _what(d), " from ", base, " to ", value, *told, still, *who)
     return ("Makes no detectable difference to ", _what(d), ", ", base, " to ", value, *told, still, *who)
 
 
-def _what(d: AttackDifference) -> Said:
+def _what(d: AttackDifference) -> Verbatim:
     """Return the name of the number, such as `membership AUC`."""
     if d.measure in MEASURES.names() and measure_kind(d.measure).unit == d.base.unit:
-        return Said(measure_kind(d.measure).title)
-    return Said("AUC" if d.base.metric == "auc" else d.base.metric)
+        return Verbatim(measure_kind(d.measure).title)
+    return Verbatim("AUC" if d.base.metric == "auc" else d.base.metric)
 
 
-def _who(d: AttackDifference) -> Said:
+def _who(d: AttackDifference) -> Verbatim:
     """Return the attack, its view, and what it reads under the protection if that is another surface."""
     instead = f", which here reads the {d.surface_here}" if d.surface_here not in ("", d.surface) else ""
-    return Said(_from(d).text + instead)
+    return Verbatim(_from(d).text + instead)
 
 
-def _from(d: AttackDifference) -> Said:
-    return Said(f"{d.id} from {d.view.replace('_', ' ')}")
+def _from(d: AttackDifference) -> Verbatim:
+    return Verbatim(f"{d.id} from {d.view.replace('_', ' ')}")
 
 
 def _succeeds(d: AttackDifference) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedproxy_secure.report.protections.rows import ABOUT as SIDE_ABOUT
 from fedproxy_secure.report.protections.rows import NOT_PAIRED, SideCell, SideRow, side_table
 from fedproxy_secure.report.protections.rows import TITLE as SIDE_TITLE
-from fedproxy_secure.report.protections.verdicts import ABOUT, TITLE, Verdict, in_words, verdicts
+from fedproxy_secure.report.protections.verdicts import ABOUT, TITLE, SurfaceVerdict, in_words, verdicts
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.text.table import markdown_table
 from fedproxy_secure.runtime.escape import escaped_line
@@ -29,7 +29,7 @@ def side_lines(report: Report) -> list[str]:
     return [f"## {SIDE_TITLE}", markdown_table(headings, [_row(row) for row in table.rows]), SIDE_ABOUT]
 
 
-def _lines(verdict: Verdict, kinds: tuple[str, ...]) -> list[str]:
+def _lines(verdict: SurfaceVerdict, kinds: tuple[str, ...]) -> list[str]:
     where = ", ".join(part for part in (verdict.surface, verdict.rest) if part)
     name = f"- **{escaped_line(where[:1].upper() + where[1:])}** ({escaped_line(verdict.about)})"
     if verdict.warning:

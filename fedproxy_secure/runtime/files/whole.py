@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +28,7 @@ def replacing(
     """Yield the path of an empty file to write; it takes the place of `path` when the block ends well.
 
     Args:
-        private: the file has mode 0600; any other has 0644, whatever the umask.
+        private: the file has mode 0600, whatever the umask; any other has the mode of any new file.
         at_once: several processes may write `path` at once. Unfinished files that a kill leaves are then
             never removed, so do not use it for large or secret files; with one writer at a time, at most
             one unfinished file is left.
@@ -39,19 +41,19 @@ def replacing(
     partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if at_once:
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
-            partial = Path(name)
-        else:
-            _removed(unfinished(path))  # it may be a link, which nothing is to be written through
-            descriptor = os.open(unfinished(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            partial = unfinished(path)
+        new = path.with_name(PARTIAL + secrets.token_hex(8)) if at_once else unfinished(path)
+        if not at_once:
+            _removed(new)  # it may be a link, which nothing is to be written through
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        partial = new
         try:
-            os.fchmod(descriptor, 0o600)  # whatever the umask
+            # the umask as the system applied it: to ask for it is to change it, for all threads
+            mode = 0o600 if private else stat.S_IMODE(os.fstat(descriptor).st_mode)
+            os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
         yield partial
-        _complete(partial, mode=0o600 if private else 0o644, durable=durable)
+        _complete(partial, mode=mode, durable=durable)
         partial.replace(path)
         partial = None
         if durable:

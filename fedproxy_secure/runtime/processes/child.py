@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class ProgressMessage:
     """The message that carries progress."""
 
     snapshot: Snapshot
@@ -50,7 +50,7 @@ def child(there: Connection, work: Callable[Concatenate[T, ...], R], task: T, te
 
 def _tell(there: Connection, snapshot: Snapshot) -> bool:
     """Send a snapshot if the pipe takes it without waiting, and return whether it did."""
-    message = pickle.dumps(Told(snapshot=snapshot))
+    message = pickle.dumps(ProgressMessage(snapshot=snapshot))
     room = select.poll()
     room.register(there, select.POLLOUT)
     # a pipe that is ready takes PIPE_BUF bytes at once; the connection puts 4 bytes before the message

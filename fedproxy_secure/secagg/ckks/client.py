@@ -22,8 +22,7 @@ from fedproxy_secure.secagg.ckks.messages import (
     Total,
 )
 from fedproxy_secure.secagg.ckks.row import leader_of, read_payload, row_length
-from fedproxy_secure.secagg.masking.keys import upload_key
-from fedproxy_secure.secagg.steps import OVER, SteppedSession
+from fedproxy_secure.secagg.steps import OVER, SteppedSession, upload_key
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 T = TypeVar("T")

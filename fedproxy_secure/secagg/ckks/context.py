@@ -15,6 +15,7 @@ opens every client's vector. A ciphertext that was altered is not noticed here; 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +164,7 @@ def check_form(part: Any, *, primes: int, scale_bits: int) -> None:
         raise DataError("ciphertext: is of another scale or level; must be as `encrypt` makes it")
 
 
-def _context(serialised: bytes) -> Any:
+def read_context(serialised: bytes, *, moduli: Sequence[int], scale_bits: int) -> Any:
     """Read a context. Raises `DataError` for one of other parameters, or none."""
     ts = tenseal()
     try:
@@ -177,10 +178,14 @@ def _context(serialised: bytes) -> Any:
         )
     except (ValueError, RuntimeError) as error:
         raise DataError("CKKS key: cannot be read") from error
-    wanted = (DEGREE, sum(MODULI), len(MODULI), 2.0**SCALE_BITS)
+    wanted = (DEGREE, sum(moduli), len(moduli), 2.0**scale_bits)
     if parameters != wanted:
         raise DataError(f"CKKS key: degree, bits, moduli, scale {parameters}; must be {wanted}")
     return context
+
+
+def _context(serialised: bytes) -> Any:
+    return read_context(serialised, moduli=MODULI, scale_bits=SCALE_BITS)
 
 
 def tenseal() -> Any:

@@ -34,10 +34,10 @@ from fedproxy_secure.secagg.ckks.client import CkksClient
 from fedproxy_secure.secagg.ckks.context import CkksKeys
 from fedproxy_secure.secagg.ckks.messages import KeyGrant, KeyGrants
 from fedproxy_secure.secagg.ckks.server import CkksServer
-from fedproxy_secure.secagg.masking.keys import upload_key
 from fedproxy_secure.secagg.messages import TAG, Message, Size, Surface
 from fedproxy_secure.secagg.ring import MAX_CLIENTS
 from fedproxy_secure.secagg.sketch import GRID, SKETCH, Standing, count_sketch, gram_of, standing
+from fedproxy_secure.secagg.steps import OVER, upload_key
 
 CIPHERTEXT = Size(least=0, most=2**19)  # a sketch takes 235 kB, a product 131 kB
 
@@ -70,7 +70,7 @@ class GramProducts(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighed:
+class GramWeight:
     """A client's weight and retention, and the hash that binds all clients to the same cosines."""
 
     standing: Standing
@@ -101,11 +101,11 @@ class GramClient(CkksClient):
         )
         return EncryptedSketch(client=self.name, encrypted=encrypted, tag=crypto.tag(tag_key, encrypted))
 
-    def weigh(self, message: GramProducts, *, r0: float, delta: float) -> Weighed:
+    def weigh(self, message: GramProducts, *, r0: float, delta: float) -> GramWeight:
         """Open the products, once, and return this client's weight and retention (step 4)."""
         return self._once("unmask", lambda: self._weigh(message, r0, delta))
 
-    def _weigh(self, message: GramProducts, r0: float, delta: float) -> Weighed:
+    def _weigh(self, message: GramProducts, r0: float, delta: float) -> GramWeight:
         self._check_names(message.clients, "products")
         if message.clients != sorted(message.clients):
             raise ProtocolAborted("products: clients must be sorted")
@@ -117,7 +117,7 @@ class GramClient(CkksClient):
         cosines = gram_of(len(message.clients), opened)
         salt = crypto.derive(self._key, info=b"gram salt|" + self._context).reveal()
         steps = np.round(cosines / GRID).astype("<i4").tobytes()
-        weighed = Weighed(
+        weighed = GramWeight(
             standing=standing(cosines, message.clients.index(self.name), r0=r0, delta=delta),
             gram_sha256=crypto.digest(salt, *(c.encode() for c in message.clients), steps),
         )
@@ -128,6 +128,8 @@ class GramClient(CkksClient):
 class GramServer(CkksServer):
     """The server: `advertised`*, `hello_book`, `granted`, `grants`, `sketched`*, `products`."""
 
+    STEPS = ("advertise", "share", "sketch", OVER)
+
     def _take_public(self, message: KeyGrants) -> None:
         self._probe = self._tried("sketch", message, SKETCH)
         self._sketches: dict[str, bytes] = {}
@@ -137,7 +139,7 @@ class GramServer(CkksServer):
 
     def sketched(self, message: EncryptedSketch) -> None:
         """Take an encrypted sketch and keep it for the products."""
-        self._expect(message.client, self._hellos, self._sketches, "sketch")
+        self._expect("sketch", message.client, self._hellos, self._sketches)
         self._check_upload(message.client, message.encrypted, message.tag)
         self._sketches[message.client] = message.encrypted
 
@@ -146,7 +148,7 @@ class GramServer(CkksServer):
 
         Raises `RoundAborted` for too few sketches, `ProtocolAborted` for some that do not multiply.
         """
-        self._enough(len(self._sketches), "sketch")
+        self._close("sketch", len(self._sketches))
         names, grants = sorted(self._sketches), self._grants
         assert grants is not None  # `grants` sees to it
         try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.secagg.ckks.context import DEGREE, CkksKeys, check_form, tenseal
+from fedproxy_secure.secagg.ckks.context import DEGREE, CkksKeys, check_form, read_context, tenseal
 from fedproxy_secure.secagg.sketch import SKETCH
 
 MODULI = (60, 40, 60)
@@ -105,19 +105,4 @@ def _vector(context: Any, encrypted: bytes, length: int) -> Any:
 
 
 def _context(serialised: bytes) -> Any:
-    """Read a context. Raises `DataError` for one of other parameters, or none."""
-    try:
-        context = tenseal().context_from(serialised)
-        top = context.seal_context().data.key_context_data()
-        parameters = (
-            top.parms().poly_modulus_degree(),
-            top.total_coeff_modulus_bit_count(),
-            context.global_scale,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise DataError("CKKS key: cannot be read") from error
-    if parameters != (DEGREE, sum(MODULI), 2.0**SCALE_BITS):
-        raise DataError(
-            f"CKKS key: degree, bits, scale {parameters}; must be {DEGREE}, {sum(MODULI)}, 2^40"
-        )
-    return context
+    return read_context(serialised, moduli=MODULI, scale_bits=SCALE_BITS)

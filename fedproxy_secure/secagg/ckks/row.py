@@ -16,8 +16,8 @@ from fedproxy_secure.secagg.control import (
     check_control,
     sentinels,
 )
-from fedproxy_secure.secagg.masking.server import Aggregate
 from fedproxy_secure.secagg.ring import RingPlan, Segment
+from fedproxy_secure.secagg.steps import Aggregate
 
 # units in which every control number stays far below `context.BOUND` and far above CKKS's errors
 CONTROL_UNITS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,28 +23,23 @@ from fedproxy_secure.secagg.ckks.messages import (
 from fedproxy_secure.secagg.ckks.probe import Kind, Probe
 from fedproxy_secure.secagg.ckks.row import leader_of, read_payload, row_length
 from fedproxy_secure.secagg.control import Expected
-from fedproxy_secure.secagg.masking.keys import upload_key
-from fedproxy_secure.secagg.masking.server import Aggregate
+from fedproxy_secure.secagg.steps import OVER, Aggregate, SteppedServer
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 
-class CkksServer:
+class CkksServer(SteppedServer):
     """The server in one attempt.
 
     The order of calls is: `advertised`*, `hello_book`, `granted`, `grants`, `encrypted`*, `total`,
     `opened`*, `finish` (* once per client that answers).
-
-    `expected`: what the settings imply for the control numbers; None: what holds for all settings.
     """
+
+    STEPS: ClassVar[tuple[str, ...]] = ("advertise", "share", "mask", "unmask", OVER)
 
     def __init__(
         self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
     ) -> None:
-        if strangers := [c for c in terms.cohort if c not in roster.members]:
-            raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
-        self.terms, self.roster, self._private = terms, roster, private
-        self._expected = expected
-        self._context = terms.context()
+        super().__init__(terms=terms, roster=roster, private=private, expected=expected)
         self._hellos: dict[str, Hello] = {}
         self._grants: KeyGrants | None = None
         self._sum: ckks.CkksSum | None = None
@@ -53,14 +49,14 @@ class CkksServer:
 
     def advertised(self, message: Hello) -> None:
         """Take a client's key. Raises `ProtocolAborted` for one of low order: it would stop the leader."""
-        self._expect(message.client, self.terms.cohort, self._hellos, "advertise")
+        self._expect("advertise", message.client, self.terms.cohort, self._hellos)
         self._verify(message.client, message.signed(self._context), message.signature)
         crypto.agree(self._private, message.share_key, info=b"usable", what=f"key of {message.client}")
         self._hellos[message.client] = message
 
     def hello_book(self) -> tuple[str, HelloBook]:
         """Close step 1; return who leads, and what to send to that client."""
-        self._enough(len(self._hellos), "advertise")
+        self._close("advertise", len(self._hellos))
         names = sorted(self._hellos)
         book = HelloBook(
             clients=names,
@@ -72,8 +68,8 @@ class CkksServer:
     def granted(self, message: KeyGrants) -> None:
         """Take the leader's key."""
         names = sorted(self._hellos)
-        if message.client != leader_of(self._context, names) or self._grants is not None:
-            raise ProtocolAborted(f"key grants of {message.client[:80]}: do not belong there")
+        leader = leader_of(self._context, names)
+        self._expect("share", message.client, [leader], [] if self._grants is None else [leader])
         if message.receivers != names or not len(message.sealed) == len(message.signatures) == len(names):
             raise ProtocolAborted(f"key grants of {message.client}: must be one for each client")
         self._take_public(message)
@@ -96,8 +92,10 @@ class CkksServer:
 
     def grants(self) -> dict[str, KeyGrant]:
         """Close step 2 and return the grants. Raises `RoundAborted` if the leader did not answer."""
+        self._go_on("share")
         grants = self._grants
         if grants is None:
+            self._step = OVER
             raise RoundAborted("share: the leader sent no key")
         return {
             client: KeyGrant(
@@ -114,7 +112,7 @@ class CkksServer:
 
     def encrypted(self, message: Encrypted) -> None:
         """Add an encrypted vector to the sum; the vector itself is not kept."""
-        self._expect(message.client, self._hellos, self._added, "mask")
+        self._expect("mask", message.client, self._hellos, self._added)
         self._check_upload(message.client, message.encrypted, message.tag)
         assert self._sum is not None  # `grants` sees to it
         self._sum.add(message.encrypted)
@@ -122,10 +120,7 @@ class CkksServer:
 
     def _check_upload(self, client: str, encrypted: bytes, tag: bytes) -> None:
         """Raise `ProtocolAborted` unless the client sent this, and it can be read."""
-        what = f"mask, tag of {client}"
-        public = self._hellos[client].share_key
-        key = upload_key(self._private, public, self._context, client, what)
-        crypto.check_tag(key, encrypted, tag, what=what)
+        self._check_tag(client, self._hellos[client].share_key, encrypted, tag)
         assert self._probe is not None  # `grants` sees to it
         try:
             self._probe.check(encrypted)
@@ -134,7 +129,7 @@ class CkksServer:
 
     def total(self) -> Total:
         """Close step 3 and return the encrypted sum."""
-        self._enough(len(self._added), "mask")
+        self._close("mask", len(self._added))
         assert self._sum is not None
         self._added.sort()
         return Total(
@@ -145,7 +140,7 @@ class CkksServer:
 
     def opened(self, message: Opened) -> None:
         """Take an opened sum, or a hash of it."""
-        self._expect(message.client, self._added, self._opened, "unmask")
+        self._expect("unmask", message.client, self._added, self._opened)
         if len(message.values) not in (0, 8 * row_length(self.terms.plan)):
             raise ProtocolAborted(f"opened by {message.client}: has {len(message.values)} bytes")
         self._verify(message.client, message.signed(self._context), message.signature)
@@ -158,25 +153,13 @@ class CkksServer:
 
         Raises `RoundAborted` otherwise, `ProtocolAborted` for numbers that fail a check.
         """
+        self._go_on("unmask")
         opener = leader_of(b"opener" + self._context, self._added)
         if opener not in self._opened or not self._opened[opener].values:
             raise RoundAborted(f"unmask: {opener} did not send the opened sum")
         raw = self._opened[opener]
         agree = sum(o.values_sha256 == raw.values_sha256 for o in self._opened.values())
-        self._enough(agree, "unmask, opened alike")
+        self._enough("unmask, opened alike", agree)
         values = np.frombuffer(raw.values, dtype="<f8")
         aggregate = read_payload(self.terms.plan, values, self._context, len(self._added), self._expected)
         return replace(aggregate, clients=tuple(self._added))
-
-    def _expect(self, client: str, among: object, done: object, step: str) -> None:
-        if client not in among or client in done:  # type: ignore[operator]
-            raise ProtocolAborted(f"{step}: {client[:80]} does not belong there, or answered already")
-
-    def _verify(self, client: str, message: bytes, signature: bytes) -> None:
-        crypto.verify(self.roster.members[client], message, signature, what=f"signature of {client}")
-
-    def _enough(self, count: int, step: str) -> None:
-        if count < self.terms.threshold:
-            raise RoundAborted(
-                f"{step}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
-            )

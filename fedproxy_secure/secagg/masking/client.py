@@ -21,7 +21,7 @@ from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.crypto.shamir import SHARE_BYTES, split
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.secagg.masking.keys import commitment, mask_key, pairwise_key, upload_key
+from fedproxy_secure.secagg.masking.keys import commitment, mask_key, pairwise_key
 from fedproxy_secure.secagg.masking.masks import add_masks
 from fedproxy_secure.secagg.messages import (
     Advertise,
@@ -35,7 +35,7 @@ from fedproxy_secure.secagg.messages import (
     Unmask,
 )
 from fedproxy_secure.secagg.ring import pack
-from fedproxy_secure.secagg.steps import OVER, SteppedSession
+from fedproxy_secure.secagg.steps import OVER, SteppedSession, upload_key
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 T = TypeVar("T")

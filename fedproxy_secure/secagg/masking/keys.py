@@ -3,7 +3,6 @@
     commitment     hash of a self mask; tells a wrong reconstruction from the right one
     mask_key       seed of a client's self mask
     pairwise_key   seed of the mask that two clients share
-    upload_key     key of the tag on a client's vector, which CKKS uses as well
 
 Guarantees: the context, and the name or names, enter every derivation, so that no key or commitment serves
 in another attempt or for another client.
@@ -34,9 +33,3 @@ def pairwise_key(private: Secret, public: bytes, context: bytes, one: str, other
         info=crypto.digest(b"pair", context, first.encode(), second.encode()),
         what=f"mask key of {other}",
     )
-
-
-def upload_key(private: Secret, public: bytes, context: bytes, client: str, what: str) -> Secret:
-    """Derive the key of the tag on a client's vector; the same from the client's and the server's side."""
-    info = crypto.digest(b"upload", context, client.encode())
-    return crypto.agree(private, public, info=info, what=what)

@@ -18,15 +18,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.errors import DataError, ProtocolAborted, RoundAborted
-from fedproxy_secure.secagg.control import Control, Expected, decode_control
-from fedproxy_secure.secagg.masking.keys import commitment, mask_key, pairwise_key, upload_key
+from fedproxy_secure.errors import DataError, ProtocolAborted
+from fedproxy_secure.secagg.control import Expected, decode_control
+from fedproxy_secure.secagg.masking.keys import commitment, mask_key, pairwise_key
 from fedproxy_secure.secagg.masking.masks import add_masks
 from fedproxy_secure.secagg.masking.rebuild import Rebuilder
 from fedproxy_secure.secagg.messages import (
@@ -41,43 +40,25 @@ from fedproxy_secure.secagg.messages import (
     Unmask,
 )
 from fedproxy_secure.secagg.ring import add_packed, read_sum
+from fedproxy_secure.secagg.steps import OVER, Aggregate, SteppedServer
 from fedproxy_secure.secagg.terms import Roster, Terms
 
 
-@dataclass(frozen=True, kw_only=True)
-class Aggregate:
-    """The result of a completed round: survivors, sums of their segments, and sums of control words.
+class ServerSession(SteppedServer):
+    """One attempt at one round.
 
-    `sums`, by segment name: float32 [length] (float64 from CKKS) for real values, int64 [length] for
-    counts.
-    """
-
-    clients: tuple[str, ...]
-    sums: dict[str, np.ndarray]
-    control: Control
-
-
-class ServerSession:
-    """One attempt at one round; `private` is the X25519 key whose public half the terms name.
-
-    `expected`: what the settings imply for the control words; None: what holds for all settings. `misfits`:
-    after `finish`, by giver of a share that was left out, whose secret it did not fit.
+    `misfits`: after `finish`, by giver of a share that was left out, whose secret it did not fit.
 
     The order of calls is: `advertised`*, `key_book`, `shared`*, `inboxes`, `masked`*, `survivors`,
     `confirmed`*, `confirmations`, `unmasked`*, `finish` (* once per client that answers).
     """
 
+    STEPS = ("advertise", "share", "mask", "confirm", "unmask", OVER)
+
     def __init__(
         self, *, terms: Terms, roster: Roster, private: Secret, expected: Expected | None = None
     ) -> None:
-        if crypto.agreement_public(private) != terms.server_key:
-            raise ProtocolAborted("server key: the terms name another one")
-        if strangers := [c for c in terms.cohort if c not in roster.members]:
-            raise ProtocolAborted(f"cohort: {strangers[0]} is not in the roster")
-        self.terms, self.roster = terms, roster
-        self._private, self._expected = private, expected
-        self._context = terms.context()
-        self._step = "advertise"
+        super().__init__(terms=terms, roster=roster, private=private, expected=expected)
         self._advertised: dict[str, Advertise] = {}
         self._shares: dict[str, Shares] = {}
         self._survivors: list[str] = []
@@ -105,7 +86,7 @@ class ServerSession:
 
     def key_book(self) -> KeyBook:
         """Close step 1 and return all advertised keys."""
-        self._close("advertise", "share", len(self._advertised))
+        self._close("advertise", len(self._advertised))
         rows = [self._advertised[c] for c in sorted(self._advertised)]
         return KeyBook(
             clients=[r.client for r in rows],
@@ -127,7 +108,7 @@ class ServerSession:
 
     def inboxes(self) -> dict[str, Inbox]:
         """Close step 2 and return one inbox per client that shared."""
-        self._close("share", "mask", len(self._shares))
+        self._close("share", len(self._shares))
         senders = sorted(self._shares)
         sealed = {
             (sender, receiver): letter
@@ -145,9 +126,7 @@ class ServerSession:
         """Add a masked vector to the total; the vector itself is not kept."""
         self._expect("mask", message.client, self._shares, self._survivors)
         public = self._advertised[message.client].share_key
-        what = f"mask, tag of {message.client}"
-        key = upload_key(self._private, public, self._context, message.client, what)
-        crypto.check_tag(key, message.masked, message.tag, what=what)
+        self._check_tag(message.client, public, message.masked, message.tag)
         try:
             add_packed(self.terms.plan, self._total, message.masked)
         except DataError as error:
@@ -156,7 +135,7 @@ class ServerSession:
 
     def survivors(self) -> Survivors:
         """Close step 3 and return whose vectors arrived."""
-        self._close("mask", "confirm", len(self._survivors))
+        self._close("mask", len(self._survivors))
         self._survivors.sort()
         return Survivors(clients=list(self._survivors))
 
@@ -171,7 +150,7 @@ class ServerSession:
 
     def confirmations(self) -> Confirmations:
         """Close step 4 and return the signatures."""
-        self._close("confirm", "unmask", len(self._confirmations))
+        self._close("confirm", len(self._confirmations))
         names = sorted(self._confirmations)
         return Confirmations(clients=names, signatures=[self._confirmations[n] for n in names])
 
@@ -196,7 +175,7 @@ class ServerSession:
         A false share is left out where enough others came; `misfits` says whose it was. Raises
         `ProtocolAborted` if a secret cannot be rebuilt as its owner committed to it.
         """
-        self._close("unmask", "over", len(self._unmasks))
+        self._close("unmask", len(self._unmasks))
         rebuilder = Rebuilder({g: self.terms.point_of(g) for g in self._unmasks}, self.terms.threshold)
         self.misfits = rebuilder.misfits
         # a survivor's vector is + self mask, + or - the mask shared with each drop-out: take them off
@@ -231,25 +210,3 @@ class ServerSession:
     @property
     def _dropped(self) -> list[str]:
         return sorted(set(self._shares) - set(self._survivors))
-
-    def _expect(self, step: str, client: str, among: object, done: object) -> None:
-        if self._step != step:
-            raise ProtocolAborted(f"{step}: message of {client[:80]} when {self._step} is going on")
-        if client not in among:  # type: ignore[operator]
-            raise ProtocolAborted(f"{step}: {client[:80]} does not belong there")
-        if client in done:  # type: ignore[operator]
-            raise ProtocolAborted(f"{step}: {client} has answered already")
-
-    def _verify(self, client: str, message: bytes, signature: bytes) -> None:
-        crypto.verify(
-            self.roster.members[client], message, signature, what=f"{self._step}, signature of {client}"
-        )
-
-    def _close(self, step: str, following: str, count: int) -> None:
-        if self._step != step:
-            raise ProtocolAborted(f"{step}: closed when {self._step} is going on")
-        self._step = following if count >= self.terms.threshold else "over"
-        if count < self.terms.threshold:
-            raise RoundAborted(
-                f"{step}: {count} of {len(self.terms.cohort)} clients; must be >= {self.terms.threshold}"
-            )

@@ -17,7 +17,6 @@ import numpy as np
 
 from fedproxy_secure.errors import RoundAborted
 from fedproxy_secure.secagg.masking.client import ClientSession
-from fedproxy_secure.secagg.masking.server import Aggregate
 from fedproxy_secure.secagg.ring import read_sum
 from fedproxy_secure.secagg.selftest.hostile import (
     CLIENTS,
@@ -32,7 +31,8 @@ from fedproxy_secure.secagg.selftest.hostile import (
     split_view_with_help,
 )
 from fedproxy_secure.secagg.selftest.rehearsal import Cohort, Tamper, identities, names, ring, terms_for
-from fedproxy_secure.secagg.terms import Policy
+from fedproxy_secure.secagg.steps import Aggregate
+from fedproxy_secure.secagg.terms import TermsPolicy
 
 WITH_CLIENT = "server with a client"
 
@@ -91,7 +91,7 @@ def _honest_round() -> Finding:
     return Finding(
         adversary="nobody",
         attempt="an honest round",
-        ok=error <= CLIENTS * (plan.step_of(plan.segments[0]) + 2**-24),  # the sum is float32
+        ok=error <= CLIENTS * (plan.step_of(plan.segment("update")) + 2**-24),  # the sum is float32
         found=f"sum of {len(aggregate.clients)} clients, off by {error:.1e}",
     )
 
@@ -133,7 +133,9 @@ def _lowered_threshold(threshold: int, *, colluders: int) -> str:
     _, roster = identities(CLIENTS)
     plan = ring(CLIENTS, LENGTH)
     terms = terms_for(plan, roster, threshold=threshold)
-    policy = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=colluders, rounds=1)
+    policy = TermsPolicy(
+        roster=roster, settings_sha256=terms.settings_sha256, colluders=colluders, rounds=1
+    )
     policy.check(terms, name=TARGET, broadcast_sha256=terms.broadcast_sha256, plan=plan)
     return f"the client accepts threshold {threshold} of 5"
 
@@ -142,7 +144,7 @@ def _other_broadcast() -> str:
     _, roster = identities(CLIENTS)
     plan = ring(CLIENTS, LENGTH)
     terms = terms_for(plan, roster)
-    policy = Policy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1)
+    policy = TermsPolicy(roster=roster, settings_sha256=terms.settings_sha256, colluders=0, rounds=1)
     policy.check(terms, name=TARGET, broadcast_sha256=bytes(32), plan=plan)
     return "the client trains from an adapter that the others do not have"
 

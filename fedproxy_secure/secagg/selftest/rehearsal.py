@@ -16,8 +16,9 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.secagg.control import SEGMENTS, Control, encode_control
 from fedproxy_secure.secagg.masking.client import ClientSession
-from fedproxy_secure.secagg.masking.server import Aggregate, ServerSession
+from fedproxy_secure.secagg.masking.server import ServerSession
 from fedproxy_secure.secagg.ring import Quantised, RingPlan, Segment, quantise
+from fedproxy_secure.secagg.steps import Aggregate
 from fedproxy_secure.secagg.terms import Roster, Terms, least_threshold
 
 SERVER = crypto.fresh_secret()  # the server's key in every rehearsal of this process

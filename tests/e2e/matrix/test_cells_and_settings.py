@@ -10,6 +10,8 @@ from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.experiments.matrix import matrix
+from fedproxy_secure.experiments.sweeps.cell_progress import PARTS, stage_units
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     cell_config,
     cells_of,
@@ -22,6 +24,7 @@ from fedproxy_secure.experiments.sweeps.matrix_report import (
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.report.sweep import labelled
 from tests.support.matrix import MASKING, PLAINTEXT
+from tests.support.told import Told
 
 BY_COORDINATE = {"rule": "h_ties", "granularity": "coordinate"}
 
@@ -217,3 +220,19 @@ def test_a_dry_run_counts_cells_and_says_what_is_left_out(settings, tmp_path: Pa
     shown = CliRunner().invoke(app, ["matrix", str(file), "--dry-run"])
     assert shown.exit_code == 0
     assert "cells: 4: 2 configurations, 2 seeds" in shown.stdout
+
+
+@pytest.mark.parametrize("suite", ["none", pytest.param("smoke", marks=pytest.mark.slow)])
+def test_the_line_of_a_matrix_moves_while_cells_run_and_ends_whole(settings, tmp_path, suite):
+    swept = {"protections": [PLAINTEXT], "remove_ratios": [0.5], "jobs": 1}
+    attacks = {"suite": suite, "views": ["server"], "seconds": 20}
+    config = parse_config({**settings, "seeds": [0], "matrix": swept, "attacks": attacks})
+    told = Told()
+    matrix(config, tmp_path / "out", progress=told)
+    (cell,), _ = cells_of(config)
+    tasks = {task.removeprefix(f"{cell.name}: ").partition(":")[0] for task in told.started}
+    stages = stage_units(cell_config(config, cell), tests=36, healed=False)
+    assert {stage for stage, units in stages.items() if units} <= tasks, "a stage's name has changed"
+    steps = [count for task, count in told.advanced if task == "matrix"]
+    assert sum(steps) == PARTS
+    assert len([count for count in steps if count]) > 2 * 4, "a cell and a ceiling have some steps each"

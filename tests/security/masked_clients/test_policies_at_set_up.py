@@ -1,9 +1,12 @@
 """At set-up a client refuses what its policy does not say, and is told nothing that is not its own."""
 
+from pathlib import Path
+
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedproxy_secure import wire
+from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.flower import client_app
 from fedproxy_secure.protect.secure_sum import attempt
@@ -92,12 +95,20 @@ def test_a_server_on_another_machine_is_not_told_what_records_say(world, tmp_pat
     assert said == "this client's records or messages cannot be used; its own log has the reason"
 
 
-def test_a_server_on_another_machine_is_not_told_where_a_clients_files_lie(world, tmp_path):
-    job = with_(world[0], keys=str(tmp_path / "St Mary (2)"))
-    provision([c.name for c in job.clients], tmp_path / "St Mary (2)")
-    own = tmp_path / "client.policy.yaml"
+@pytest.mark.parametrize(
+    "folder", ["St Mary (2)", "St Mary, Boston", "Ward: Oncology/clinic", 'it\'s "ward" 7']
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_server_on_another_machine_is_not_told_where_a_clients_files_lie(
+    world, tmp_path, monkeypatch, folder, relative
+):
+    monkeypatch.chdir(tmp_path)
+    place = Path(folder) if relative else tmp_path / folder
+    job = with_(world[0], keys=str(place / "keys"))
+    provision([c.name for c in job.clients], place / "keys")
+    own = place / "client.policy.yaml"
     policy_for(job, 0, seeds=(0,)).write(own)
-    (tmp_path / "St Mary (2)" / f"{job.clients[0].name}.key").chmod(0o644)
+    (place / "keys" / f"{job.clients[0].name}.key").chmod(0o644)
     said = [wire.decode_failure(setup_reply(job, {"policy": str(own)}))]
     own.unlink()
     said.append(wire.decode_failure(setup_reply(job, {"policy": str(own)})))
@@ -105,6 +116,15 @@ def test_a_server_on_another_machine_is_not_told_where_a_clients_files_lie(world
         ("ConfigError", "[redacted]: has mode 644; must be 600, readable by its owner alone"),
         ("ConfigError", "[redacted]: cannot be read: No such file or directory"),
     ]
+
+
+def test_a_line_that_may_name_a_place_the_client_does_not_know_is_not_sent(world, tmp_path, monkeypatch):
+    def refuses(*_, **__):
+        raise ConfigError("wards/St Mary, Boston: is gone")
+
+    monkeypatch.setattr(client_app, "_checked", refuses)
+    kind, said = wire.decode_failure(setup_reply(world[0], {"policy": str(tmp_path / "p.yaml")}))
+    assert (kind, said) == ("ConfigError", client_app.HIDDEN)
 
 
 def test_a_refused_setup_leaves_nothing_to_train_with(world):

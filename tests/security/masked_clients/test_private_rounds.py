@@ -21,7 +21,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import ROUNDS
 from fedproxy_secure.secagg.control import SEGMENTS
 from tests.support.masked_clients import sent_again
-from tests.support.masked_rounds import Wrapped, kept_in, with_
+from tests.support.masked_rounds import Wrapped, kept_in, serve_with, with_
 
 
 def test_a_private_round_asked_for_again_sends_the_same_noisy_words(world, tmp_path):
@@ -52,16 +52,11 @@ def failing(client):
 
 
 def served_privately(world, tmp_path, players):
-    job, folder, initial = world
+    job = world[0]
     private = {"unit": "client", "target_delta": 1e-3, "clip_norm": 0.05, "ledger": str(tmp_path / "paid")}
     job = with_(job, rounds=2, bits=24).changed(privacy=job.privacy.model_copy(update=private))
-    with (
-        proxy_store.offered_on_this_host(folder),
-        with_keys(job) as keyed,
-        client_app.played_by(dict.fromkeys(players, failing)),
-    ):
-        grid = InProcessGrid(Wrapped(), 5)
-        return serve(grid, keyed, folder, initial, run_folder=tmp_path / "run")
+    app = client_app.client_app(play=lambda client: failing(client) if client.name in players else client)
+    return serve_with(world, job, app, run_folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize("threshold", [5, 3])

@@ -3,6 +3,8 @@
 import pytest
 
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.crypto.primitives import signing_public
+from fedproxy_secure.deploy.authority import check_server, renew_all
 from fedproxy_secure.deploy.federation import init
 from fedproxy_secure.deploy.kit import KIT, accept, check_kits, make_kit, needed_kit
 from fedproxy_secure.deploy.members import approve, next_epoch
@@ -11,6 +13,7 @@ from fedproxy_secure.deploy.policy import effective_policy
 from fedproxy_secure.deploy.preflight import local_checks
 from fedproxy_secure.deploy.signed import read_document, write_document
 from fedproxy_secure.deploy.site import (
+    open_site,
     rotate_site,
 )
 from fedproxy_secure.errors import ConfigError
@@ -56,6 +59,47 @@ def test_a_replayed_kit_is_refused(federation, sites):
     with pytest.raises(ConfigError, match=r"epoch=1: must be >= 2"):
         accept(sites["clinic"], replayed, owner=None)
     assert needed_kit(sites["clinic"]).epoch == 2
+
+
+def test_a_site_that_took_the_kit_of_a_new_authority_takes_none_of_the_old_one(federation, sites):
+    """Of the same members: whoever has stolen the old authority's key may send the old kit again."""
+    epoch = all_in(federation, sites)
+    site = sites["clinic"]
+    old = make_kit(federation, epoch, "clinic").read_bytes()
+    (site.folder / "old.json").write_bytes(old)
+    renew_all(federation.folder / "authority", federation.name, [federation.host])
+    check_server(federation.tls, [federation.host])
+    with pytest.raises(ConfigError, match=r"names another authority than .*; `deploy kit`"):
+        check_kits(federation, NAMES)
+    newer = next_epoch(federation)
+    assert (newer.number, newer.roster) == (epoch.number + 1, epoch.roster)
+    assert next_epoch(federation) == newer
+    kits = {name: make_kit(federation, newer, name) for name in NAMES}
+    check_kits(federation, NAMES)
+    accept(site, kits["clinic"], owner=None)
+    assert needed_kit(site).authority_pem == federation.tls.authority.read_text()
+    with pytest.raises(ConfigError, match=r"epoch=1: must be >= 2"):
+        accept(site, site.folder / "old.json", owner=None)
+
+
+def test_a_site_goes_to_an_owner_with_new_keys_with_its_own_keys_journal_and_ledger(
+    config, federation, sites, tmp_path
+):
+    """As docs/deployment.md says to do when the owner's machine was stolen."""
+    all_in(federation, sites)
+    other = init(config, tmp_path / "other", address="owner.example:9443")
+    for site in sites.values():
+        approve(other, request_of(site))
+    site, kit = sites["clinic"], make_kit(other, next_epoch(other), "clinic")
+    stolen = make_kit(federation, next_epoch(federation), "clinic")
+    identity = signing_public(site.identity())
+    for name in ("owner.pub", "kit.json"):
+        (site.folder / name).unlink()
+    accept(site, kit, owner=owner_of(other))
+    assert needed_kit(site).authority_pem == other.tls.authority.read_text()
+    assert signing_public(open_site(site.folder).identity()) == identity
+    with pytest.raises(ConfigError, match="is signed by"):
+        accept(site, stolen, owner=None)
 
 
 def test_a_kit_of_another_owner_is_refused_even_if_it_names_this_site(config, federation, sites, tmp_path):

@@ -6,8 +6,9 @@ import stat
 import pytest
 
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.deploy.authority import TlsFiles, make_authority, make_server
-from fedproxy_secure.deploy.federation import init, parse_address
+from fedproxy_secure.deploy import authority
+from fedproxy_secure.deploy.authority import TlsFiles, check_server, make_authority, make_server
+from fedproxy_secure.deploy.federation import init, open_federation, parse_address
 from fedproxy_secure.deploy.kit import make_kit, needed_kit
 from fedproxy_secure.deploy.members import current_epoch
 from fedproxy_secure.deploy.owner import run_owner
@@ -135,6 +136,15 @@ def test_what_a_killed_call_left_does_not_stop_the_next_one(config, tmp_path):
     init(config, owner, address="owner.example")
     (site / "generations").mkdir(parents=True)
     join("clinic", site)
+
+
+def test_an_owners_folder_is_opened_with_the_certificate_that_a_killed_call_left(federation, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(authority, "finish_renewal", lambda folder: None)
+        make_server(federation.folder / "authority", ["owner.example"])
+    before = federation.tls.certificate.read_bytes()
+    assert open_federation(federation.folder).tls.certificate.read_bytes() != before
+    check_server(federation.tls, [federation.host])
 
 
 def test_another_certificate_for_a_federation_that_is_there_is_refused_not_ignored(config, tmp_path):

@@ -145,7 +145,7 @@ def test_no_protection_comes_first_and_it_alone_is_red(report: Report):
 def test_a_card_counts_only_attacks_that_had_something_to_attack(report: Report):
     first = page_words.cards(report)[0]
     said = "".join(
-        p.text if isinstance(p, page_words.Said | Number) else p for p in dict(first.lines)["Attacks"]
+        p.text if isinstance(p, page_words.Verbatim | Number) else p for p in dict(first.lines)["Attacks"]
     )
     mine = [f for c in report.configurations if c.unsafe for f in c.findings]
     applied = [f for f in mine if f.outcome != Outcome.NOT_APPLICABLE]
@@ -169,7 +169,7 @@ def test_a_protection_is_better_only_beyond_both_intervals(report: Report):
 
     def said(contrast: page_words.Contrast, title: str) -> str:
         line = dict(contrast.cells)[title]
-        return "".join(p.text if isinstance(p, page_words.Said | Number) else p for p in line)
+        return "".join(p.text if isinstance(p, page_words.Verbatim | Number) else p for p in line)
 
     assert said(masking, "gap closed") == "not told apart in 2 of 2 pairs"
     assert said(private, "gap closed") == "worse in 2 of 2 pairs"
