@@ -114,7 +114,7 @@ def test_a_run_of_coded_tasks_and_free_text_tells_of_both(mixed, tmp_path):
     assert row.tuned_proxy_loss is not None
     text = (tmp_path / "run/report.md").read_text()
     assert "fused LLM, loss (nats)" in text
-    assert f"{math.exp(fused.value):.1f}" in text
+    assert f"| {math.exp(fused.value):.0f} [" in text
     assert "Free text: loss on test records" in (tmp_path / "run" / REPORT_PAGE).read_text()
     assert Report.load(tmp_path / "run") == report
 
