@@ -71,13 +71,13 @@ def look_until(one, done):
         time.sleep(0.01)
 
 
-def test_it_is_started_again_and_its_last_line_is_told(keep):
+def test_a_program_that_ended_is_started_again_and_its_last_line_is_told(keep):
     one, told = keep("import sys; print('why'); sys.exit(3)")
     look_until(one, lambda: sum("started" in line for line in told) >= 2)
     assert "it ended with code 3: why" in told
 
 
-def test_it_is_left_alone_while_it_runs_and_ends_when_told(keep, tmp_path):
+def test_a_program_is_left_alone_while_it_runs_and_ends_when_told(keep, tmp_path):
     one, told = keep(f"import time; open({str(tmp_path / 'up')!r}, 'w'); time.sleep(300)")
     look_until(one, (tmp_path / "up").exists)
     for _ in range(5):
