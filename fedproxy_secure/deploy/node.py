@@ -3,8 +3,8 @@
 A node is two processes: Flower's SuperNode, which takes messages from the owner's SuperLink, and a worker,
 which answers them with this installation's client app under the site's own policy. No code that the owner
 sends is run. The node connects to the SuperLink, follows no redirect (`flower.internals.transport`), and
-listens only on loopback, on Linux for its own user's processes. It waits for an owner who is away or
-restarts.
+listens only on loopback, for its own user's processes where the system tells them apart. It waits for an
+owner who is away or restarts.
 """
 
 from __future__ import annotations

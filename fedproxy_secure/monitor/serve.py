@@ -108,6 +108,7 @@ def _listening(
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # connections of a burst that wait to be accepted; others are tried again later
     allow_reuse_address = True  # for a port that was just closed; a listening port is still refused
 
     def __init__(
