@@ -48,7 +48,7 @@ def fingerprint(content: bytes) -> str:
     """Return the first 192 bits of a hash, as twelve groups of four hex digits.
 
     >>> fingerprint(b"")[:9]
-    'af5570f5-'
+    'af55-70f5'
     """
     digits = digest(content)[:_FINGERPRINT_BYTES].hex()
     return "-".join(digits[i : i + 4] for i in range(0, len(digits), 4))
