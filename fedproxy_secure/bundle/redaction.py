@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -85,19 +86,34 @@ def _paths(text: str) -> Iterator[str]:
 def line_for_others(line: str, places: Iterable[str]) -> str | None:
     """Return an error's line with these places as `[redacted]`; None if it may name another place as well.
 
-    A path is replaced from the place to the next colon or comma that precedes a blank, or to a quote. Where
-    another path ends cannot be known, so a line that still has a separator in it is not for others.
+    A place is replaced where it stands alone. Of a file below it only the file system knows where its name
+    ends, which may have colons, commas and blanks: the longest path that is there is replaced. A line that
+    still has a separator in it names something that is not there, or is elsewhere, and is not for others.
 
-    >>> line_for_others("/srv/St Mary, Boston/c.key: has mode 644", ["/srv/St Mary, Boston"])
-    '[redacted]: has mode 644'
-    >>> line_for_others("/mnt/St Mary, Boston/c.key: has mode 644", ["/srv/St Mary, Boston"])
+    >>> line_for_others("/srv/St Mary, Boston: is no folder", ["/srv/St Mary, Boston"])
+    '[redacted]: is no folder'
+    >>> line_for_others("/srv/St Mary, Boston/missing.key: is not there", ["/srv/St Mary, Boston"])
     """
     known = sorted({form for place in places if _is_path(place) for form in _forms(place)}, key=len)
     if known:
         one = "|".join(re.escape(form) for form in reversed(known))
-        rest = r"""(?:[/\\](?:(?!: |, )[^\r\n'"`])*|(?=$|[:,;'"`)\]]))"""
-        line = re.sub(f"(?:{one}){rest}", MARK, line)
+        line = re.sub(rf"""(?:{one})(?=$|[:,;'"`)\]])""", MARK, line)
+        start = 0
+        while match := re.compile(f"(?:{one})(?=[/\\\\])").search(line, start):
+            end = _end_of_file_name(line, match.start())
+            if end is None:
+                return None
+            line = line[: match.start()] + MARK + line[end:]
+            start = match.start() + len(MARK)
     return None if re.search(r"[/\\]", line.replace(" 1 / ", " ")) else line  # errors have `below 1 / n`
+
+
+def _end_of_file_name(line: str, start: int) -> int | None:
+    """Return where the longest path of this machine that begins at `start` ends; None if there is none."""
+    ends = [
+        match.start() for match in re.finditer(r"""(?=: |, |['"`)\];])|$""", line) if match.start() > start
+    ]
+    return next((end for end in reversed(ends) if os.path.lexists(line[start:end])), None)
 
 
 def places_of_a_client(policy_file: str) -> set[str]:

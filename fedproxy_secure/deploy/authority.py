@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.monitor.state import RENEW_DAYS
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes
+from fedproxy_secure.runtime.files.locks import alone
 from fedproxy_secure.runtime.files.whole import remove_private, write_private
 from fedproxy_secure.runtime.untrusted import read_json
 
@@ -38,6 +39,7 @@ SERVER_DAYS = 397  # browsers and libraries refuse server certificates that are 
 CLOCK_SKEW = timedelta(hours=1)
 RENEW = timedelta(days=RENEW_DAYS)  # a certificate that ends sooner than this gives a warning
 RENEWAL = "renewal.json"  # what is to replace the files of the same names
+LOCK, WAIT_S = "renewal.lock", 10.0  # one command replaces files at a time; others wait so long
 _FILES = ("authority.key", "authority.pem", "server.key", "server.pem")
 LOCAL_NAMES = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it by these
 
@@ -88,6 +90,12 @@ def finish_renewal(folder: Path) -> None:
 
     Raises `ConfigError` if what it has left cannot be read, `RunFolderError` if it cannot be put in place.
     """
+    if (folder / RENEWAL).exists():
+        with alone(folder / LOCK, wait_s=WAIT_S):
+            _finish_renewal(folder)
+
+
+def _finish_renewal(folder: Path) -> None:
     try:
         files = read_json(folder / RENEWAL)
         made = {name: str(files[name]).encode() for name in _FILES if name in files}
@@ -104,8 +112,9 @@ def finish_renewal(folder: Path) -> None:
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put files in the place of those of the same names: all of them, if need be by `finish_renewal`."""
-    write_private(folder / RENEWAL, json_bytes({name: pem.decode() for name, pem in files.items()}))
-    finish_renewal(folder)
+    with alone(folder / LOCK, wait_s=WAIT_S):
+        write_private(folder / RENEWAL, json_bytes({name: pem.decode() for name, pem in files.items()}))
+        _finish_renewal(folder)
 
 
 def _named(name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> dict[str, bytes]:

@@ -3,8 +3,8 @@
 A node is two processes: Flower's SuperNode, which takes messages from the owner's SuperLink, and a worker,
 which answers them with this installation's client app under the site's own policy. No code that the owner
 sends is run. The node reaches out to the SuperLink, follows no redirect (`flower.internals.transport`), and
-listens on loopback alone, on Linux for its own user's processes. An owner who is away, or
-who starts again, is waited for.
+listens on loopback alone, for its own user's processes where the system tells them apart. An owner who is
+away, or who starts again, is waited for.
 """
 
 from __future__ import annotations

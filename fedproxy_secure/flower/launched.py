@@ -6,7 +6,8 @@ a cache and a policy file of their own, which names the client's records, as on 
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
 SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Nothing
-listens on anything but 127.0.0.1. On Linux the SuperLink and SuperNodes answer this user's processes alone.
+listens on anything but 127.0.0.1. The SuperLink and SuperNodes answer this user's processes alone where the
+system tells users apart (Linux with inet_diag); elsewhere they log a warning.
 Ray lets nobody into its cluster who does not know the run's secret. Not guaranteed: encrypted traffic.
 Clients on machines of their own are what `fedproxy-secure deploy` is for.
 """

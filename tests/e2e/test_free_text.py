@@ -114,13 +114,20 @@ def test_a_run_of_coded_tasks_and_free_text_tells_of_both(mixed, tmp_path):
     assert row.tuned_proxy_loss is not None
     text = (tmp_path / "run/report.md").read_text()
     assert "fused LLM, loss (nats)" in text
-    assert f"{math.exp(fused.value):.1f}" in text
+    assert f"| {math.exp(fused.value):.0f} [" in text
     assert "Free text: loss on test records" in (tmp_path / "run" / REPORT_PAGE).read_text()
     assert Report.load(tmp_path / "run") == report
 
 
-def test_a_run_of_free_text_alone_has_losses_and_no_accuracy(text_alone, tmp_path):
-    report = run(parse_config({**text_alone, "seeds": [0, 1]}), tmp_path / "run")
+@pytest.fixture(scope="module")
+def of_text_alone(text_alone, tmp_path_factory):
+    """The folder and the report of a run of two seeds."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return folder, run(parse_config({**text_alone, "seeds": [0, 1]}), folder)
+
+
+def test_a_run_of_free_text_alone_has_losses_and_no_accuracy(of_text_alone):
+    folder, report = of_text_alone
     assert keys(report) >= LOSSES | {"owners_edge_nats"}
     assert not any("accuracy" in key or key == "owners_edge" for key in keys(report))
     assert all(row.average is None and row.loss is not None for row in report.rows)
@@ -129,14 +136,14 @@ def test_a_run_of_free_text_alone_has_losses_and_no_accuracy(text_alone, tmp_pat
     assert fused < zero
     assert [t.title.plain for t in rich_tables(report)] == ["Free text: loss on test records"]
     assert "| method | removed | tuned proxy (%)" not in markdown_report(report)
-    page = (tmp_path / "run" / REPORT_PAGE).read_text()
+    page = (folder / REPORT_PAGE).read_text()
     assert "Least loss on free text" in page
     assert "Most correct answers" not in page
     assert faults(parse(page)) == []
 
 
-def test_a_gate_judges_free_text_by_its_loss(text_alone, tmp_path):
-    report = run(parse_config(text_alone), tmp_path / "run")
+def test_a_gate_judges_free_text_by_its_loss(of_text_alone, tmp_path):
+    _, report = of_text_alone
     (fused,) = (m.estimate for m in report.configurations[0].measures if m.key == "loss_fused")
     for limit, opens in ((fused.high + 0.1, True), (fused.low - 0.1, False)):
         text = f"schema_version: 1\nname: p\nrules: [{{max_loss_fused: {limit}}}]\n"

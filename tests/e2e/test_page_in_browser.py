@@ -108,7 +108,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(sample_comparison(), tmp_path_factory.mktemp("comparison"))
 
 
-def test_it_loads_nothing_but_itself_and_says_nothing_in_the_console(browser: Browser, page: Path):
+def test_the_page_loads_nothing_but_itself_and_says_nothing_in_the_console(browser: Browser, page: Path):
     browser.show(page)
     Select(browser.find('select[data-for="front-ip"]')).select_by_index(1)
     browser.wait("return document.querySelector('[data-chart=front-ip]').dataset.drawn !== ''")

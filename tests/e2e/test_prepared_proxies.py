@@ -173,10 +173,25 @@ def test_a_matrix_heals_a_proxy_once_for_cells_of_all_protections(settings, tmp_
     assert verify_run(tmp_path).problems == ()
 
 
+class WhatIsOpen(Told):
+    """Remembers, for each task that is started, which others are open."""
+
+    def __init__(self):
+        super().__init__()
+        self.beside = []
+
+    def start(self, task, total):
+        self.beside.append((task, set(self.open)))
+        super().start(task, total)
+
+
 def test_processes_wait_for_the_proxy_that_their_cells_start_from(settings, tmp_path):
     own = {**settings["compare"], "methods": ["zero_shot_proxy", "fedproxy_h_ties"], "jobs": 2}
-    told = Told()
+    told = WhatIsOpen()
     report = compare(parse_config({**settings, "compare": own}), tmp_path, progress=told)
     assert len(report.rows) == 2
-    assert {task for task, _ in told.advanced if "heal" in task} <= {HEAL}
+    assert told.started[:2] == ["compare", HEAL]
+    assert told.started.count(HEAL) == 1
+    assert {task.partition("-")[0] for task in told.started[2:]} == {"zero_shot_proxy", "fedproxy_h_ties"}
+    assert not [task for task, others in told.beside if HEAL in others]
     assert told.open == {}

@@ -61,7 +61,7 @@ def test_the_readme_has_at_most_150_lines():
 @pytest.mark.parametrize(
     "text", [*TEXTS, ROOT / "CHANGELOG.md", ROOT / "CODE_OF_CONDUCT.md"], ids=lambda p: p.name
 )
-def test_every_file_the_readme_names_is_there(text):
+def test_no_text_links_to_a_file_that_is_missing(text):
     for target in re.findall(r"\]\(([^)\s]+)\)", text.read_text(encoding="utf-8")):
         if target.startswith(("http://", "https://", "mailto:", "#")):
             continue
@@ -77,7 +77,7 @@ def test_every_folder_and_file_that_is_named_as_code_is_there():
             assert (ROOT / path).exists(), f"{text.name}: {path}"
 
 
-def test_commands_are_printed():
+def test_the_texts_print_more_than_thirty_commands():
     assert len(commands("fedproxy-secure")) > 30
 
 

@@ -145,7 +145,11 @@ def test_a_comparison_is_the_same_after_losing_a_cell(settings, tmp_path):
 
 
 def test_a_comparison_is_widened_on_resume_and_keeps_the_cells_it_has(settings, tmp_path):
-    short = {**settings, "seeds": [0], "compare": {"methods": ["zero_shot"], "remove_ratios": [0.5]}}
+    short = {
+        **settings,
+        "seeds": [0],
+        "compare": {"methods": ["zero_shot"], "remove_ratios": [0.5], "jobs": 1},
+    }
     compare(parse_config(short), tmp_path)
     kept = tmp_path / "cells/zero_shot-seed0.json"
     before = kept.stat().st_mtime_ns

@@ -50,7 +50,7 @@ LARGER = [n if n in (13, 32, 48, 64) else pytest.param(n, marks=pytest.mark.nigh
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("clients", LARGER)
-def test_so_it_is_for_every_larger_cohort_with_as_many_drop_outs_as_it_bears(clients):
+def test_the_sum_of_a_larger_cohort_is_exact_with_as_many_drop_outs_as_it_bears(clients):
     rng = np.random.default_rng(clients)
     terms = terms_for(ring(clients, 10, bits=RING_BITS[clients % 3]), ROSTER)
     spare = clients - terms.threshold

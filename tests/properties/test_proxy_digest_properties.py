@@ -26,7 +26,7 @@ many = settings(max_examples=100, deadline=None)
 
 @given(name=st.sampled_from(sorted(TENSORS)), data=st.data())
 @many
-def test_any_bit_of_any_tensor(name, data):
+def test_any_bit_of_any_tensor_changes_the_digest(name, data):
     raw = TENSORS[name].data.reshape(-1).view(torch.uint8)
     place = data.draw(st.integers(0, raw.numel() - 1))
     bit = 1 << data.draw(st.integers(0, 7))
@@ -40,7 +40,7 @@ def test_any_bit_of_any_tensor(name, data):
 
 @given(name=st.sampled_from(sorted(TENSORS)))
 @many
-def test_any_tensor_in_another_shape_of_the_same_bytes(name):
+def test_any_tensor_in_another_shape_of_the_same_bytes_changes_the_digest(name):
     tensor = TENSORS[name]
     before = tensor.data
     tensor.data = before.reshape(1, *before.shape)
@@ -50,14 +50,14 @@ def test_any_tensor_in_another_shape_of_the_same_bytes(name):
         tensor.data = before
 
 
-def test_any_tensor_in_another_dtype_of_the_same_bytes():
+def test_any_tensor_in_another_dtype_of_the_same_bytes_changes_the_digest():
     model = copy.deepcopy(MODEL)
     model.kept = model.kept.view(torch.float64)
     assert loaded_sha256(model, TOKENIZER) != BEFORE
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_any_setting(name):
+def test_another_value_of_any_setting_changes_the_digest(name):
     changed = copy.deepcopy(MODEL)
     before = vars(changed.config)[name]
     value = {bool: lambda: not before, int: lambda: before + 1, float: lambda: before * 2 + 1}
@@ -67,7 +67,7 @@ def test_any_setting(name):
 
 @given(key=st.text(min_size=1, max_size=8), value=st.integers() | st.text(max_size=8) | st.booleans())
 @many
-def test_any_setting_more(key, value):
+def test_any_setting_more_changes_the_digest(key, value):
     changed = copy.copy(MODEL.config)
     vars(changed)["x" + key] = value
     MODEL.config, before = changed, MODEL.config
@@ -78,7 +78,7 @@ def test_any_setting_more(key, value):
 
 
 @pytest.mark.parametrize("name", sorted(OF_THE_MACHINE))
-def test_but_not_what_differs_between_machines(name):
+def test_what_differs_between_machines_does_not_change_the_digest(name):
     changed = copy.deepcopy(MODEL)
     vars(changed.config)[name] = "another"
     assert loaded_sha256(changed, TOKENIZER) == BEFORE
@@ -94,13 +94,13 @@ def rebuilt(backend):
     )
 
 
-def test_the_same_tokenizer_once_more():
+def test_the_same_tokenizer_read_again_has_the_same_digest():
     assert loaded_sha256(MODEL, rebuilt(BACKEND)) == BEFORE
 
 
 @given(token=st.sampled_from(sorted(BACKEND["model"]["vocab"])[3:]), name=st.text(min_size=2, max_size=5))
 @many
-def test_any_token_renamed(token, name):
+def test_any_token_renamed_changes_the_digest(token, name):
     changed = copy.deepcopy(BACKEND)
     number = changed["model"]["vocab"].pop(token)
     changed["model"]["vocab"]["\u4e2d" + name] = number
@@ -111,7 +111,7 @@ def test_any_token_renamed(token, name):
     pair=st.lists(st.sampled_from(sorted(BACKEND["model"]["vocab"])), min_size=2, max_size=2, unique=True)
 )
 @many
-def test_any_two_tokens_exchanged(pair):
+def test_any_two_tokens_exchanged_change_the_digest(pair):
     changed = copy.deepcopy(BACKEND)
     vocabulary = changed["model"]["vocab"]
     vocabulary[pair[0]], vocabulary[pair[1]] = vocabulary[pair[1]], vocabulary[pair[0]]
@@ -130,7 +130,7 @@ def test_any_two_tokens_exchanged(pair):
         ("ignore_merges", True),
     ],
 )
-def test_any_rule_of_the_tokenizer(part, value):
+def test_any_other_rule_of_the_tokenizer_changes_the_digest(part, value):
     changed = copy.deepcopy(BACKEND)
     if part == "merges":
         changed["model"]["vocab"]["ab"] = len(changed["model"]["vocab"])

@@ -195,7 +195,8 @@ def test_no_guess_changes_when_the_truth_is_patched_or_gone_after_the_view_was_t
         for attack in (LoraSpanTokens(), LoraSpanSequences(), UpdateMembership())
     ]
     before = guesses(seen, asked)
-    assert "guess" in {what for what, _ in before}, before
+    # the clients use AdamW, whose updates are no sums of gradients
+    assert [what for what, _ in before] == ["guess", "NotApplicable", "guess"], before
     transcript = place / "federation" / "transcript"
     for client in truth.clients:
         for file in (transcript / "clients" / client).iterdir():

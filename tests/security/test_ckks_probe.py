@@ -124,9 +124,9 @@ def test_probes_of_two_sessions_share_a_child_and_keep_their_contexts(keys):
     for _ in range(2):
         sums.check(vector)
         sketches.check(sketch)
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match=f"CKKS vector: must be {SKETCH} numbers"):
             sketches.check(vector)
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match=f"CKKS vector: must be {D} numbers"):
             sums.check(sketch)
 
 
@@ -134,14 +134,14 @@ def test_a_child_that_was_ended_or_does_not_answer_is_replaced(keys, monkeypatch
     probe, good = Probe("sum", keys.public, D), ckks.encrypt(keys.public, np.ones(D))
     ckks_probe._child.process.kill()
     ckks_probe._child.process.wait()
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="CKKS vector: must be"):
         probe.check(good)
     probe.check(good)
     silent = ckks_probe._child.process
     silent.send_signal(signal.SIGSTOP)
     with monkeypatch.context() as patch:
         patch.setattr(ckks_probe, "PATIENCE_S", 0.1)
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match="CKKS vector: must be"):
             probe.check(b"few bytes, which the pipe holds")
     assert silent.poll() is not None
     probe.check(good)
@@ -189,13 +189,17 @@ def test_a_child_that_needs_more_memory_than_its_limit_ends_without_an_answer(mo
 
 
 def test_the_child_sets_its_limits_before_it_serves(monkeypatch):
-    limits = {}
+    limits, served_under = {}, []
+    source, sink = io.BytesIO(), io.BytesIO()
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: limits.update({what: pair}))
-    monkeypatch.setattr(sys, "stdin", type("In", (), {"buffer": io.BytesIO()}))
-    monkeypatch.setattr(sys, "stdout", type("Out", (), {"buffer": io.BytesIO()}))
+    monkeypatch.setattr(sys, "stdin", type("In", (), {"buffer": source}))
+    monkeypatch.setattr(sys, "stdout", type("Out", (), {"buffer": sink}))
+    monkeypatch.setattr(ckks_probe, "serve", lambda *streams: served_under.append((streams, dict(limits))))
     ckks_probe.main()
-    assert limits[resource.RLIMIT_AS] == (ckks_probe.MOST_MEMORY, ckks_probe.MOST_MEMORY)
-    assert limits[resource.RLIMIT_CORE] == (0, 0)
+    most = ckks_probe.MOST_MEMORY
+    assert served_under == [
+        ((source, sink), {resource.RLIMIT_AS: (most, most), resource.RLIMIT_CORE: (0, 0)})
+    ]
 
 
 # an insider: its signatures and tags are good

@@ -86,7 +86,7 @@ def test_three_seeds_at_8_do_not_pass_a_gate_at_8(tmp_path):
 
 
 @pytest.mark.torch
-def test_nor_do_they_with_sampling(tmp_path):
+def test_three_seeds_at_8_with_sampling_do_not_pass_a_gate_at_8(tmp_path):
     report = report_of(run_of(tmp_path / "run", TARGET, rate=0.008), TARGET)
     assert verdict(report, tmp_path) == Verdict.FAILED
     assert report.configurations[0].measure("epsilon_spent").estimate.value > 10

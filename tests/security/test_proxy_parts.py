@@ -62,7 +62,7 @@ def test_the_parts_of_a_traced_proxy_are_the_clients_own_copy(tmp_path, most):
     assert came != (traced.folder / file).read_bytes()[first : end - begin]
 
 
-def test_it_goes_on_where_it_was_interrupted(proxy, cache):
+def test_a_transfer_goes_on_where_it_was_interrupted(proxy, cache):
     sha256 = folder_sha256(proxy)
     pieces = parts(packed(proxy), sha256, part_bytes=PART)
     for part in pieces[:2]:

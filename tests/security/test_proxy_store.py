@@ -150,9 +150,10 @@ def flip(file):
 def test_files_that_changed_on_the_disk_after_they_came_are_not_used(tmp_path, cache, change):
     kept, sha256 = arrived(tmp_path)
     change(kept)
-    with pytest.raises(DataError):
+    line = "its files have changed since they came|must be one that a causal LM"
+    with pytest.raises(DataError, match=line):
         proxy_store.find(sha256)
-    with pytest.raises(DataError):  # and what is sent again does not hide it
+    with pytest.raises(DataError, match=line):  # and what is sent again does not hide it
         arrive(packed(tmp_path / "proxy"), sha256)
 
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from fedproxy_secure.journal.store import writing
 from fedproxy_secure.secagg.masking.client import ClientSession
 from fedproxy_secure.secagg.terms import TermsPolicy
-from tests.security.test_state_space import BROKEN, attack_on, safe, tries, world
+from tests.security.test_state_space import BROKEN, attack_on, broken, safe, tries, world
 from tests.support.client_model import Message, decide, ended_by, fresh, messages, sendable
 from tests.support.leakage import judge, learned
 from tests.support.real_clients import Held, RealWorld
@@ -98,7 +98,7 @@ def walked(case, folder, *, refusals):
 def test_real_clients_answer_as_the_model_in_every_state_of_two_attempts(tmp_path):
     case = world(3, 0, safe(3, count=2))
     found = explore(case)
-    assert walked(case, tmp_path / "keys", refusals=5) == (found.states, found.messages)
+    assert walked(case, tmp_path / "keys", refusals=11) == (found.states, found.messages)
 
 
 @pytest.mark.slow
@@ -291,7 +291,7 @@ def independent(found):
     return len(found) > 1 or any(sum(row) < 2 or set(row) - {0, 1} for row in found)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", broken(ATTACKS))
 def test_a_found_attack_succeeds_on_real_clients_without_the_rule_and_fails_on_the_installed(
     name, tmp_path, monkeypatch
 ):

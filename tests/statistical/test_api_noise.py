@@ -22,7 +22,7 @@ def drawn() -> np.ndarray:
     return np.concatenate([noise(KEY, np.array([i, 3]), level=LEVEL, size=SIZE)[1:] for i in range(200)])
 
 
-def test_it_is_gaussian_with_the_stated_level(drawn):
+def test_noise_of_answers_is_gaussian_with_the_stated_level(drawn):
     assert stats.kstest(drawn.ravel() / LEVEL, "norm").pvalue > ALPHA
     squares = float(np.square(drawn / LEVEL).sum())
     low, high = stats.chi2.ppf([ALPHA / 2, 1 - ALPHA / 2], drawn.size)

@@ -92,7 +92,7 @@ def test_where_tuning_moved_nothing_the_llm_stays_as_it_was():
     assert same_weights(made.llm, llm)
 
 
-def test_it_comes_after_the_search_for_a_factor(tuned_proxy):
+def test_alignment_comes_after_the_search_for_a_factor(tuned_proxy):
     found = fused(tuned_proxy, 24, scale="public_text")
     assert found.search.tried
     assert found.aligned_blocks > 0

@@ -9,7 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from attacks.base import NotApplicable
 from attacks.cli import app
+from attacks.extraction.proxy import ProxyExtraction
 from attacks.folder import attack_folder, read_canaries
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.data.encode import Encoded, batch_loss, prompt_ids, text_ids, training_batch
@@ -115,6 +117,23 @@ def test_strangers_are_not_taken_for_members(files, tmp_path):
     assert headline.low <= 0.5 <= headline.high
 
 
+def test_with_a_proxy_the_folder_is_the_victim_of_a_client(files, monkeypatch):
+    seen = []
+
+    def stop(attack, view, question, budget, rng):
+        seen.append(view)
+        raise NotApplicable("was seen")
+
+    monkeypatch.setattr(ProxyExtraction, "guess", stop)
+    found = by_attack(attack_folder(files / "llm", proxy=files / "proxy", seconds=1000))
+    assert {name: f.view for name, f in found.items()} == dict.fromkeys(
+        ("logit_svd", "proxy_extraction"), "client"
+    )
+    assert found["proxy_extraction"].reason == "was seen"
+    assert [(view.proxy, view.api, view.llm) for view in seen] == [(files / "proxy", files / "llm", None)]
+
+
+@pytest.mark.slow
 def test_with_a_proxy_the_folder_is_the_victim(files):
     found = by_attack(attack_folder(files / "llm", proxy=files / "proxy", seconds=1000))
     assert set(found) == {"logit_svd", "proxy_extraction"}

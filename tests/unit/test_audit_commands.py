@@ -11,23 +11,19 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError
-from fedproxy_secure.experiments.run import run
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.run_logs import events, signer_of
-from tests.support.tiny import tiny_settings
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    return tiny_settings(tmp_path_factory.mktemp("tiny"), seeds=[0, 1], federate={"rounds": 2})
+@pytest.fixture
+def settings(run_of_two_seeds):
+    return run_of_two_seeds[0]
 
 
-@pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    run(parse_config(settings), folder, command="fedproxy-secure run tiny")
-    return folder
+@pytest.fixture
+def finished(run_of_two_seeds):
+    return run_of_two_seeds[1]
 
 
 def invoke(*arguments):

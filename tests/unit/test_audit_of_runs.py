@@ -23,21 +23,18 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import ATTACK_FILES, AUDIT_LOG
 from fedproxy_secure.secagg.provision import load_roster
 from tests.support.run_logs import events, signer_of
-from tests.support.tiny import tiny_settings
 
 # --- what a run tells
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    return tiny_settings(tmp_path_factory.mktemp("tiny"), seeds=[0, 1], federate={"rounds": 2})
+@pytest.fixture
+def settings(run_of_two_seeds):
+    return run_of_two_seeds[0]
 
 
-@pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    run(parse_config(settings), folder, command="fedproxy-secure run tiny")
-    return folder
+@pytest.fixture
+def finished(run_of_two_seeds):
+    return run_of_two_seeds[1]
 
 
 class Killed(BaseException):

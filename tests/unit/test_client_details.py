@@ -120,11 +120,12 @@ def test_numbers_known_by_heart_are_written_out(world):
     assert found["share of dates written out"].value > 0
 
 
-def test_a_proxy_that_has_read_nothing_writes_no_number_of_anybody(tmp_path):
+def test_a_proxy_that_has_read_nothing_writes_no_number_of_anybody(tmp_path, monkeypatch):
     view, truth = view_after(tmp_path, steps=0)
     attack = ClientDetails()
     exam = attack.exam(truth, view, np.random.default_rng(0))
     untrained, _ = attack.negative(view, exam, np.random.default_rng(0))
+    monkeypatch.setattr(Budget, "pick", lambda budget, **sizes: 96)  # prompts
     assert written(untrained, truth)["share of details written out"].value == 0
 
 

@@ -125,7 +125,7 @@ def test_preflight_says_what_is_in_order_and_that_the_owner_is_away(started):
             "device=cuda: torch finds no CUDA device here",
             marks=[
                 pytest.mark.torch,
-                pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is one"),
+                pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU"),
             ],
         ),
         ("client:", "client: [", "client.yaml: is not YAML: line "),

@@ -54,7 +54,7 @@ def apart(proxy, llm, windows):
 
 
 @pytest.mark.parametrize("made", [lambda: tiny_llama(BLOCKS), gpt2], ids=["llama", "gpt2"])
-def test_it_brings_states_closer_on_text_it_never_saw_and_leaves_the_llm_as_it_was(made):
+def test_a_fit_brings_states_closer_on_text_it_never_saw_and_leaves_the_llm_as_it_was(made):
     llm, proxy = llm_and_proxy(made)
     untouched, other = louder(made()), public_windows(200)[120:]
     _, before = apart(proxy, llm, other)

@@ -42,7 +42,7 @@ def meddle(tuned):
         setattr(tuned.get_submodule(owner), leaf, torch.zeros(7))
 
 
-def test_it_has_the_adapter_that_was_asked_for(shared):
+def test_a_lent_model_has_the_adapter_that_was_asked_for(shared):
     with shared.lent(adapter(shared, 0.5)) as tuned:
         assert np.array_equal(get_vector(tuned), adapter(shared, 0.5))
     with shared.lent(adapter(shared, -2.0)) as tuned:
@@ -50,7 +50,7 @@ def test_it_has_the_adapter_that_was_asked_for(shared):
 
 
 @pytest.mark.parametrize("interrupt", [None, RuntimeError, KeyboardInterrupt])
-def test_it_comes_back_as_it_was(shared, interrupt):
+def test_a_lent_model_comes_back_as_it_was(shared, interrupt):
     vector, buffers, modes, _ = state(shared)
     assert buffers  # rotary frequencies, for one
     try:

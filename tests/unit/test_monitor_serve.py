@@ -309,6 +309,7 @@ def test_connections_that_say_nothing_use_up_no_more_than_their_share_of_the_pro
         before, silent = open_files(), []
         for _ in range(3 * MOST_AT_ONCE):
             silent.append(stack.enter_context(closing(socket.create_connection(address, timeout=5))))
+            time.sleep(0.005)  # the system lets few wait to be accepted, and others try again seconds later
         for one in silent[MOST_AT_ONCE:]:
             assert one.recv(1) == b"", "one more than are answered is closed"
         assert open_files() - before <= len(silent) + MOST_AT_ONCE
@@ -326,15 +327,16 @@ def test_a_request_that_trickles_in_is_cut_off_at_its_deadline(monkeypatch):
         served(lambda: OWNER) as url,
         closing(socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=30)) as slow,
     ):
-        began = time.monotonic()
+        sent = 0
         slow.settimeout(0.1)
         with suppress(ConnectionError):
-            while time.monotonic() - began < 20:
+            while sent < 200:
                 slow.sendall(b"G")
+                sent += 1
                 with suppress(TimeoutError):
                     if slow.recv(1) == b"":
                         break
-        assert time.monotonic() - began < 10
+        assert sent < 200
 
 
 def test_whoever_may_not_read_is_told_so_and_nothing_else():

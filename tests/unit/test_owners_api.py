@@ -133,7 +133,7 @@ def test_answers_are_the_models_by_the_policy(folder, tmp_path):
     assert api.asked("other") == Usage()
 
 
-def test_it_writes_the_likeliest_token_each_time_and_counts_what_it_writes(folder, tmp_path):
+def test_the_api_writes_the_likeliest_token_each_time_and_counts_what_it_writes(folder, tmp_path):
     api = opened(folder, tmp_path, answers="text")
     told = api.write("acme", TEXT, count=4)
     text = list(TEXT)
@@ -222,7 +222,7 @@ def test_a_call_of_too_many_tokens_is_refused_whatever_the_policy_grants_and_not
     api.ask("acme", [TEXT, TEXT])
 
 
-def test_it_computes_only_what_was_counted_and_what_was_counted_stays_so(folder, tmp_path):
+def test_the_api_computes_only_what_was_counted_and_what_was_counted_stays_so(folder, tmp_path):
     api = opened(folder, tmp_path, queries=1)
     passes = []
 

@@ -106,11 +106,14 @@ def test_of_four_threads_at_once_a_limit_for_one_admits_one(tmp_path):
 
 def test_two_processes_with_the_same_inputs_get_one_result_and_one_computes(tmp_path):
     body = """
+    (folder / f"asks-{os.getpid()}").touch()
     own.open()
 
     def compute(key):
         (folder / f"computed-{os.getpid()}").touch()
-        time.sleep(1)
+        while len(list(folder.glob("asks-*"))) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
         return os.urandom(16)
 
     print(once(compute=compute).hex())

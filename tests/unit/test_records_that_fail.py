@@ -102,13 +102,14 @@ HOSTILE = [
 ]
 
 
-def test_the_noise_of_a_round_at_epsilon_1_is_that():
+def test_the_noise_that_is_written_down_costs_a_round_epsilon_1():
     event = SampledGaussian(noise_multiplier=EPSILON_1, sampling_rate=0.6, steps=3)
     assert 0.99 < spent([event], delta=1e-5).epsilon <= 1
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("hostile", "seed"), [(HOSTILE[0], 0), (HOSTILE[0], 1), *((hostile, 2) for hostile in HOSTILE)]
+)
 def test_a_round_at_epsilon_1_ends_alike_with_and_without_a_record_that_the_model_cannot_take(
     hostile, seed
 ):

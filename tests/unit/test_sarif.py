@@ -33,7 +33,7 @@ def results(log: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def test_it_is_valid_under_the_schema_of_the_standard(log: dict[str, Any]):
+def test_a_log_is_valid_under_the_schema_of_the_standard(log: dict[str, Any]):
     jsonschema.Draft4Validator.check_schema(SCHEMA)
     assert SCHEMA["title"].startswith("Static Analysis Results Format (SARIF) Version 2.1.0")
     assert list(jsonschema.Draft4Validator(SCHEMA).iter_errors(log)) == []

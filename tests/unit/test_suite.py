@@ -5,7 +5,7 @@ import math
 import os
 import time
 from dataclasses import replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_two_suites_are_equal_but_for_their_seconds(clean_run):
     attacks = [registry.get(n) for n in ("lora_span_tokens", "sign_counts")]
     first, second = suite(clean_run, *attacks), suite(clean_run, *attacks)
     assert without_seconds(first) == without_seconds(second)
-    assert {r.outcome for r in first} <= {Outcome.SUCCEEDED, Outcome.RESISTED, Outcome.INCONCLUSIVE}
+    assert all(r.headline is not None for r in first)
 
 
 def test_an_interrupted_suite_leaves_what_it_has_and_goes_on_to_the_same_results(clean_run):
@@ -209,7 +209,7 @@ def test_results_are_plain_json_with_a_schema_version(clean_run):
 
 
 def test_a_task_that_dies_or_hangs_takes_no_other_with_it(monkeypatch):
-    monkeypatch.setattr("fedproxy_secure.runtime.workers.GRACE_S", 3.0)
+    monkeypatch.setattr("fedproxy_secure.runtime.workers.GRACE_S", 0.3)
     assert dict(in_processes(math.sqrt, [4.0, 9.0, 16.0], jobs=2, seconds=60)) == {0: 2, 1: 3, 2: 4}
     assert dict(in_processes(os._exit, [3], jobs=1, seconds=60)) == {0: Lost(timed_out=False, code=3)}
     (index, lost), *none = in_processes(time.sleep, [60], jobs=1, seconds=0)
@@ -220,9 +220,8 @@ def test_a_task_that_dies_or_hangs_takes_no_other_with_it(monkeypatch):
 def test_processes_left_behind_are_ended():
     results = in_processes(time.sleep, [0, 50, 50], jobs=3, seconds=60)
     assert next(results) == (0, None)
-    began = time.monotonic()
     results.close()
-    assert time.monotonic() - began < 40
+    assert active_children() == []
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ from starlette.responses import PlainTextResponse
 
 from fedproxy_secure.flower.internals.log_lines import PrintableLine
 from fedproxy_secure.flower.internals.superlink import without_strangers_lines
+from fedproxy_secure.flower.launch import same_user
 from fedproxy_secure.flower.launch.same_user import OnlyThisUser, guarded_where_possible
 from fedproxy_secure.flower.launch.superlink import (
     ANSWERS_VARIABLE,
-    MOST_BODY_BYTES,
     SLACK_BYTES,
     OnlyNodes,
     most_answer_bytes,
@@ -187,12 +187,12 @@ def test_a_request_that_says_where_it_comes_from_is_not_of_this_machine(name):
 
 
 def test_a_body_that_announces_too_much_is_not_read():
-    headers = [*signed_headers(), (b"content-length", str(MOST_BODY_BYTES + 1).encode())]
+    headers = [*signed_headers(), (b"content-length", str(SLACK_BYTES + 1).encode())]
     assert status_of("/v1/fleet/push-object", headers=headers) == 413
 
 
 def test_a_body_that_announces_nothing_is_cut_when_it_is_too_much():
-    piece = bytes(MOST_BODY_BYTES // 2)
+    piece = bytes(SLACK_BYTES // 2)
     assert status_of("/v1/fleet/push-object", body=(piece, piece)) == 200
     assert status_of("/v1/fleet/push-object", body=(piece, piece, b"1")) == 400
 
@@ -249,3 +249,20 @@ def test_how_much_a_node_may_answer_is_what_the_owner_wrote_or_little(tmp_path, 
     assert most_answer_bytes() == SLACK_BYTES
     (tmp_path / "bytes").write_text("123")
     assert most_answer_bytes() == 123
+
+
+def test_a_record_whose_arguments_do_not_fit_stops_nobody_and_an_exceptions_text_is_one_line():
+    record = logging.LogRecord("flwr", logging.INFO, "", 0, "bad %d", ("x",), None)
+    assert PrintableLine().filter(record)
+    assert record.getMessage() == "bad %d ('x',)"
+    error = ValueError("a\n12:00 forged")
+    record = logging.LogRecord("flwr", logging.INFO, "", 0, "failed", (), (ValueError, error, None))
+    assert PrintableLine().filter(record)
+    assert logging.Formatter().format(record) == "failed (ValueError: a?12:00 forged)"
+
+
+def test_where_users_cannot_be_told_apart_a_warning_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(same_user, "SOCK_DIAG", 99)  # a netlink protocol that there is not
+    monkeypatch.setattr(same_user.are_users_known, "__defaults__", (99,))
+    assert guarded_where_possible(everything) is everything
+    assert "other users of it are not kept out" in caplog.text

@@ -1,5 +1,6 @@
 """A SuperLink takes a node's own answers alone, hands whole messages on, and each once more at most."""
 
+import hashlib
 import threading
 import time
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from fedproxy_secure.flower.internals.pushed import (
     DEEPEST,
+    MOST_MESSAGE_BYTES,
     MOST_OBJECTS,
     is_plain_tree,
     of_bounded_size,
@@ -21,18 +23,33 @@ class Metadata:
         self.src_node_id, self.dst_node_id, self.reply_to_message_id = src, dst, reply
 
 
+class Pushable:
+    """A message without its parts."""
+
+    def __init__(self, metadata, size=200):
+        self.metadata, self.size = metadata, size
+
+    def ByteSize(self):  # noqa: N802 - protobuf's name
+        return self.size
+
+
+def named(name: str) -> str:
+    """The id of an object, in the form of Flower's."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 class Pushed:
     """A request of node 7 that pushes messages."""
 
     def __init__(self, *metadata, trees=None):
         self.node = type("Node", (), {"node_id": 7})
-        self.messages_list = [type("Message", (), {"metadata": one}) for one in metadata]
+        self.messages_list = [Pushable(one) for one in metadata]
         self.message_object_trees = [Tree("a")] * (len(metadata) if trees is None else trees)
 
 
 class Tree:
     def __init__(self, object_id, *children):
-        self.object_id, self.children = object_id, children
+        self.object_id, self.children = named(object_id), children
 
 
 class Store:
@@ -41,7 +58,7 @@ class Store:
     def __init__(self, **children_of):
         self.object_store = self
         self.store = {
-            name: type("Entry", (), {"child_object_ids": list(children)})
+            named(name): type("Entry", (), {"child_object_ids": [named(child) for child in children]})
             for name, children in children_of.items()
         }
 
@@ -98,6 +115,13 @@ def test_a_tree_that_expands_to_something_else_is_refused(tree, known):
     assert not is_plain_tree(tree, Store(**known))
 
 
+class Answer:
+    """What Flower's handler returns: here with the ids it was asked for, and no trees."""
+
+    def __init__(self, request, state, task):
+        self.message_ids, self.message_object_trees = list(request.message_ids), []
+
+
 def test_an_answer_is_handed_on_once_all_of_it_is_there():
     """With the SuperLink's own store: Flower alone would hand on the announced answer and wait."""
     from flwr.proto.message_pb2 import ObjectTree
@@ -114,9 +138,8 @@ def test_an_answer_is_handed_on_once_all_of_it_is_there():
             self.message_ids = list(ids)
 
     def seen(*ids):
-        return only_whole_answers(lambda request, state, task: request.message_ids)(
-            Asked(*ids), state, None
-        )
+        handed_on = only_whole_answers(Answer, set())(Asked(*ids), state, None)
+        return handed_on.message_ids
 
     assert seen("asked", "other") == ["other"]
     store.store["a" * 64].is_available = True
@@ -134,11 +157,11 @@ def test_each_part_of_an_awaited_answer_is_looked_at_once_and_none_after_one_tha
     store = type("Store", (), {"store": parts})
     state = type("State", (), {"object_store": store, "message_ins_id_to_message_res_id": {"asked": "0"}})
     request = type("Asked", (), {"message_ids": ["asked"]})
-    hand_on = only_whole_answers(lambda request, state, task: list(request.message_ids))
-    assert hand_on(request, state, None) == ["asked"]
+    hand_on = only_whole_answers(Answer, set())
+    assert hand_on(request, state, None).message_ids == ["asked"]
     assert parts.looks == 21
     layers[0].is_available = False
-    assert hand_on(request, state, None) == []
+    assert hand_on(request, state, None).message_ids == []
     assert parts.looks == 22
 
 
@@ -255,57 +278,162 @@ class Counted(dict):
         return super().get(name, default)
 
 
-class PushedPart:
-    """A request of node 7 that pushes a part of an answer."""
+@pytest.mark.parametrize("object_id", ["a", "A" * 64, "a" * 65, named("a") + "\n", "../" + "a" * 61])
+def test_an_object_whose_id_is_not_of_flowers_form_is_refused(object_id):
+    tree = Tree("message", Tree("record"))
+    assert is_plain_tree(tree, Store())
+    tree.children[0].object_id = object_id
+    assert not is_plain_tree(tree, Store())
 
-    def __init__(self, object_id, size, node=7):
-        self.object_id, self.object_content = object_id, bytes(size)
+
+def test_a_message_that_is_large_without_its_parts_is_refused():
+    from fastapi import HTTPException
+
+    request = Pushed(Metadata(7))
+    request.messages_list = [Pushable(Metadata(7), size=MOST_MESSAGE_BYTES)]
+    assert only_answers(lambda request, state: "taken")(request, Store()) == "taken"
+    request.messages_list = [Pushable(Metadata(7), size=MOST_MESSAGE_BYTES + 1)]
+    with pytest.raises(HTTPException):
+        only_answers(lambda request, state: "taken")(request, Store())
+
+
+class State:
+    """A SuperLink's state with Flower's own store of objects."""
+
+    def __init__(self):
+        from flwr.supercore.object_store import ObjectStoreFactory
+
+        store: Any = ObjectStoreFactory().store()
+        self.message_ins_id_to_message_res_id: dict[str, str] = {}
+        store.verify = False  # contents here are zeros, which their ids do not say
+        self.object_store = store
+        self.message_ins_store: dict[str, Any] = {}
+        self.message_res_store: dict[str, Any] = {}
+
+    def announce(self, root, *parts):
+        """Store an answer's message, and announce its parts, as pushing it does."""
+        from flwr.proto.message_pb2 import ObjectTree
+
+        children = [ObjectTree(object_id=named(part)) for part in parts]
+        self.message_res_store[named(root)] = "a message"
+        self.object_store.preregister(1, ObjectTree(object_id=named(root), children=children))
+
+
+class PushedPart:
+    """A request of a node that pushes a part of an answer."""
+
+    def __init__(self, name, size, node=7):
+        self.object_id, self.object_content = named(name), bytes(size)
         self.node = type("Node", (), {"node_id": node})
 
 
-def stored_of(parts, most=100, store=None):
-    """What becomes of parts that are pushed one after another: stored, or refused with which status."""
+def bounded(handed_out=None, most=100):
+    """The handler under test, for parts of at most 100 bytes together; returns `stored` or a status."""
     from fastapi import HTTPException
 
-    store = Store() if store is None else store
-
     def push(request, state):
-        state.store[request.object_id] = request.object_content
+        if request.object_id not in state.object_store:
+            return "not stored"
+        state.object_store.put(request.object_id, request.object_content)
         return "stored"
 
-    checked, ends = of_bounded_size(push, lambda: most), []
-    for part in parts:
+    checked = of_bounded_size(push, lambda: most, set() if handed_out is None else handed_out)
+
+    def ended(request, state):
         try:
-            ends.append(checked(part, store))
+            return checked(request, state)
         except HTTPException as error:
-            ends.append(error.status_code)
-    return ends
+            return error.status_code
+
+    return ended
 
 
 def test_a_node_stores_as_much_as_an_answer_may_have_and_no_byte_more():
-    assert stored_of([PushedPart("a", 60), PushedPart("b", 40), PushedPart("c", 1)]) == [
-        "stored",
-        "stored",
-        413,
-    ]
-    assert stored_of([PushedPart("a", 101)]) == [413]
+    state, push = State(), bounded()
+    state.announce("answer", "a", "b", "c")
+    pushed = [push(PushedPart(name, size), state) for name, size in (("a", 60), ("b", 40), ("c", 1))]
+    assert pushed == ["stored", "stored", 413]
 
 
 def test_a_part_that_is_pushed_again_counts_once():
-    assert stored_of([PushedPart("a", 60)] * 3) == ["stored"] * 3
+    state, push = State(), bounded()
+    state.announce("answer", "a")
+    assert [push(PushedPart("a", 60), state) for _ in range(3)] == ["stored"] * 3
 
 
 def test_each_node_has_a_bound_of_its_own():
-    assert stored_of([PushedPart("a", 100, node=7), PushedPart("b", 100, node=8)]) == ["stored", "stored"]
+    state, push = State(), bounded()
+    state.announce("answer", "a", "b")
+    assert push(PushedPart("a", 100, node=7), state) == "stored"
+    assert push(PushedPart("b", 100, node=8), state) == "stored"
+
+
+def test_what_no_answer_has_announced_is_neither_stored_nor_remembered():
+    state, push = State(), bounded()
+    state.announce("answer", "a")
+    for number in range(200):
+        assert push(PushedPart(f"unknown {number}", 99), state) == "not stored"
+    assert push(PushedPart("a", 100), state) == "stored"
 
 
 def test_what_the_server_app_has_taken_counts_no_longer():
-    store = Store()
+    state, push = State(), bounded()
+    state.announce("answer", "a")
+    push(PushedPart("a", 100), state)
+    del state.message_res_store[named("answer")]
+    state.object_store.delete(named("answer"))  # as confirming does
+    state.announce("next", "b")
+    assert push(PushedPart("b", 100), state) == "stored"
 
-    def push(request, state):
-        state.store[request.object_id] = request.object_content
 
-    checked = of_bounded_size(push, lambda: 100)
-    checked(PushedPart("a", 100), store)
-    del store.store["a"]
-    checked(PushedPart("b", 100), store)
+def test_a_late_answer_that_nobody_will_take_makes_room_for_the_next():
+    state, push = State(), bounded()
+    for number in range(5):
+        state.announce(f"answer {number}", f"part {number}")
+        assert push(PushedPart(f"part {number}", 100), state) == "stored"
+        del state.message_res_store[named(f"answer {number}")]  # its request has expired
+    assert len(state.object_store) == 2, "the last one, and its part"
+
+
+def test_an_answer_that_the_server_app_is_taking_is_not_deleted():
+    handed_out = {named("answer")}
+    state, push = State(), bounded(handed_out)
+    state.announce("answer", "a")
+    push(PushedPart("a", 100), state)
+    del state.message_res_store[named("answer")]  # Flower drops the message as it hands it out
+    state.announce("next", "b")
+    assert push(PushedPart("b", 1), state) == 413
+    assert named("a") in state.object_store
+    state.object_store.delete(named("answer"))
+    assert push(PushedPart("b", 100), state) == "stored"
+
+
+def test_a_request_to_a_node_is_not_deleted_for_its_answers_room():
+    state, push = State(), bounded()
+    state.announce("request", "a")  # the node sends back what it was sent
+    state.message_ins_store[named("request")] = state.message_res_store.pop(named("request"))
+    state.announce("answer", "b")
+    assert [push(PushedPart(name, 60), state) for name in ("a", "b")] == ["stored", 413]
+    assert named("a") in state.object_store
+
+
+def test_an_answer_that_is_handed_out_is_remembered_until_it_is_confirmed():
+    from flwr.proto.message_pb2 import ObjectTree
+
+    state, handed_out = State(), set[str]()
+    state.announce("answer", "a")
+
+    class Answered(Answer):
+        def __init__(self, request, state, task):
+            self.message_object_trees = [ObjectTree(object_id=one) for one in request.message_ids]
+
+    class Asked:
+        def __init__(self, *ids):
+            self.message_ids = list(ids)
+
+    pull = only_whole_answers(Answered, handed_out)
+    pull(Asked(named("answer")), state, None)
+    assert handed_out == {named("answer")}
+    state.object_store.delete(named("answer"))
+    pull(Asked(), state, None)
+    assert handed_out == set()

@@ -83,7 +83,7 @@ def test_under_a_sum_there_is_one_vector_and_in_the_clear_one_a_client(world):
         assert all(len(labels) == len(exam.question.tokens) for labels in exam.answer.values())
 
 
-def test_it_plays_only_what_clients_take_and_names_the_trap(world, tmp_path):
+def test_the_attack_plays_only_traps_that_clients_take_and_names_the_trap(world, tmp_path):
     """`trap` loads the proxy as clients do, and they refuse the plainer ones."""
     seen, truth = world
     by_name = {one.name: one for one in TRAPS}

@@ -238,7 +238,7 @@ def test_without_records_set_aside_there_is_nothing_to_compare_with(labs):
         UpdateMembership().exam(Truth(clients={"c0": bare}), lab.view(updates), np.random.default_rng(0))
 
 
-def test_it_stops_when_its_seconds_are_over(labs):
+def test_the_attack_stops_when_its_seconds_are_over(labs):
     lab = labs()
     updates, truth = rounds_of(lab, 1)
     asked = RoundQuestion(round=0, clients=("c0",), documents=truth.clients["c0"].train)

@@ -88,6 +88,8 @@ def checked(rule: FusionRule, values: object, *, d: int, by: str) -> np.ndarray:
             f"fusion.rule={rule.name}: {by} returned {array.dtype} of shape {array.shape}; must be floats "
             f"of shape ({d},)"
         )
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32, copy=False)
+    if not np.isfinite(numbers).all():
         raise ConfigError(f"fusion.rule={rule.name}: {by} returned NaN or infinity; must be finite")
-    return array.astype(np.float32, copy=False)
+    return numbers

@@ -22,8 +22,18 @@ def log_printable_lines_alone() -> None:
 
 
 class PrintableLine(logging.Filter):
-    """Replaces a record's text by its printable characters, on one line; it keeps every record."""
+    """Replaces a record's text by its printable characters, on one line; it keeps every record.
+
+    The text of an exception, which follows the record, is made one line, too.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = one_line(record.getMessage(), MOST_LINE), ()
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # the record's arguments do not fit; it must not stop its writer
+            text = f"{record.msg} {record.args}"
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            text += f" ({type(error).__name__}: {error})"
+        record.msg, record.args, record.exc_info = one_line(text, MOST_LINE), (), None
         return True

@@ -1,15 +1,22 @@
-"""What a SuperLink takes of its nodes: answers of their own, of a plain structure and a bounded size."""
+"""What a SuperLink takes of its nodes: answers of their own, of a plain structure and a bounded size.
+
+Flower 1.41 keeps the parts of an answer that came too late, or in half, until the run ends. Here they are
+deleted when their node needs the room.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 log = logging.getLogger(__name__)
 DEEPEST = 8  # message, records, arrays, pieces of arrays
-MOST_OBJECTS = 10_000  # pieces are of 5 MiB
+MOST_OBJECTS = 10_000  # pieces of arrays are of 5 MiB
+MOST_MESSAGE_BYTES = 2**16  # of a message without its parts
+OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def only_answers(push: Any) -> Any:
@@ -24,6 +31,7 @@ def only_answers(push: Any) -> Any:
         for message in request.messages_list:
             data = message.metadata
             sound &= data.src_node_id == node and data.dst_node_id == 1 and bool(data.reply_to_message_id)
+            sound &= message.ByteSize() <= MOST_MESSAGE_BYTES
         if not sound:
             log.error("node %d pushed what is not an answer of its own; it is refused", node)
             raise HTTPException(status_code=403, detail="a node may push answers of its own alone")
@@ -45,7 +53,7 @@ def is_plain_tree(tree: Any, store: Any) -> bool:
         count += 1
         children = tuple(child.object_id for child in node.children)
         known = store.store.get(node.object_id)
-        if depth > DEEPEST or count > MOST_OBJECTS:
+        if depth > DEEPEST or count > MOST_OBJECTS or not OBJECT_ID.fullmatch(node.object_id):
             return False
         if children_of.setdefault(node.object_id, children) != children:
             return False
@@ -55,14 +63,16 @@ def is_plain_tree(tree: Any, store: Any) -> bool:
     return True
 
 
-def of_bounded_size(push: Any, most_bytes: Callable[[], int]) -> Any:
+def of_bounded_size(push: Any, most_bytes: Callable[[], int], handed_out: Collection[str]) -> Any:
     """Return Flower's handler of a pushed part of an answer that stores a bounded sum for each node.
 
-    A part that would make it more is refused. What the server app has taken no longer counts.
+    A part that would make it more is refused, unless parts of earlier answers of the node can be deleted
+    that nobody will take. What the server app has taken no longer counts.
 
     Args:
         push: Flower's handler.
         most_bytes: returns how many bytes may be stored for one node.
+        handed_out: ids of answers that the server app is taking, or has taken.
     """
     from fastapi import HTTPException
 
@@ -70,17 +80,48 @@ def of_bounded_size(push: Any, most_bytes: Callable[[], int]) -> Any:
     lock = threading.Lock()
 
     def checked(request: Any, state: Any) -> Any:
-        node, size = request.node.node_id, len(request.object_content)
+        node, part, size = request.node.node_id, request.object_id, len(request.object_content)
+        if part not in state.object_store.store:
+            return push(request, state)  # no answer has announced it, so Flower does not store it
         with lock:
             parts = stored.setdefault(node, {})
-            parts[request.object_id] = size
-            if sum(parts.values()) > most_bytes():
-                there = {request.object_id, *state.object_store.store}
-                stored[node] = parts = {part: n for part, n in parts.items() if part in there}
-            if sum(parts.values()) > most_bytes():
-                del parts[request.object_id]
+            if _sum_with(parts, part, size) > most_bytes():
+                _delete_untaken(parts, state, handed_out)
+            if _sum_with(parts, part, size) > most_bytes():
                 log.error("node %d pushed more than an answer may have; the rest is refused", node)
                 raise HTTPException(status_code=413, detail="an answer has fewer bytes")
+            parts[part] = size
         return push(request, state)
 
     return checked
+
+
+def _sum_with(parts: dict[str, int], part: str, size: int) -> int:
+    return sum(parts.values()) - parts.get(part, 0) + size
+
+
+def _delete_untaken(parts: dict[str, int], state: Any, handed_out: Collection[str]) -> None:
+    """Delete answers with any of a node's `parts` that nobody awaits; take out of `parts` what is gone.
+
+    When a request expires, Flower drops the message that answers it, and keeps the answer's parts.
+    """
+    objects = state.object_store
+    with objects.lock_store:
+        used = {*state.message_ins_store, *state.message_res_store, *handed_out}
+        roots = [name for name, one in objects.store.items() if one.ref_count == 0 and name not in used]
+        for root in roots:
+            if not parts.keys().isdisjoint(_all_below(root, objects.store)):
+                objects.delete(root)
+        for part in parts.keys() - objects.store.keys():
+            del parts[part]
+
+
+def _all_below(root: str, store: Any) -> set[str]:
+    """Return the ids of an object and of all that it is made of."""
+    seen, stack = {root}, [root]
+    while stack:
+        known = store.get(stack.pop())
+        below = [] if known is None else [child for child in known.child_object_ids if child not in seen]
+        seen.update(below)
+        stack += below
+    return seen

@@ -34,12 +34,12 @@ HELD_S, LOOK_S = 1.0, 0.02  # how long a node's request for a message is held; p
 MOST_HELD = 24  # nodes whose requests are held at once; each takes one of the 40 threads that answer
 
 
-def start_superlink(middleware: Any | None, most_answer_bytes: Callable[[], int]) -> None:
+def start_superlink(middleware: Any | None, most_answer_bytes: Callable[[], int] | None) -> None:
     """Run `flower-superlink` with this process' arguments and the checks.
 
     Args:
         middleware: an ASGI middleware to put in front of all that it serves; None: none.
-        most_answer_bytes: returns how much of its answers may be stored for one node.
+        most_answer_bytes: returns how much of its answers may be stored for one node; None: any.
     """
     from flwr.superlink import extensions
     from flwr.superlink.servicer.fleet import fleet_handlers
@@ -50,10 +50,13 @@ def start_superlink(middleware: Any | None, most_answer_bytes: Callable[[], int]
     if middleware is not None:
         vars(extensions)["get_middleware"] = lambda: (Middleware(middleware),)
     vars(fleet_handlers)["push_messages"] = only_answers(fleet_handlers.push_messages)
-    vars(fleet_handlers)["push_object"] = of_bounded_size(fleet_handlers.push_object, most_answer_bytes)
+    handed_out: set[str] = set()
+    if most_answer_bytes is not None:
+        push = of_bounded_size(fleet_handlers.push_object, most_answer_bytes, handed_out)
+        vars(fleet_handlers)["push_object"] = push
     vars(fleet_handlers)["pull_messages"] = held(fleet_handlers.pull_messages)
     vars(fleet_handlers)["activate_node"] = begins_anew(fleet_handlers.activate_node)
-    vars(runtime_handlers)["pull_messages"] = only_whole_answers(runtime_handlers.pull_messages)
+    vars(runtime_handlers)["pull_messages"] = only_whole_answers(runtime_handlers.pull_messages, handed_out)
     program = import_module("flwr.superlink.cli.flower_superlink")
     vars(program)["get_uvicorn_log_config"] = without_strangers_lines(program.get_uvicorn_log_config)
     # requests to open a WebSocket are logged with their path, however they are answered; Flower has none
@@ -158,14 +161,21 @@ def begins_anew(activate: Any) -> Any:
     return checked
 
 
-def only_whole_answers(pull: Any) -> Any:
-    """Wrap Flower's pull handler so that it skips answers whose upload has not finished."""
+def only_whole_answers(pull: Any, handed_out: set[str]) -> Any:
+    """Wrap Flower's pull handler so that it skips answers whose upload has not finished.
+
+    `handed_out`: gets the ids of the answers that are handed out.
+    """
 
     def checked(request: Any, state: Any, task: Any) -> Any:
         asked = list(request.message_ids)
         del request.message_ids[:]
         request.message_ids.extend(one for one in asked if not _is_on_its_way(one, state))
-        return pull(request, state, task)
+        answer = pull(request, state, task)
+        confirmed = {one for one in handed_out.copy() if one not in state.object_store.store}
+        handed_out.difference_update(confirmed)
+        handed_out.update(tree.object_id for tree in answer.message_object_trees)
+        return answer
 
     return checked
 

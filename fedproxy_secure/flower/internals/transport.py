@@ -7,6 +7,7 @@ too, and fill its memory with a few kilobytes. No answer of Flower's own is a re
 Guarantees of a client made after `hold_clients_to_plain_answers`: no request goes to another address than
 its own; of an answer with a content encoding no byte is decoded, and of one that is too long no more than
 `MOST_ANSWER_BYTES` are read. Such an answer counts as a failed connection, and Flower tries again.
+No cookie is kept. Not guaranteed: a bound of a message, which comes in as many answers as it has parts.
 `ask_own_user_alone`: no byte is sent unless the process at the other end is this user's, where the system
 tells (`flower.launch.same_user`).
 """
@@ -22,7 +23,7 @@ import httpx
 
 from fedproxy_secure.runtime.quoting import quoted
 
-MOST_ANSWER_BYTES = 2**26  # Flower sends arrays in pieces of 5 MiB
+MOST_ANSWER_BYTES = 2**30  # Flower sends arrays in pieces of 5 MiB, and bytes, such as a sum of CKKS, whole
 Ends = tuple[str, int]
 
 
@@ -54,6 +55,7 @@ def make_plain(client: httpx.Client, *, most_bytes: int = MOST_ANSWER_BYTES) -> 
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise httpx.RemoteProtocolError(f"the answer is encoded: {quoted(encoding)}; none is decoded")
+        client.cookies.clear()
         response.stream = _Bounded(cast("httpx.SyncByteStream", response.stream), most_bytes)
 
     client.follow_redirects = False

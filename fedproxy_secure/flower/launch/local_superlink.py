@@ -8,12 +8,10 @@ submit.
 
 from __future__ import annotations
 
-import sys
-
 from fedproxy_secure.flower.internals.superlink import start_superlink
 from fedproxy_secure.flower.launch.parent import end_with_parent
-from fedproxy_secure.flower.launch.same_user import OnlyThisUser, are_users_known
+from fedproxy_secure.flower.launch.same_user import OnlyThisUser, users_are_known_or_warned_of
 
 if __name__ == "__main__":
     end_with_parent()
-    start_superlink(OnlyThisUser if are_users_known() else None, lambda: sys.maxsize)
+    start_superlink(OnlyThisUser if users_are_known_or_warned_of() else None, None)

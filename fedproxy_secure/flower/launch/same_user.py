@@ -15,6 +15,7 @@ what others say (a proxy), or users of a container with its own numbers who shar
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 import struct
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedproxy_secure.errors import ConfigError
 
+log = logging.getLogger(__name__)
 Address = tuple[str, int]
 
 SOCK_DIAG = 4  # the netlink protocol
@@ -39,7 +41,7 @@ _ENDS = struct.Struct("!HH16s16s")
 _REST = struct.Struct("=III")  # interface and cookie, any
 _STATE, _USER = struct.Struct("=BBBB"), struct.Struct("=IIIII")
 _WAIT_S = 5.0
-_ACCEPTED_S, _LOOK_S = 2.0, 0.01  # how long a server may take to accept a connection; pause between looks
+_ACCEPTED_S, _LOOK_S = 30.0, 0.01  # how long a server may take to accept a connection; pause between looks
 SAYS_WHERE_FROM = {b"x-forwarded-for", b"x-real-ip", b"forwarded", b"via"}
 
 
@@ -84,7 +86,8 @@ def is_of_this_user(client: Address, server: Address, *, protocol: int = SOCK_DI
 def is_served_by_this_user(other: Address, own: Address) -> bool:
     """Return whether the end `other`, at which a server listens, is held by this process' user.
 
-    A connection that the server has not accepted yet is nobody's; it has two seconds for that.
+    A connection that the server has not accepted yet is nobody's. It has as long for that as Flower's
+    clients wait for an answer: its machine may be busy with training.
 
     Args:
         other: address and port of the server's end.
@@ -119,7 +122,15 @@ class OnlyThisUser:
 
 def guarded_where_possible(app: Any) -> Any:
     """Return an ASGI app behind `OnlyThisUser`, or as it is where the system does not tell users apart."""
-    return OnlyThisUser(app) if are_users_known() else app
+    return OnlyThisUser(app) if users_are_known_or_warned_of() else app
+
+
+def users_are_known_or_warned_of() -> bool:
+    """Return whether the system tells whose a connection is; log a warning if it does not."""
+    known = are_users_known()
+    if not known:
+        log.warning("this system does not tell whose a connection is: other users of it are not kept out")
+    return known
 
 
 def is_asked_by_this_user(scope: Scope) -> bool:

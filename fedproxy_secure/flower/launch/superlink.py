@@ -13,10 +13,10 @@ A body is read only if the request's headers are signed with the key of a regist
 may push, how much of it is stored, and what is handed on, is checked further in (`flower.internals`).
 
 Guarantees: no request from another machine, or of another user of this one, reaches another interface than
-the nodes'; there, no body without a registered node's signature is read, and none with more than
-`MOST_BODY_BYTES`. A request that says where it comes from (`X-Forwarded-For` and the like) is never one of
-this machine. Not guaranteed: anything against this machine's administrator, or against a proxy of the same
-user that hides where requests come from.
+the nodes'; there, no body without a registered node's signature is read, and none with more bytes than a
+node's answers may have (`most_answer_bytes`). A request that says where it comes from (`X-Forwarded-For`
+and the like) is never one of this machine. Not guaranteed: anything against this machine's administrator,
+or against a proxy of the same user that hides where requests come from.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from fedproxy_secure.flower.launch.same_user import is_asked_by_this_user
 
 FOR_NODES = "/v1/fleet/"
 HEALTH = "/health"
-MOST_BODY_BYTES = 2**26  # Flower sends arrays in pieces of 5 MiB
 SLACK_BYTES = 2**26  # of answers, beside what the protection says that a client sends
 ANSWERS_VARIABLE = "FEDPROXY_MOST_ANSWER_BYTES"  # names the file that says how much a node may answer
 
@@ -59,10 +58,10 @@ class OnlyNodes:
             await self._app(scope, _empty, send)
         elif not is_from_a_node(scope):
             await PlainTextResponse("not a registered node", status_code=401)(scope, receive, send)
-        elif _announced_bytes(scope) > MOST_BODY_BYTES:
+        elif _announced_bytes(scope) > (most := most_answer_bytes()):
             await PlainTextResponse("too large", status_code=413)(scope, receive, send)
         else:
-            await self._app(scope, _bounded(receive), send)
+            await self._app(scope, _bounded(receive, most), send)
 
 
 def is_for_nodes(path: str) -> bool:
@@ -97,7 +96,7 @@ def _announced_bytes(scope: Scope) -> int:
     return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
 
 
-def _bounded(receive: Receive) -> Receive:
+def _bounded(receive: Receive, most: int) -> Receive:
     """Return `receive` that ends the request as if the sender had gone, once it was sent too much."""
     taken = 0
 
@@ -105,7 +104,7 @@ def _bounded(receive: Receive) -> Receive:
         nonlocal taken
         message = await receive()
         taken += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if taken > MOST_BODY_BYTES else message
+        return {"type": "http.disconnect"} if taken > most else message
 
     return bounded
 

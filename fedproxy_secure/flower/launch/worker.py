@@ -7,8 +7,8 @@ once and stay, so that a step of a round takes milliseconds, not the seconds in 
 
 Guarantees: no code that the SuperLink sent is unpacked or run. The policy is the one that the command
 names, whatever a SuperNode, or what answers in its place, says of it. Messages are answered one by one.
-On Linux nothing is sent to a process of another user that has taken the SuperNode's place; elsewhere the
-system does not tell.
+Nothing is sent to a process of another user that has taken the SuperNode's place, where the system tells
+users apart (Linux with inet_diag).
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from pathlib import Path
 from fedproxy_secure.flower.client_app import app
 from fedproxy_secure.flower.internals.worker import answer_tasks
 from fedproxy_secure.flower.launch.parent import end_with_parent
-from fedproxy_secure.flower.launch.same_user import are_users_known, is_served_by_this_user
+from fedproxy_secure.flower.launch.same_user import (
+    Address,
+    is_served_by_this_user,
+    users_are_known_or_warned_of,
+)
+
+
+def anybodys(other: Address, own: Address) -> bool:
+    """Return True of every connection, where the system does not tell whose it is."""
+    return True
 
 
 def main() -> None:
@@ -33,7 +42,7 @@ def main() -> None:
             Path(secret_file).read_bytes(),
             app,
             {"policy": policy},
-            is_own_users=is_served_by_this_user if are_users_known() else lambda other, own: True,
+            is_own_users=is_served_by_this_user if users_are_known_or_warned_of() else anybodys,
         )
 
 

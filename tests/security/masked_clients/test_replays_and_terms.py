@@ -20,7 +20,7 @@ from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.secagg.provision import load_roster, provision
 from fedproxy_secure.secagg.terms import Roster
-from tests.support.masked_clients import sent_again
+from tests.support.masked_clients import changed, sent_again
 from tests.support.masked_rounds import STEPS, Wrapped, serve_with, with_
 
 GRAM = {"weights": "encrypted_gram"}
@@ -124,12 +124,13 @@ class OtherTerms(GridAround):
         self.change, self.from_round = change, from_round
 
     def push_messages(self, messages):
-        messages = list(messages)
-        for message in messages:
-            terms = message.content.config_records.get("terms")
-            if terms is not None and terms["round"] >= self.from_round:
-                message.content["terms"] = ConfigRecord(dict(terms) | self.change)
-        return super().push_messages(messages)
+        return super().push_messages(
+            [changed(m, terms=self.change) if self.concerns(m) else m for m in messages]
+        )
+
+    def concerns(self, message):
+        terms = message.content.config_records.get("terms")
+        return terms is not None and terms["round"] >= self.from_round
 
 
 def test_a_clip_beyond_the_optimisers_reach_is_refused_in_every_later_round(world, caplog):

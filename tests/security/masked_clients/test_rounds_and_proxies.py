@@ -5,20 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
 
-from fedproxy_secure.errors import ConfigError, ProtocolAborted, RoundAborted
+from fedproxy_secure.errors import ConfigError, RoundAborted
 from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.flower import client_app
 from fedproxy_secure.flower.engines import with_keys
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
-from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, parts_of, ring_plan
+from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, parts_of, ring_plan, run_name
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.files import folder_sha256
 from fedproxy_secure.secagg.control import Control
+from tests.support.masked_clients import changed
 from tests.support.masked_rounds import Wrapped, with_
 from tests.support.tiny import save_tiny
 
@@ -56,39 +56,75 @@ def test_two_of_flowers_runs_side_by_side_do_not_unmask_a_round_for_different_su
             serve(grid, keyed, folder, initial)
 
 
-class OtherProxies(InProcessGrid):
-    """A server that has all but one client train another proxy, on which their gradients vanish."""
+class OtherProxies(GridAround):
+    """A server that has all but one client train another proxy, on which their gradients vanish.
 
-    in_job = False  # whether the job names the other proxy too
+    `asked`: the job that names the other proxy. `told`: where the server names it: beside the job, in the
+    job, and in the terms of each round.
+    """
 
-    def __init__(self, other, clients):
-        super().__init__(client_app.app, clients)
-        self.other = other
+    def __init__(self, grid, asked, told):
+        super().__init__(grid)
+        self.asked, self.told = asked, told
 
     def push_messages(self, messages):
-        messages = list(messages)
-        for message in messages:
-            record = message.content.config_records.get("job")
-            if message.metadata.message_type == "query.setup" and message.metadata.dst_node_id != 2:
-                record["sha256"] = self.other
-                if self.in_job:
-                    record["json"] = json.dumps(json.loads(record["json"]) | {"proxy_sha256": self.other})
-        return super().push_messages(messages)
+        return super().push_messages([self.altered(message) for message in messages])
+
+    def altered(self, message):
+        kind, node = message.metadata.message_type, message.metadata.dst_node_id
+        if node == ALONE:
+            return message
+        if kind == "query.setup":
+            job = {"sha256": self.asked.proxy_sha256}
+            if "job" in self.told:
+                job["json"] = self.asked.to_json()
+            return changed(message, job=job)
+        if kind == "train" and "terms" in self.told:
+            terms = {"settings_sha256": self.asked.agreed_sha256(), "run": run_name(self.asked)}
+            return changed(message, terms=terms)
+        return message
 
 
-@pytest.mark.parametrize("in_job", [False, True], ids=["beside the job", "in the job too"])
-def test_clients_that_were_given_another_proxy_enter_no_sum_with_the_rest(world, tmp_path, in_job):
+ALONE = 2  # the node of c0, which is given the proxy that the server's job names
+
+
+@pytest.mark.parametrize(
+    ("told", "ready", "ends", "line"),
+    [
+        ((), [ALONE], "1 clients set up: must be >= 4", "which the job names"),
+        (("job",), [2, 3, 4, 5, 6], "advertise: 1 of 5 clients", "settings: differs"),
+        (
+            ("job", "terms"),
+            [2, 3, 4, 5, 6],
+            "advertise: 1 of 5 clients",
+            "signature of c1: verification failed",
+        ),
+    ],
+    ids=["beside the job", "in the job too", "in the terms too"],
+)
+def test_clients_that_were_given_another_proxy_enter_no_sum_with_the_rest(
+    world, tmp_path, caplog, told, ready, ends, line
+):
     job, folder, initial = world
-    other = save_tiny(tmp_path / "other", seed=9)
+    other, job = save_tiny(tmp_path / "other", seed=9), with_(job, rounds=1)
+    given = {}  # which proxy each node that was set up has
+
+    def watch(message, context):
+        if "job" in context.state:
+            given[context.node_id] = json.loads(context.state.config_records["job"]["json"])["proxy_sha256"]
+
     with (
         proxy_store.offered_on_this_host(folder),
         proxy_store.offered_on_this_host(other),
-        with_keys(with_(job, rounds=1)) as keyed,
+        with_keys(job) as keyed,
     ):
-        grid = OtherProxies(folder_sha256(other), 5)
-        grid.in_job = in_job
-        with pytest.raises((ProtocolAborted, RoundAborted)):
+        grid = OtherProxies(InProcessGrid(Wrapped(sees=watch), 5), with_proxy(keyed, other), told)
+        with pytest.raises(RoundAborted, match=ends):
             serve(grid, keyed, folder, initial)
+    assert sorted(given) == ready
+    assert given.pop(ALONE) == folder_sha256(folder)
+    assert set(given.values()) <= {folder_sha256(other)}
+    assert line in caplog.text
 
 
 def test_masking_without_keys_or_sizes_is_refused(world):
@@ -149,12 +185,9 @@ def test_penalties_other_than_the_settings_are_refused_masked_and_in_the_clear(w
             self.change = change
 
         def push_messages(self, messages):
-            messages = list(messages)
-            for message in messages:
-                numbers = message.content.config_records.get("round")
-                if numbers is not None:
-                    message.content["round"] = ConfigRecord(dict(numbers) | self.change)
-            return super().push_messages(messages)
+            return super().push_messages(
+                [changed(m, round=self.change) if "round" in m.content else m for m in messages]
+            )
 
     for scheme in ("masking", "unsafe_plaintext"):
         for change, line in (

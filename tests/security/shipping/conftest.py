@@ -21,6 +21,8 @@ def job(world):
 def _small_parts(monkeypatch, tmp_path):
     monkeypatch.setattr(shipping, "PART_BYTES", PART)
     monkeypatch.setattr(shipping, "AFTER_LOSS_S", 0.0)
+    monkeypatch.setattr(shipping, "SOON_S", 0.002)
+    monkeypatch.setattr(shipping, "POLL_S", 0.01)
     monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
 
 

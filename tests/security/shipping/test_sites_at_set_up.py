@@ -62,13 +62,13 @@ def test_a_site_whose_set_up_takes_longer_than_a_request_is_waited_for_is_set_up
     monkeypatch.setattr(shipping, "EACH_SILENT_S", 0.0)
 
     class Slow(Cut):
-        """Hands an answer to a set-up on after half a second."""
+        """Hands an answer to a set-up on after a tenth of a second."""
 
         def pull_messages(self, message_ids):
             (sent,) = message_ids
             message = self.pushed[sent]
             mine = (message.metadata.message_type, message.metadata.dst_node_id) == (wire.SETUP, NODE)
-            if mine and time.time() - message.metadata.created_at < 0.5:
+            if mine and time.time() - message.metadata.created_at < 0.1:
                 return []
             return super().pull_messages([sent])
 
@@ -80,7 +80,7 @@ def test_a_site_whose_set_up_takes_longer_than_a_request_is_waited_for_is_set_up
 def test_a_site_that_never_answers_its_set_up_is_left_out_with_that_reason(
     world, job, registered, tmp_path
 ):
-    few = job.changed(federate=job.federate.model_copy(update={"timeout_s": 1.0, "min_clients": 5}))
+    few = job.changed(federate=job.federate.model_copy(update={"timeout_s": 0.3, "min_clients": 5}))
 
     class Deaf(Cut):
         def pull_messages(self, message_ids):
@@ -88,7 +88,7 @@ def test_a_site_that_never_answers_its_set_up_is_left_out_with_that_reason(
             mine = self.pushed[sent].metadata.dst_node_id == NODE
             return [] if mine else super().pull_messages([sent])
 
-    with pytest.raises(RoundAborted, match=r"c2 \(did not answer its set-up in 1 s"):
+    with pytest.raises(RoundAborted, match=r"c2 \(did not answer its set-up in 0.3 s"):
         shipped(world, few, OwnCaches(tmp_path), lambda grid: Deaf(grid, lost=()), registered=registered)
 
 
@@ -156,7 +156,7 @@ def test_a_client_that_claims_ever_more_is_left_out(world, job, tmp_path, caplog
 
 
 def test_a_site_that_stays_away_is_waited_for_until_the_timeout_and_then_named(world, job, tmp_path):
-    few = job.changed(federate=job.federate.model_copy(update={"timeout_s": 1.0, "min_clients": 5}))
+    few = job.changed(federate=job.federate.model_copy(update={"timeout_s": 0.3, "min_clients": 5}))
     app = OwnCaches(tmp_path)
     with pytest.raises(RoundAborted, match=r"node 4 \(took 10,000 of .* before it timed out"):
         shipped(world, few, app, lambda grid: Cut(grid, lost={2}, away=10**9))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from attacks.base import KNOWN_BAD, NOBODY, Budget, NotApplicable, replace_view
+from attacks.extraction import questions
 from attacks.extraction.proxy import ProxyExtraction
 from attacks.extraction.scored import HEALED, KL_LEFT, PROXY
-from attacks.extraction.thief import FEWEST_QUERIES
+from attacks.extraction.thief import FEWEST_QUERIES, effort
 from attacks.trial import run_one
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.evidence.finding import Outcome
@@ -65,7 +66,10 @@ def test_the_same_seed_gives_the_same_numbers(finding, seen):
     assert dataclasses.replace(again, seconds=finding.seconds) == finding
 
 
-def test_a_guess_asks_no_more_than_its_largest_number_of_queries(seen):
+def test_a_guess_asks_no_more_than_its_largest_number_of_queries(seen, monkeypatch):
+    monkeypatch.setattr(
+        questions, "effort", lambda budget, **how: dataclasses.replace(effort(budget, **how), steps=1)
+    )
     one, budget = ProxyExtraction(), Budget(profile="smoke", queries=20)
     exam = one.exam(NO_CLIENTS, seen, np.random.default_rng(0))
     guess = one.guess(seen, exam.question, budget, np.random.default_rng(1))

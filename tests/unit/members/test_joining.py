@@ -2,7 +2,6 @@
 
 import json
 import stat
-from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -110,22 +109,6 @@ def test_a_request_that_was_changed_on_its_way_is_refused(federation, sites, tmp
     (tmp_path / "changed.json").write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match="its signature is invalid"):
         read_document(tmp_path / "changed.json", REQUEST)
-
-
-def test_two_sites_do_not_share_a_nodes_key(federation, sites, monkeypatch):
-    approve(federation, request_of(sites["clinic"]))
-    shared = request_of(sites["clinic"]).body["node_public"]
-    theirs = check_request(request_of(sites["bank"]))
-    monkeypatch.setattr(
-        "fedproxy_secure.deploy.members.check_request",
-        lambda document: (
-            replace(theirs, node=shared.encode())
-            if document.body["name"] == "bank"
-            else check_request(document)
-        ),
-    )
-    with pytest.raises(ConfigError, match="has the node key of clinic"):
-        approve(federation, request_of(sites["bank"]))
 
 
 def test_one_node_key_written_in_two_ways_is_one_key(federation, sites, tmp_path):

@@ -140,7 +140,7 @@ def test_what_a_killed_call_left_does_not_stop_the_next_one(config, tmp_path):
 
 def test_an_owners_folder_is_opened_with_the_certificate_that_a_killed_call_left(federation, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(authority, "finish_renewal", lambda folder: None)
+        patched.setattr(authority, "_finish_renewal", lambda folder: None)
         make_server(federation.folder / "authority", ["owner.example"])
     before = federation.tls.certificate.read_bytes()
     assert open_federation(federation.folder).tls.certificate.read_bytes() != before

@@ -95,7 +95,7 @@ def test_a_report_holds_no_targets_and_one_that_joins_it_keeps_what_they_showed(
     assert not any(d.paired for d in report_of(report.configurations).attack_differences)
 
 
-def test_it_survives_the_disk_and_follows_the_schema(report, tmp_path: Path):
+def test_a_report_of_differences_survives_the_disk_and_follows_the_schema(report, tmp_path: Path):
     report.write(tmp_path)
     assert Report.load(tmp_path) == report
     jsonschema.validate(json.loads(report.to_json()), report_schema())

@@ -142,6 +142,7 @@ def test_logits_are_told_in_the_order_of_the_texts(folders):
     assert torch.allclose(thief.api.logits(texts(4)), outputs(llm, texts(4)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_attack_of_a_proxy_with_all_blocks_finds_more_than_the_proxy(folders):
     known = View(
         threat_model="client",
