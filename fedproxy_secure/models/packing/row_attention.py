@@ -77,27 +77,27 @@ def _order(lengths: tuple[int, ...], parts: tuple[int, ...]) -> torch.Tensor:
 def attend(qkv: torch.Tensor, layout: RowLayout, scaling: float) -> tuple[torch.Tensor, Kept]:
     """Return attention's output, [tokens, heads * d], and the tensors that its gradient needs."""
     lengths, heads = layout.lengths, layout.heads
-    laid = qkv.view(len(layout.order), -1).index_select(0, layout.order)
-    shares = laid.new_empty(heads * sum(n * n for n in lengths))
-    out = laid.new_empty(heads * sum(lengths), laid.shape[1])
+    ordered = qkv.view(len(layout.order), -1).index_select(0, layout.order)
+    shares = ordered.new_empty(heads * sum(n * n for n in lengths))
+    out = ordered.new_empty(heads * sum(lengths), ordered.shape[1])
     rows = zip(
-        _rows(laid, layout), _scores(shares, layout), _queries(out, layout), layout.masks, strict=True
+        _rows(ordered, layout), _scores(shares, layout), _queries(out, layout), layout.masks, strict=True
     )
     for (q, k, v), scores, of_row, mask in rows:
         scores.baddbmm_(q, k.transpose(1, 2), beta=0, alpha=scaling)
         scores.view(heads, *mask.shape).add_(mask)
         torch.softmax(scores, -1, out=scores)
         torch.bmm(scores, v, out=of_row)
-    return out.index_select(0, layout.queries_back).view(sum(lengths), -1), (laid, shares)
+    return out.index_select(0, layout.queries_back).view(sum(lengths), -1), (ordered, shares)
 
 
 def attend_back(of_out: torch.Tensor, kept: Kept, layout: RowLayout, scaling: float) -> torch.Tensor:
     """Return the gradient of `qkv`, given that of attention's output."""
-    laid, shares = kept
-    of_laid = torch.empty_like(laid)
+    ordered, shares = kept
+    of_laid = torch.empty_like(ordered)
     of_out = of_out.view(len(layout.queries), -1).index_select(0, layout.queries)
     rows = zip(
-        _rows(laid, layout),
+        _rows(ordered, layout),
         _rows(of_laid, layout),
         _scores(shares, layout),
         _queries(of_out, layout),
@@ -131,10 +131,10 @@ def rotate_back(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> No
     rotate(heads, cos, -sin.roll(sin.shape[1] // 2, dims=1))
 
 
-def _rows(laid: torch.Tensor, layout: RowLayout) -> Iterator[tuple[torch.Tensor, ...]]:
+def _rows(ordered: torch.Tensor, layout: RowLayout) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield each row's queries, [keys, heads / keys * length, d], keys and values, [keys, length, d]."""
     sizes = [heads * n for heads in (layout.heads, layout.keys, layout.keys) for n in layout.lengths]
-    parts = [part.view(layout.keys, -1, laid.shape[1]) for part in laid.split(sizes)]
+    parts = [part.view(layout.keys, -1, ordered.shape[1]) for part in ordered.split(sizes)]
     rows = len(layout.lengths)
     return zip(parts[:rows], parts[rows : 2 * rows], parts[2 * rows :], strict=True)
 
