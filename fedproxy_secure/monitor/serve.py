@@ -108,6 +108,7 @@ def _listening(
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # connections of one burst that wait to be accepted; more are tried again late
     allow_reuse_address = True  # a port that was just closed; one that listens is refused all the same
 
     def __init__(
