@@ -1,7 +1,7 @@
 """What a compression is: how the LLM becomes a proxy, and how what the proxy learns returns to the LLM.
 
-`compress.kind` names one. Subclass `Compression` and register an instance under the entry point group
-`fedproxy_secure.compressions`. `examples/own_compression.py` is a whole one.
+`compress.kind` names the compression of a run. To add one, subclass `Compression` and register an instance
+under the entry point group `fedproxy_secure.compressions`; `examples/own_compression.py` is an example.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Compression(ABC):
     """A way from the LLM to a proxy and back.
 
     Args:
-        name: in settings, and on reports under `compression`.
-        title: in tables and lists.
+        name: its name in settings, and in reports under `compression`.
+        title: its name in tables and lists.
         options: names of the settings in `compress.options` that it reads.
-        fits_text: whether numbers of the proxy are fitted to `windows`. How like the LLM it is, is then
-            measured on other text.
+        fits_text: whether numbers of the proxy are fitted to `windows`. Its fidelity is then measured on
+            other text.
         needs_healing: whether its proxies are of no use before they are healed.
         own_states: whether all its proxies have `Proxy.own_states`: hidden states in other coordinates than
             the LLM's, so that the fused LLM is not aligned.
 
-    Guarantees: what clients hold of the LLM is the proxy's folder, written from `Proxy.model`; nothing else
-    of what `build` returns leaves the server.
+    Guarantees: clients get the proxy's folder, written from `Proxy.model`; nothing else of what `build`
+    returns leaves the server.
     """
 
     name: ClassVar[str]
@@ -47,7 +47,7 @@ class Compression(ABC):
     def check_settings(self, compress: CompressConfig) -> None:
         """Raise `ConfigError` for settings that this compression cannot work with.
 
-        Called before anything is loaded. Override it to check the values of options.
+        It is called before anything is loaded. Override it to check the values of options.
         """
         for option in compress.options:
             if option not in self.options:
@@ -62,23 +62,23 @@ class Compression(ABC):
 
         Args:
             llm: the server's causal LM in evaluation mode; leave it unchanged.
-            compress: the settings; `remove_ratio` is the share of the LLM to do without, [0, 1).
+            compress: the settings; `remove_ratio` is the share of the LLM to remove, [0, 1).
             windows: token ids of public text, int64 [n, tokens], to calibrate on; never clients' records.
-            seed: of whatever is drawn, so that the same seed gives the same proxy.
+            seed: seed of all random choices, so that the same seed gives the same proxy.
 
         Raises `ConfigError` if the LLM cannot be compressed as the settings say.
         """
 
 
 def compression_of(compress: CompressConfig, heal: HealConfig | None = None) -> Compression:
-    """Return the compression that settings name, after it has checked them.
+    """Return the compression that the settings name, after it has checked them.
 
     Args:
-        compress: the settings.
-        heal: those of healing; None: not looked at.
+        compress: the settings of the section `compress`.
+        heal: the settings of healing; None leaves them unchecked.
 
-    Raises `ConfigError` for a name that is not known, for settings that it refuses, or without healing
-    where its proxies need it.
+    Raises `ConfigError` for an unknown name, for settings that the compression refuses, or for no healing
+    steps where its proxies need healing.
     """
     compression: Compression = COMPRESSIONS.get(compress.kind, where="compress.kind")
     compression.check_settings(compress)

@@ -1,4 +1,4 @@
-"""How far a proxy is from its LLM on a batch of text: what healing makes smaller."""
+"""How far a proxy is from its LLM on a batch of text: the loss of healing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Distance:
         kl: KL(LLM || proxy) of next-token distributions, nats.
         states: relative error of hidden states, averaged over the proxy's blocks: the squared distance of
             a block's output from the LLM's hidden state at the same place, divided by the latter's squared
-            length. The place is where the next proxy block's original reads, and for the last block the
-            LLM's end. 0 where the two models' states cannot be compared.
+            length. The place is the input of the next proxy block's original; for the last block it is the
+            LLM's end. 0 if the two models' states cannot be compared.
     """
 
     kl: torch.Tensor
@@ -33,14 +33,14 @@ def distance(proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, ids: torc
     """Compare `proxy` with `llm`, which gets no gradients.
 
     Args:
-        plan: which LLM block each proxy block stands for; None: states are not compared.
+        plan: which LLM block each proxy block stands for; with None, states are not compared.
         ids: token ids, int64 [n, tokens], without padding.
     """
     ids = ids.to(next(llm.parameters()).device)
     with torch.no_grad():
-        wanted, llm_states = predictions_and_states(llm, ids)
-    found, states = predictions_and_states(proxy, ids)
-    kl = nn.functional.kl_div(found, wanted, reduction="sum", log_target=True)
+        llm_predictions, llm_states = predictions_and_states(llm, ids)
+    predictions, states = predictions_and_states(proxy, ids)
+    kl = nn.functional.kl_div(predictions, llm_predictions, reduction="sum", log_target=True)
     if plan is None or states[0].shape != llm_states[0].shape:
         return Distance(kl=kl, states=torch.zeros_like(kl))
     targets = [llm_states[after - 1] for _, after in pairwise((*plan.kept, plan.llm_blocks))]

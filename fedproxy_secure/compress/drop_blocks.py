@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DropBlocks(Compression):
-    """Keep the most important blocks as exact copies; a block's difference is added to its original."""
+    """A proxy of the most important blocks, as exact copies; differences are added to their originals."""
 
     name = "drop_blocks"
     title = "blocks dropped"
@@ -40,7 +40,7 @@ def build_proxy(
     seed: int = 0,
     share: bool = False,
 ) -> Proxy:
-    """Drop the least important blocks of `llm` (left unchanged) until `remove_ratio` is gone.
+    """Drop the share `remove_ratio` of the blocks of `llm`, the least important ones; `llm` is unchanged.
 
     Args:
         llm: causal LM.
@@ -49,8 +49,8 @@ def build_proxy(
             `random`. The second and third take minutes for a large LLM, once: their result is kept in the
             cache folder.
         windows: public token ids, int64 [n, tokens]; not read by `uniform` and `random`.
-        seed: of `random`.
-        share: whether the proxy stands on the LLM's memory; then nobody may change its weights in place.
+        seed: seed of the importance `random`.
+        share: whether the proxy shares the LLM's memory; its weights must then not be changed in place.
 
     Guarantees: the proxy's blocks, embeddings, norm and head are exact copies. So a client holds that
     share of the LLM's weights verbatim; nothing here hides them.

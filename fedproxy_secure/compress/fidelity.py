@@ -35,18 +35,20 @@ class Fidelity:
 
 
 def fidelity_record(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
-    """Return how like its LLM a proxy is and how much of it it holds bit for bit, as plain values.
+    """Return a proxy's fidelity and the share of its LLM that it holds bit for bit, as plain values.
 
-    Raises `ModelError` for a model that is too broken to have finite numbers.
+    Raises `ModelError` for a model so broken that its perplexity is not finite.
     """
-    found = fidelity(llm, proxy.model, proxy.plan, windows)
-    perplexities = {"LLM": found.llm_perplexity, "proxy": found.proxy_perplexity}
-    for what, perplexity in perplexities.items():
+    fidelity_numbers = fidelity(llm, proxy.model, proxy.plan, windows)
+    perplexities = {"LLM": fidelity_numbers.llm_perplexity, "proxy": fidelity_numbers.proxy_perplexity}
+    for model_name, perplexity in perplexities.items():
         if not isfinite(perplexity):
-            remedy = "; lower compress.remove_ratio, or compress otherwise" if what == "proxy" else ""
-            raise ModelError(f"the {what} is broken: its perplexity on public text is {perplexity}{remedy}")
-    held = verbatim_share(llm, proxy.model, proxy.plan)
-    return {"fidelity": asdict(found), "verbatim_share": held}
+            remedy = "; lower compress.remove_ratio, or compress otherwise" if model_name == "proxy" else ""
+            raise ModelError(
+                f"the {model_name} is broken: its perplexity on public text is {perplexity}{remedy}"
+            )
+    share = verbatim_share(llm, proxy.model, proxy.plan)
+    return {"fidelity": asdict(fidelity_numbers), "verbatim_share": share}
 
 
 @torch.inference_mode()
@@ -54,7 +56,7 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
     """Compare a proxy with its LLM on token windows, int64 [n, tokens] without padding.
 
     Args:
-        plan: which LLM block each proxy block stands for; None: CKA is not measured.
+        plan: which LLM block each proxy block stands for; with None, CKA is not measured.
     """
     kept = () if plan is None else plan.kept
     device = next(llm.parameters()).device
@@ -86,7 +88,7 @@ class LinearCka:
     """Linear CKA of two sets of states that arrive in parts (Kornblith et al. 2019); only sums are kept.
 
     It is 1 for states that are equal up to rotation and scale. States are shifted by the first part's mean,
-    so that little is lost when means are taken off at the end.
+    so that subtracting the means at the end loses little precision.
     """
 
     def __init__(self) -> None:
@@ -96,21 +98,21 @@ class LinearCka:
         self._products: torch.Tensor  # of both sets' states side by side, [a + b, a + b]
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take in states [n, a] and [n, b]."""
-        both = torch.cat([x, y], dim=1).double()
+        """Add states of the two sets, [n, a] and [n, b]."""
+        states = torch.cat([x, y], dim=1).double()
         if self._shift is None:
-            self._width, self._shift = x.shape[1], both.mean(0)
+            self._width, self._shift = x.shape[1], states.mean(0)
             self._sum = torch.zeros_like(self._shift)
-            self._products = both.new_zeros(both.shape[1], both.shape[1])
-        both -= self._shift
-        self._count += len(both)
-        self._sum += both.sum(0)
-        self._products.addmm_(both.T, both)
+            self._products = states.new_zeros(states.shape[1], states.shape[1])
+        states -= self._shift
+        self._count += len(states)
+        self._sum += states.sum(0)
+        self._products.addmm_(states.T, states)
 
     def value(self) -> float:
         """Return the linear CKA of all states so far, [0, 1]."""
         centred = self._products - torch.outer(self._sum, self._sum) / self._count
         a = self._width
         cross = centred[:a, a:].square().sum()
-        own = centred[:a, :a].norm() * centred[a:, a:].norm()
-        return float(cross / own) if own > 0 else 0.0
+        norms = centred[:a, :a].norm() * centred[a:, a:].norm()
+        return float(cross / norms) if norms > 0 else 0.0

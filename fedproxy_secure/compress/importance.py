@@ -53,8 +53,8 @@ def block_influence(model: nn.Module, windows: torch.Tensor) -> list[float]:
 def greedy_divergence(model: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
     """Drop blocks one at a time, each time the one without which predictions stay closest to the model's.
 
-    Closeness is KL(LLM || rest) of next-token distributions, over a few windows spread through the text.
-    Only the blocks of least Block Influence are tried at each step: every trial is a pass of its own.
+    Closeness is KL(LLM || remaining blocks) of next-token distributions, over a few windows spread through
+    the text. Each step tries only the blocks of least Block Influence, because every trial is a full pass.
 
     Args:
         model: causal LM.
@@ -68,22 +68,22 @@ def greedy_divergence(model: nn.Module, windows: torch.Tensor, keep: int) -> lis
     influence = block_influence(model, windows)
     few = windows[:: max(1, len(windows) // DIVERGENCE_WINDOWS)][:DIVERGENCE_WINDOWS]
     parts = few.to(next(model.parameters()).device).split(windows_a_pass(model, few))
-    wanted = [_log_probabilities(model, part) for part in parts]
+    targets = [_log_probabilities(model, part) for part in parts]
 
-    def divergence(rest: list[int]) -> float:
-        small = with_blocks(model, rest, share=True)
+    def divergence(remaining: list[int]) -> float:
+        small = with_blocks(model, remaining, share=True)
         return sum(
             float(
                 nn.functional.kl_div(_log_probabilities(small, part), p, reduction="sum", log_target=True)
             )
-            for part, p in zip(parts, wanted, strict=True)
+            for part, p in zip(parts, targets, strict=True)
         )
 
     kept = list(range(blocks))
     importance = [float(blocks)] * blocks
     for step in range(blocks - keep):
-        tried = sorted(kept, key=lambda i: influence[i])[:DIVERGENCE_TRIALS]
-        scored = [(divergence([i for i in kept if i != candidate]), candidate) for candidate in tried]
+        candidates = sorted(kept, key=lambda i: influence[i])[:DIVERGENCE_TRIALS]
+        scored = [(divergence([i for i in kept if i != candidate]), candidate) for candidate in candidates]
         dropped = min(scored)[1]
         kept.remove(dropped)
         importance[dropped] = float(step)
@@ -98,8 +98,8 @@ def _log_probabilities(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 def gradient_fidelity(model: nn.Module, windows: torch.Tensor, kept: list[int]) -> float:
     """Return the cosine of the LLM's and a proxy's loss gradients on shared blocks, on public text.
 
-    What a client learns on the proxy is a sum of such gradients; this asks how far the LLM itself would
-    have moved the same way. 1 for the whole LLM.
+    What a client learns on the proxy is a sum of such gradients; the cosine measures how far the LLM itself
+    would have moved in the same direction. It is 1 for the whole LLM.
 
     Args:
         model: the LLM, causal LM; its parameters' `requires_grad` is restored.
@@ -125,19 +125,22 @@ def greedy_gradient_fidelity(model: nn.Module, windows: torch.Tensor, keep: int)
     for step in range(blocks - keep):
         scored = []
         for candidate in kept:
-            rest = [i for i in kept if i != candidate]
-            part = _block_gradients(model, windows, rest, range_kept=rest)
+            remaining = [i for i in kept if i != candidate]
+            part = _block_gradients(model, windows, remaining, range_kept=remaining)
             scored.append((_cosine({k: v for k, v in full.items() if k[0] != candidate}, part), candidate))
-        worst = max(scored)[1]
-        kept.remove(worst)
-        importance[worst] = float(step)
+        dropped = max(scored)[1]
+        kept.remove(dropped)
+        importance[dropped] = float(step)
     return importance
 
 
 def _block_gradients(
     model: nn.Module, windows: torch.Tensor, of: list[int], range_kept: list[int] | None
 ) -> dict[tuple[int, str], torch.Tensor]:
-    """Return gradients of the linear maps of LLM blocks `of`, with only `range_kept` run (None: all)."""
+    """Return gradients of the weight matrices of LLM blocks `of`, running only blocks `range_kept`.
+
+    With None for `range_kept`, all blocks are run.
+    """
     from fedproxy_secure.models.llm import block_list_name
 
     device = next(model.parameters()).device
@@ -145,23 +148,23 @@ def _block_gradients(
     parent, _, last = name.rpartition(".")
     owner = model.get_submodule(parent)
     everything = blocks_of(model)
-    wanted = {(i, n): p for i in of for n, p in everything[i].named_parameters() if p.dim() == 2}
+    weights = {(i, n): p for i in of for n, p in everything[i].named_parameters() if p.dim() == 2}
     flags = {p: p.requires_grad for p in model.parameters()}
     try:
         for p in model.parameters():
             p.requires_grad_(False)
-        for p in wanted.values():
+        for p in weights.values():
             p.requires_grad_(True)
         if range_kept is not None:
             setattr(owner, last, nn.ModuleList(everything[i] for i in range_kept))
-        totals = {key: torch.zeros_like(p) for key, p in wanted.items()}
+        totals = {key: torch.zeros_like(p) for key, p in weights.items()}
         for batch in windows.split(windows_a_pass(model, windows)):
             ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits.float()
             loss = nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
             )
-            for key, g in zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True):
+            for key, g in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
                 totals[key] += g
         return totals
     finally:

@@ -1,6 +1,6 @@
-"""Importance that takes minutes, remembered on disk by what it was computed from.
+"""Importance scores that take minutes, stored on disk under a hash of what they were computed from.
 
-Every cell of a comparison builds its proxy anew, and all of them ask the same question of the same LLM.
+Every cell of a comparison builds its proxy anew, and all cells need the same scores of the same LLM.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from fedproxy_secure.runtime.files.whole import replacing
 from fedproxy_secure.runtime.untrusted import read_json
 
 Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
-WORTH_S = 5.0  # what took less is computed again
-ELSEWHERE = ("_name_or_path", "transformers_version")  # settings that change no number
-VERSION = 1  # of the ways in which importance is computed; another number computes all anew
+WORTH_S = 5.0  # scores that took less are not stored
+ELSEWHERE = ("_name_or_path", "transformers_version")  # model settings that change no number
+VERSION = 1  # of the ways to compute importance; a new version invalidates all stored scores
 
 
 def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
     """Return `importance(llm, windows, keep)`, one value per block, from disk if it was computed before.
 
-    A file that cannot be read counts as none, and a folder that cannot be written is not written.
+    A file that cannot be read is ignored, and nothing is stored if the folder cannot be written.
     """
     file = cache_folder("importance") / f"{_key(importance, llm, windows, keep)}.json"
     try:
-        found = read_json(file)
-        if isinstance(found, list) and all(isinstance(x, float) for x in found):
-            return found
+        stored = read_json(file)
+        if isinstance(stored, list) and all(isinstance(x, float) for x in stored):
+            return stored
     except (OSError, ValueError):
         pass
     began = time.perf_counter()
     values = importance(llm, windows, keep)
     if time.perf_counter() - began > WORTH_S:
-        # it only saves time
+        # a failed write costs only time
         with suppress(RunFolderError), replacing(file, private=True, at_once=True) as partial:
             partial.write_bytes(json_bytes(values))
     return values
@@ -58,7 +58,7 @@ def _key(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: in
 
 
 def _settings(llm: nn.Module) -> str:
-    """Return what a model computes by besides weights, such as its norm's epsilon; not where it lies."""
+    """Return the settings that a model's outputs depend on, such as its norm's epsilon; not its path."""
     config: Any = getattr(llm, "config", None)
     values = {} if config is None else config.to_dict()
     return json.dumps({k: v for k, v in values.items() if k not in ELSEWHERE}, sort_keys=True, default=str)

@@ -1,7 +1,7 @@
 """The block plan: which LLM block each proxy block is a copy of, and the way back.
 
-Stage 3 of FedProxy (Eq. 15) puts tuned proxy blocks at the places the plan names. `lift` does the
-same for differences, which stays correct when the proxy's blocks are not exact copies.
+Stage 3 of FedProxy (Eq. 15) puts tuned proxy blocks at the places that the plan names. `lift` does the
+same for differences, which stays correct if the proxy's blocks are not exact copies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BlockTensors = Mapping[tuple[int, str], torch.Tensor]  # (block, name inside the
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """Proxy block i is LLM block `kept[i]`.
+    """A block plan: proxy block i is LLM block `kept[i]`.
 
     >>> plan = BlockPlan(llm_blocks=4, kept=(0, 3))
     >>> plan.to_llm(1), plan.dropped
@@ -67,7 +67,7 @@ class BlockPlan:
 def blocks_to_remove(llm_blocks: int, remove_ratio: float) -> int:
     """Return how many of `llm_blocks` a `remove_ratio` removes.
 
-    Raises `ConfigError` if none would be left, or none removed by a ratio above 0.
+    Raises `ConfigError` if no block would stay, or if a ratio above 0 would remove none.
 
     >>> blocks_to_remove(8, 0.25), blocks_to_remove(8, 0.5)
     (2, 4)
@@ -94,7 +94,7 @@ def plan_by_importance(importance: Sequence[float], remove_ratio: float) -> Bloc
 
 
 def plan_uniform(blocks: int, remove_ratio: float) -> BlockPlan:
-    """Keep blocks at even distances, the first and the last among them (Offsite-Tuning's emulator)."""
+    """Keep blocks at even distances, including the first and the last (Offsite-Tuning's emulator)."""
     keep = blocks - blocks_to_remove(blocks, remove_ratio)
     if keep == 1:
         return BlockPlan(llm_blocks=blocks, kept=(0,))

@@ -27,22 +27,21 @@ class Proxy:
     """The small model that clients get, and how a difference of its weights becomes one of the LLM's.
 
     Args:
-        model: a causal LM that transformers loads from its folder: clients accept no code of a proxy's own.
+        model: a causal LM that transformers can load from its folder, because clients run no code from it.
         plan: which LLM block each proxy block stands for, whether a copy or not; None if proxy blocks do
             not stand for LLM blocks. Fidelity is then not measured block by block.
         lifting: from what tuning added to the proxy, `(proxy block, weight name in the block) -> float32
             tensor` shaped like that weight, to what is added to the LLM, keyed and shaped alike for the
-            LLM's blocks. It may close over what the server keeps to itself: factors, index maps, rotations.
-            None: each proxy block's difference is added to its LLM block as it is.
+            LLM's blocks. It may close over secrets of the server: factors, index maps, rotations. None:
+            each proxy block's difference is added to its LLM block unchanged.
         own_states: whether the hidden states of the finished proxy are in other coordinates than the LLM's.
-        finish: what is left to do to the model, in place, after healing and before clients get it: healing
-            may train a form that is no ordinary model, such as factors of a map. None: nothing.
-        importance: one value for each LLM block; () where the choice did not rest on one.
-        details: what else the record of the run (`plan.json`) says of how the proxy came about; plain JSON
-            values.
+        finish: changes the model in place, after healing and before clients get it, because healing may
+            train a form that transformers cannot load, such as factors of a map. None: no change.
+        importance: one value for each LLM block; () if the choice of blocks did not use importance.
+        details: further facts about the proxy for the record of the run (`plan.json`); plain JSON values.
 
     Raises `ModelError` without a plan and without a lifting, for importance that is not finite, or for
-    details that are no plain values.
+    details that are not plain JSON values.
     """
 
     model: nn.Module
@@ -59,18 +58,18 @@ class Proxy:
         object.__setattr__(self, "importance", tuple(map(float, self.importance)))
         if not all(map(math.isfinite, self.importance)):  # JSON has no other numbers
             raise ModelError(f"proxy: importance={self.importance!r:.80}: must be finite numbers")
-        try:  # found now, not when the record is written after the healing
+        try:  # fails now, not when the record is written after the healing
             json.dumps(dict(self.details), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ModelError(f"proxy: details: must be plain JSON values: {error}") from error
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The LLM block whose hidden states each proxy block passes on; () where they are others."""
+        """The LLM block whose hidden states each proxy block passes on; () if it passes on other states."""
         return () if self.plan is None or self.own_states else self.plan.kept
 
     def finished(self) -> Proxy:
-        """Return the proxy as clients get it, after what was left to do to its model, in place."""
+        """Apply `finish` to the model, in place, and return the proxy as clients get it."""
         if self.finish is None:
             return self
         self.finish(self.model)
@@ -85,10 +84,10 @@ class Proxy:
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder (config, safetensors, tokenizer), flat, as a proxy's must be.
+    """Write a Hugging Face folder (config, safetensors, tokenizer), without subfolders, as proxies need.
 
-    How the tokenizer's chat template writes conversations is stored as strings, for clients run no
-    template. It is found out here, if that was not done when the LLM was loaded.
+    The chat format of the tokenizer's template is stored as strings, because clients run no template. It is
+    derived here if that was not done when the LLM was loaded.
 
     Raises `RunFolderError` if it cannot be written.
     """

@@ -1,1 +1,1 @@
-"""Records and tasks: from files, hubs and the synthetic world to token batches and accuracies."""
+"""Records and tasks, from files, hubs and the synthetic world to token batches and accuracies."""

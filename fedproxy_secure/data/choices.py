@@ -1,9 +1,9 @@
 """The log-likelihood of each answer to a multiple-choice record, with every prompt read once.
 
-A choice's last token is predicted and never read, so choices that differ in their last token alone share
-what is read, and choices of one token need the prompt alone. What choices read beyond the prompt are
-branches of one row (`fedproxy_secure.models.packing`). A model that cannot be packed reads padded rows
-instead, each with the prompt again.
+A choice's last token is predicted and never read, so choices that differ only in their last token share
+what is read, and choices of one token need only the prompt. The other tokens of choices are branches of one
+row (`fedproxy_secure.models.packing`). A model that cannot be packed reads padded rows instead, each with
+the prompt again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedproxy_secure.models.passes import LOGITS, PASS_TOKENS, vocabulary_size
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
-    """One record: its prompt, and what of its choices is read after it.
+    """One record: its prompt, and the tokens of its choices that are read after it.
 
     Args:
         beginnings: distinct beginnings of choices, each without the last token of the choices it serves.
@@ -42,12 +42,12 @@ class _Question:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read."""
+        """The number of tokens that are read."""
         return len(self.prompt) + sum(len(b) for b in self.beginnings)
 
     @property
     def kept(self) -> int:
-        """Positions whose next token is asked for."""
+        """The number of positions whose logits are needed."""
         return 1 + sum(len(b) for b in self.beginnings)
 
 
@@ -73,8 +73,8 @@ def choice_loglikelihoods(
     model.eval()
     try:
         for group in _groups(questions, vocabulary=vocabulary_size(model)):
-            for question, found in zip(group, together(model, group), strict=True):
-                scores[question.record] = found
+            for question, likelihoods in zip(group, together(model, group), strict=True):
+                scores[question.record] = likelihoods
             done += len(group)
             if on_passes is not None:
                 on_passes(done, len(questions))
@@ -96,12 +96,12 @@ def _packed(model: nn.Module, group: list[_Question]) -> Iterator[np.ndarray]:
     first = 0
     for q in group:
         prompt_end, branch = first, first + 1
-        found = np.zeros(len(q.choices))
+        likelihoods = np.zeros(len(q.choices))
         for beginning, served in zip(q.beginnings, q.served, strict=True):
             after = [prompt_end, *range(branch, branch + len(beginning))]
-            found[list(served)] = _likelihoods(rows[after], [q.choices[c] for c in served])
+            likelihoods[list(served)] = _likelihoods(rows[after], [q.choices[c] for c in served])
             branch += len(beginning)
-        yield found
+        yield likelihoods
         first += q.kept
 
 
@@ -110,28 +110,28 @@ def _padded(model: nn.Module, group: list[_Question]) -> Iterator[np.ndarray]:
     device = next(model.parameters()).device
     reads = [(len(q.prompt), [*q.prompt, *beginning]) for q in group for beginning in q.beginnings]
     ids = torch.zeros((len(reads), max(len(tokens) for _, tokens in reads)), dtype=torch.int64)
-    attention, wanted = torch.zeros_like(ids), torch.zeros_like(ids)
+    attention, needed = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, (prompt, tokens) in enumerate(reads):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         attention[row, : len(tokens)] = 1
-        wanted[row, prompt - 1 : len(tokens)] = 1
-    positions = wanted.any(dim=0).nonzero().flatten()
+        needed[row, prompt - 1 : len(tokens)] = 1
+    positions = needed.any(dim=0).nonzero().flatten()
     logits = model(
         input_ids=ids.to(device),
         attention_mask=attention.to(device),
         use_cache=False,
         logits_to_keep=positions.to(device),
     ).logits
-    rows = (logits[row, mine.to(device)] for row, mine in enumerate(wanted[:, positions].bool()))
+    rows = (logits[row, mask.to(device)] for row, mask in enumerate(needed[:, positions].bool()))
     for q in group:
-        found = np.zeros(len(q.choices))
+        likelihoods = np.zeros(len(q.choices))
         for served in q.served:
-            found[list(served)] = _likelihoods(next(rows), [q.choices[c] for c in served])
-        yield found
+            likelihoods[list(served)] = _likelihoods(next(rows), [q.choices[c] for c in served])
+        yield likelihoods
 
 
 def _likelihoods(logits: torch.Tensor, choices: list[list[int]]) -> list[float]:
-    """Return each choice's log-likelihood, nats; logits [>= tokens, V] are those its tokens follow."""
+    """Return each choice's log-likelihood, nats; logits [>= tokens, V] predict its tokens in order."""
     log_p = logits.double().log_softmax(-1)
     return [float(log_p[torch.arange(len(tokens)), torch.tensor(tokens)].sum()) for tokens in choices]
 
@@ -166,15 +166,15 @@ def _questions(records: Sequence[Record], tokenizer: Tokenizer, max_tokens: int)
 
 
 def _groups(questions: list[_Question], *, vocabulary: int) -> Iterator[list[_Question]]:
-    """Yield groups of questions of like length that one pass can read."""
+    """Yield groups of questions of similar length that one pass can read."""
     group: list[_Question] = []
-    tokens = kept = 0
+    tokens = positions = 0
     for q in sorted(questions, key=lambda q: -q.tokens):
-        full = tokens + q.tokens > PASS_TOKENS or (kept + q.kept) * vocabulary > LOGITS
+        full = tokens + q.tokens > PASS_TOKENS or (positions + q.kept) * vocabulary > LOGITS
         if group and full:
             yield group
-            group, tokens, kept = [], 0, 0
+            group, tokens, positions = [], 0, 0
         group.append(q)
-        tokens, kept = tokens + q.tokens, kept + q.kept
+        tokens, positions = tokens + q.tokens, positions + q.kept
     if group:
         yield group

@@ -1,10 +1,10 @@
 """Four free-text tasks of the synthetic world, one per client: notes whose whole text is learned.
 
-A note tells of one made-up person: name, a date, a file number, and the thing it is about. It ends with
-the client's private code, as the records of `demo_tasks` do, so that a test record can still be judged by
-its answer. Training reads the loss of every token, so a model that sees a note often learns its details by
-heart. That is what attacks on privacy look for. Notes are short and their words those of the public
-stories, because the demo's small proxy learns longer ones too slowly to remember them.
+A note is about one made-up person: name, a date, a file number, and a thing. It ends with the client's
+private code, as the records of `demo_tasks` do, so that a test record can still be judged by its answer.
+Training reads the loss of every token, so a model that reads a note often memorises its details, which
+attacks on privacy look for. Notes are short and use the words of the public stories, because the demo's
+small proxy learns longer notes too slowly to memorise them.
 
 Guarantees: a name belongs to one task and one split, and to one note as long as there are no more than
 `NAMES_PER_SPLIT` notes. Numbers and dates are drawn anew for every note. Public stories draw from the same
@@ -26,7 +26,7 @@ from fedproxy_secure.world.stories import draw, draw_person
 
 _RECORDS_SEED = 79
 _THINGS_IN_TRAINING = THINGS_PER_KIND // 2
-# task -> the world's domain, the words before the code, and the ways in which a note is written
+# task -> the world's domain, the words before the code, and the wordings of a note
 _NOTES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "discharge_note": (
         "clinic",
@@ -82,7 +82,7 @@ def note_records(name: str, split: str, limit: int | None) -> list[Record]:
     return list(_drawn(name, split, DEFAULT_RECORDS[split] if limit is None else limit))
 
 
-@lru_cache(maxsize=16)  # a run asks for the same four tasks at every stage
+@lru_cache(maxsize=16)  # every stage of a run needs the same four tasks
 def _drawn(name: str, split: str, count: int) -> tuple[Record, ...]:
     rng, names = stream(_RECORDS_SEED, "notes", name, split), _names(name, split)
     return tuple(_draw_note(name, split, names[number % NAMES_PER_SPLIT], rng) for number in range(count))
@@ -90,13 +90,13 @@ def _drawn(name: str, split: str, count: int) -> tuple[Record, ...]:
 
 @cache
 def _names(name: str, split: str) -> tuple[str, ...]:
-    """Return the names that belong to one task and one split, in the order in which notes use them."""
+    """Return the names of one task and one split, in the order in which notes use them."""
     words = lexicon()
     everybody = [f"{first} {surname}" for first in words.first_names for surname in words.surnames]
     order = stream(_RECORDS_SEED, "names").permutation(len(everybody))
     place = NOTE_TASKS.index(name) * len(_SPLITS) + _SPLITS.index(split)
-    mine = order[place * NAMES_PER_SPLIT : (place + 1) * NAMES_PER_SPLIT]
-    return tuple(everybody[i] for i in mine)
+    chosen = order[place * NAMES_PER_SPLIT : (place + 1) * NAMES_PER_SPLIT]
+    return tuple(everybody[i] for i in chosen)
 
 
 def _draw_note(name: str, split: str, person: str, rng: np.random.Generator) -> Record:
@@ -104,7 +104,7 @@ def _draw_note(name: str, split: str, person: str, rng: np.random.Generator) -> 
     words = lexicon()
     domain = words.domain(domain_name)
     kind = int(rng.integers(4))
-    known = _THINGS_IN_TRAINING if split == "train" else THINGS_PER_KIND
+    things = _THINGS_IN_TRAINING if split == "train" else THINGS_PER_KIND
     details = draw_person(words, rng)
     text = draw(ways, rng).format(
         person=person,
@@ -112,7 +112,7 @@ def _draw_note(name: str, split: str, person: str, rng: np.random.Generator) -> 
         file=details.file,
         amount=rng.integers(1, 1000),
         complaint=draw(words.complaints, rng),
-        thing=domain.things[kind][int(rng.integers(known))],
+        thing=domain.things[kind][int(rng.integers(things))],
     )
     return Record(
         prompt=f"{text} {code_word}",

@@ -1,4 +1,4 @@
-"""Token batches made from records, and the loss that training minimises."""
+"""Token batches of records, and the loss that training minimises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedproxy_secure.models.llm import Tokenizer
 from fedproxy_secure.models.packing.packed import can_pack, packed_logits
 from fedproxy_secure.models.packing.packs import Row, pack_rows
 
-# the errors that no input causes; Rust libraries panic on an input with others that are no `Exception`
+# errors that no input causes; Rust libraries panic on an input with other errors that are no `Exception`
 ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, Stopped)
 
 
@@ -24,7 +24,7 @@ ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, S
 class Encoded:
     """One record's tokens: prompt, right choice, end token.
 
-    `response_start`: index of the first token whose loss is read: that of the choice, or 1 where the whole
+    `response_start`: index of the first token whose loss is read: that of the choice, or 1 if the whole
     text is learned.
     """
 
@@ -44,8 +44,8 @@ class EncodedSet:
 class Batch:
     """Right-padded tokens.
 
-    `ids`, `attention`: int64 [b, L]. `response`: float32 [b, L-1], 1 where position j predicts a
-    response token (`ids[:, j + 1]`).
+    `ids`, `attention`: int64 [b, L]. `response`: float32 [b, L-1], 1 if position j predicts a response
+    token (`ids[:, j + 1]`).
     """
 
     ids: torch.Tensor
@@ -59,13 +59,13 @@ def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens of a text alone, without special tokens."""
+    """Return the tokens of a text, without special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
 def many_text_ids(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Return `text_ids` of each text, from one call with equal texts once, which is much faster."""
+    """Return `text_ids` of each text, from one call for all distinct texts, which is much faster."""
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
@@ -89,13 +89,13 @@ def cut_prompt(prompt: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
 
 
 def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
-    """Tokenise records for training; a long prompt loses its beginning, a response nothing.
+    """Tokenise records for training; a long prompt loses its beginning, but a response is never cut.
 
-    Conversations are written in the format that is stored with the tokenizer (`data.chat.formats`), if one
-    is; no template is run. What their messages say never becomes a control token (`data.chat.tokens`).
+    Conversations are written in the format stored with the tokenizer (`data.chat.formats`), if there is
+    one; no template is run. Their messages never become control tokens (`data.chat.tokens`).
 
-    Raises `DataError` for a response that leaves no room for at least one prompt token, a prompt without
-    tokens whose response alone is learned, or a message of which control tokens cannot be kept out.
+    Raises `DataError` for a response that leaves no room for at least one prompt token, for a prompt
+    without tokens if only the response is learned, and for a message that cannot avoid control tokens.
     """
     items, truncated = [], 0
     for index, (prompt, response) in enumerate(_prompts_and_responses(records, tokenizer)):
@@ -111,7 +111,7 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
             raise DataError(f"record {index}: its prompt has 0 tokens; must have >= 1")
         cut = cut_prompt(prompt, room, tokenizer)
         truncated += len(cut) < len(prompt)
-        # the first token has nothing before it from which it could be predicted
+        # the first token cannot be predicted, because nothing precedes it
         start = 1 if records[index].learn == "text" else len(cut)
         items.append(Encoded(ids=(*cut, *response), response_start=start))
     return EncodedSet(items=tuple(items), truncated=truncated)
@@ -120,9 +120,9 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, *, max_token
 def _prompts_and_responses(
     records: Sequence[Record], tokenizer: Tokenizer
 ) -> list[tuple[list[int], list[int]]]:
-    """Return the tokens of each record's prompt, and of its response with what ends it."""
+    """Return the tokens of each record's prompt, and of its response with its end token."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    chat = chat_format(tokenizer)  # stored strings: the same for all records
+    chat = chat_format(tokenizer)  # the same for all records
     plain = [r for r in records if chat is None or not r.messages]
     prompts = many_prompt_ids([r.prompt for r in plain], tokenizer)
     responses = many_text_ids([r.choices[r.label] for r in plain], tokenizer)
@@ -136,24 +136,24 @@ def _prompts_and_responses(
     if chat is None or len(plain) == len(records):
         return pairs
     talks = [(r.messages, r.choices[r.label].strip()) for r in records if r.messages]
-    ended = [] if chat.end else end
-    written = iter([(p, r + ended) for p, r in conversations_ids(talks, chat, tokenizer)])
-    others = iter(pairs)
-    return [next(written if r.messages else others) for r in records]
+    closing = [] if chat.end else end
+    conversations = iter([(p, r + closing) for p, r in conversations_ids(talks, chat, tokenizer)])
+    plain_pairs = iter(pairs)
+    return [next(conversations if r.messages else plain_pairs) for r in records]
 
 
 def encode_each(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> EncodedSet:
-    """Encode records as `encode_records` does, where nobody may learn from an error what a record says.
+    """Encode records as `encode_records` does, without errors that reveal a record's content.
 
-    A record that cannot be encoded, whatever is raised, becomes an item without tokens: whoever made the
-    tokenizer can make it fail for texts of their choice. Not covered: native code that ends the process;
-    tokenizers that grow a text without bound are refused before (`check_tokenizer`).
+    A record that cannot be encoded for any reason becomes an item without tokens, because the tokenizer's
+    author can make it fail for chosen texts. Not covered: native code that ends the process; tokenizers
+    that grow a text without bound are refused before (`check_tokenizer`).
     """
     try:
         return encode_records(records, tokenizer, max_tokens=max_tokens)
     except ENDS_THE_PROCESS:
         raise
-    except BaseException:  # noqa: S110 - no exception may tell of a record; each is encoded alone below
+    except BaseException:  # noqa: S110 - no error may reveal a record; each is encoded alone below
         pass
     items: list[Encoded] = []
     truncated = 0
@@ -185,12 +185,12 @@ def training_batch(items: Sequence[Encoded], *, pad_id: int, device: torch.devic
 def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the mean over records of the mean loss over their response tokens, in nats.
 
-    The loss itself only adds records up. Whether the model keeps the rows of a batch apart is another
-    matter: most do, up to rounding; some stretch positions with the longest row. Where one record must not
-    touch another's gradient, pass one record alone.
+    The loss itself only adds records up. Whether the rows of a batch are independent depends on the model:
+    in most they are, up to rounding; some scale positions with the longest row. If a record must not affect
+    another's gradient, pass a single record.
 
-    The LM head runs only at positions that some record of the batch needs: with a large vocabulary it
-    costs more memory than all the rest. Cross entropy is taken in float32.
+    The LM head runs only at positions that some record of the batch needs, because with a large vocabulary
+    it takes more memory than everything else. Cross entropy is computed in float32.
     """
     positions = batch.response.any(dim=0).nonzero().flatten()
     logits = model(
@@ -200,17 +200,17 @@ def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         logits_to_keep=positions,
     ).logits
     response, targets = batch.response[:, positions], batch.ids[:, positions + 1]
-    wanted = response > 0
-    nll = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+    selected = response > 0
+    nll = nn.functional.cross_entropy(logits[selected].float(), targets[selected], reduction="none")
     share = response / response.sum(dim=1, keepdim=True) / len(batch.ids)
-    return (nll * share[wanted]).sum()
+    return (nll * share[selected]).sum()
 
 
 def records_loss(model: nn.Module, items: Sequence[Encoded], *, pad_id: int) -> torch.Tensor:
-    """Return what `batch_loss` returns for these records; padding is not read where the model allows that.
+    """Return the `batch_loss` of these records, without padding if the model allows packing.
 
-    Equal up to rounding. Where one record must not touch another's gradient, use `batch_loss` on one
-    record.
+    The result is equal up to rounding. If a record must not affect another's gradient, use `batch_loss` on
+    a single record.
     """
     device = next(model.parameters()).device
     if not can_pack(model):
@@ -222,7 +222,7 @@ def records_loss(model: nn.Module, items: Sequence[Encoded], *, pad_id: int) -> 
         tokens = len(item.ids) - item.response_start
         keep += range(start + item.response_start - 1, start + len(item.ids) - 1)
         share += [1 / tokens / len(items)] * tokens
-    kept = torch.tensor(keep, device=device)
-    logits = packed_logits(model, pack, kept)
-    nll = nn.functional.cross_entropy(logits.float(), pack.ids[0, kept + 1], reduction="none")
+    positions = torch.tensor(keep, device=device)
+    logits = packed_logits(model, pack, positions)
+    nll = nn.functional.cross_entropy(logits.float(), pack.ids[0, positions + 1], reduction="none")
     return (nll * torch.tensor(share, device=device)).sum()

@@ -21,7 +21,7 @@ from fedproxy_secure.models.passes import LOGITS, PASS_TOKENS, vocabulary_size, 
 
 @dataclass(frozen=True, kw_only=True)
 class Correct:
-    """Which records a model answered right, by both measures of lm-eval, in the records' order.
+    """Which records a model answered correctly, by both measures of lm-eval, in the records' order.
 
     Args:
         acc: whether the most likely choice is the right one, bool [n].
@@ -41,7 +41,7 @@ def choice_correct(
     max_tokens: int,
     on_passes: Callable[[int, int], None] | None = None,
 ) -> Correct:
-    """Return which records a model answers right, by `acc` and by `acc_norm`, from one pass.
+    """Return which records a model answers correctly, by `acc` and by `acc_norm`, from one pass.
 
     The arguments and errors are those of `choice_loglikelihoods`.
     """
@@ -66,12 +66,12 @@ def _per_character(scores: np.ndarray, record: Record) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseLosses:
-    """What a model loses on records' responses, in the records' order.
+    """The losses of a model on records' responses, in the records' order.
 
     Args:
-        nats: negative log-likelihood of each response after its prompt, infinite where it is no number,
+        nats: negative log-likelihood of each response after its prompt, infinite if it is not a number,
             float64 [n].
-        tokens: tokens of each response, with those that end it, int64 [n].
+        tokens: tokens of each response, including those that end it, int64 [n].
     """
 
     nats: np.ndarray
@@ -87,11 +87,11 @@ def response_losses(
     max_tokens: int,
     on_passes: Callable[[int, int], None] | None = None,
 ) -> ResponseLosses:
-    """Return what a model loses on each record's response, after its prompt as training cuts it.
+    """Return a model's loss on each record's response, after its prompt as training cuts it.
 
-    Training minimises the mean over records of each response's loss a token; what is reported divides all
-    nats by all tokens, so that long responses weigh more there. A loss that is not finite, as a diverged
-    model's, is infinite.
+    Training minimises the mean over records of each response's loss per token. Reports divide all nats by
+    all tokens, which gives long responses more weight. A loss that is not finite, as for a diverged model,
+    becomes infinite.
 
     `on_passes(done, all)` is called after every pass with the number of records read so far.
 
@@ -115,19 +115,19 @@ def response_losses(
 
 
 def _groups(model: nn.Module, items: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Yield groups of items of like length that one pass can read; single ones where none can be packed."""
+    """Yield groups of items of similar length for one pass; single items if the model cannot be packed."""
     group: list[int] = []
-    tokens = kept = 0
+    tokens = positions = 0
     vocabulary, packs = vocabulary_size(model), can_pack(model)
     for index in sorted(range(len(items)), key=lambda i: -len(items[i].ids)):
         length = len(items[index].ids)
-        wanted = length - items[index].response_start
-        full = tokens + length > PASS_TOKENS or (kept + wanted) * vocabulary > LOGITS
+        needed = length - items[index].response_start
+        full = tokens + length > PASS_TOKENS or (positions + needed) * vocabulary > LOGITS
         if group and (full or not packs):
             yield group
-            group, tokens, kept = [], 0, 0
+            group, tokens, positions = [], 0, 0
         group.append(index)
-        tokens, kept = tokens + length, kept + wanted
+        tokens, positions = tokens + length, positions + needed
     if group:
         yield group
 

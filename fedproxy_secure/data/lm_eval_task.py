@@ -1,6 +1,6 @@
-"""The same accuracy through lm-evaluation-harness: an independent check, and its report format.
+"""Accuracy by lm-evaluation-harness: an independent check of `data.evaluate`, in its report format.
 
-Needs the extra `lm-eval`. Nothing is downloaded: the records are the task.
+It needs the extra `lm-eval`. Nothing is downloaded, because the records are the task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedproxy_secure.models.llm import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessAccuracy:
-    """What lm-eval reports for a multiple-choice task.
+    """The accuracies that lm-eval reports for a multiple-choice task.
 
     Args:
         acc: share of records whose most likely choice is the right one, [0, 1].
@@ -38,8 +38,9 @@ def lm_eval_accuracy(
     `name` names the task. As in lm-eval's own tasks, a choice is counted without the space that joins it to
     the prompt; that space is the task's delimiter.
 
-    Equals the means of `choice_correct` while no prompt is cut and the tokenizer does not merge tokens
-    across the space between a prompt and a choice: lm-eval tokenises both together, we each alone.
+    The result equals the means of `choice_correct` if no prompt is cut and the tokenizer does not merge
+    tokens across the space between a prompt and a choice: lm-eval tokenises both together, `choice_correct`
+    each alone.
 
     Raises `DataError` if lm-eval is missing, without records, if only some choices begin with a space, for
     an empty prompt in a tokenizer without a start token, and for a record longer than the model, which
@@ -56,8 +57,8 @@ def lm_eval_accuracy(
         raise DataError(f"lm-eval: cannot be imported ({error}); install the extra lm-eval") from error
 
     training = model.training  # building the harness already puts the model in eval mode
-    # The start token is written into the prompt, so that nothing depends on whether this tokenizer's
-    # own settings add one. lm-eval then adds none.
+    # The start token is written into the prompt, so that the result does not depend on whether the
+    # tokenizer's settings add one. lm-eval then adds none.
     try:
         harness = HFLM(
             pretrained=model,
@@ -73,14 +74,14 @@ def lm_eval_accuracy(
         scores = evaluate(harness, {name: task}, bootstrap_iters=0, log_samples=False)
     finally:
         model.train(training)
-    found = scores["results"][name]
-    return HarnessAccuracy(acc=float(found["acc,none"]), acc_norm=float(found["acc_norm,none"]))
+    results = scores["results"][name]
+    return HarnessAccuracy(acc=float(results["acc,none"]), acc_norm=float(results["acc_norm,none"]))
 
 
 def _delimiter(records: Sequence[Record]) -> str:
-    """Return what stands between every prompt and every choice: a space, or nothing.
+    """Return the delimiter between every prompt and every choice: a space, or nothing.
 
-    Raises `DataError` if choices differ in that: a task of lm-eval has one delimiter.
+    Raises `DataError` if choices differ in it, because a task of lm-eval has one delimiter.
     """
     begins = {choice.startswith(" ") for record in records for choice in record.choices}
     if len(begins) > 1:
@@ -89,7 +90,7 @@ def _delimiter(records: Sequence[Record]) -> str:
 
 
 def _task_config(records: Sequence[Record], start: str, delimiter: str, name: str) -> dict[str, Any]:
-    """Return a multiple-choice task over local records; functions, not templates: no text is Jinja."""
+    """Return a multiple-choice task over local records, with functions so that no text is run as Jinja."""
     from datasets import Dataset
 
     rows = [
@@ -117,11 +118,11 @@ def _task_config(records: Sequence[Record], start: str, delimiter: str, name: st
     }
 
 
-def _check_lengths(records: Sequence[Record], tokenizer: Tokenizer, most: int) -> None:
+def _check_lengths(records: Sequence[Record], tokenizer: Tokenizer, limit: int) -> None:
     for index, record in enumerate(records):
         prompt = prompt_ids(record.prompt, tokenizer)
         if not prompt:
             raise DataError(f"record {index}: its prompt has 0 tokens; must have >= 1")
         tokens = len(prompt) + max(len(text_ids(c, tokenizer)) for c in record.choices)
-        if tokens > most:
-            raise DataError(f"record {index}: has {tokens} tokens; must have <= {most}, the model's most")
+        if tokens > limit:
+            raise DataError(f"record {index}: has {tokens} tokens; must have <= {limit}, the model's most")

@@ -1,12 +1,12 @@
-"""Records that an evaluation sets aside in a client's data, and canaries that it puts in.
+"""Records that an evaluation sets aside in a client's data, and canaries that it adds.
 
 Membership can be judged only against records that *could* have been training records: drawn from the same
 source, and left out at random. A canary is a made-up secret drawn from a known space, so the probability of
 guessing it is known.
 
-Both are drawn anew for every seed of a run, so that runs under several seeds are several samples. They
-follow from the seed and the client's name: every engine and a resumed run draw the same, and so could
-anybody who knows the two. They are for evaluation and protect nothing.
+Both are drawn anew for every seed of a run, so that runs with several seeds are several samples. They
+follow from the seed and the client's name, so that every engine and a resumed run draw the same. Anybody
+who knows the two can draw them, too: they are for evaluation and protect nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECRET_DIGITS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Canary:
-    """A secret of `SECRET_DIGITS` digits that stands in a client's training records `repeats` times."""
+    """A secret of `SECRET_DIGITS` digits that is in a client's training records `repeats` times."""
 
     prompt: str
     secret: str
@@ -51,11 +51,11 @@ def draw_canaries(client: str, repeats: Sequence[int], *, seed: int) -> tuple[Ca
 def set_aside(
     records: Sequence[Record], share: float, client: str, *, seed: int
 ) -> tuple[list[Record], list[Record]]:
-    """Split records by chance into those to train on and the `share` that is not; both keep their order.
+    """Split records at random into training records and the `share` that is set aside, both in order.
 
-    How many are set aside does not depend on the seed of the run; which ones are does.
+    The seed of the run decides which records are set aside, but not how many.
 
-    Raises `DataError` if fewer than 2 would be left to train on.
+    Raises `DataError` if fewer than 2 training records would be left.
     """
     if share == 0:
         return list(records), []
@@ -65,6 +65,6 @@ def set_aside(
             f"audit.holdout={share}: leaves client {client} {len(records) - out} of {len(records)} "
             "records; must leave >= 2"
         )
-    gone = set(stream(seed, "holdout", client).permutation(len(records))[:out].tolist())
-    kept = [r for i, r in enumerate(records) if i not in gone]
-    return kept, [records[i] for i in sorted(gone)]
+    held_out = set(stream(seed, "holdout", client).permutation(len(records))[:out].tolist())
+    training = [r for i, r in enumerate(records) if i not in held_out]
+    return training, [records[i] for i in sorted(held_out)]

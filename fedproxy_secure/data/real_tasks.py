@@ -1,9 +1,9 @@
 """Four private tasks over real things, one per client, for a real LLM and no data.
 
-As in `demo_tasks.py` each client files its records under codes of its own ("Hall: copper") that no text
-explains; here the things are real places, animals, foods and trades, so that any real LLM knows what they
-are. Half of the things appear only in test records: to get those right a model must join what the LLM
-knows (a sparrow is a bird) with what the client's records tell (birds go to hall copper).
+As in `demo_tasks.py`, each client files its records under codes of its own ("Hall: copper") that no text
+explains. Here the things are real places, animals, foods and trades, which any real LLM knows. Half of the
+things appear only in test records: to answer those correctly a model must combine what the LLM knows (a
+sparrow is a bird) with what the client's records show (birds go to hall copper).
 
 The people are made up: ordinary first names, surnames from the synthetic world, drawn dates and numbers.
 """
@@ -51,7 +51,8 @@ _PROMPTS = {
 def real_records(name: str, split: str, limit: int | None) -> list[Record]:
     """Return the first `limit` records of one task (None: 400 train, 200 test), always the same.
 
-    Test records ask about all things alike: about half of them about things that no training record shows.
+    Test records ask about all things equally often: about half of them about things that are in no training
+    record.
 
     Raises `DataError` for an unknown task or split.
     """
@@ -62,7 +63,7 @@ def real_records(name: str, split: str, limit: int | None) -> list[Record]:
     return list(_drawn(name, split, DEFAULT_RECORDS[split] if limit is None else limit))
 
 
-@lru_cache(maxsize=16)  # a run asks for the same four tasks at every stage
+@lru_cache(maxsize=16)  # every stage of a run needs the same four tasks
 def _drawn(name: str, split: str, count: int) -> tuple[Record, ...]:
     rng = stream(_RECORDS_SEED, "real things", name, split)
     return tuple(_draw_record(name, split, rng) for _ in range(count))

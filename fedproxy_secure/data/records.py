@@ -25,9 +25,9 @@ class Record:
 
     `prompt` ends without a space; every choice begins with the space that joins it to the prompt;
     `label` is the index of the right choice. An instruction record has one choice, the response.
-    `learn`: the tokens that training reads the loss of: those of the right choice, or all of them.
-    `messages`: of a conversation, all before the response; `prompt` is then them for a tokenizer without a
-    stored format.
+    `learn`: whether training reads the loss of the right choice's tokens, or of all tokens.
+    `messages`: the messages of a conversation before the response; `prompt` is then their text for a
+    tokenizer without a stored format.
     """
 
     prompt: str
@@ -45,7 +45,7 @@ class Record:
 class Task:
     """One client's records: `train` never leaves the client, `test` measures the result.
 
-    `holdout`: training records that were set aside by chance; empty unless an evaluation asks for them.
+    `holdout`: training records that were set aside at random; empty unless an evaluation needs them.
     """
 
     name: str
@@ -54,6 +54,6 @@ class Task:
     holdout: tuple[Record, ...] = ()
 
     def constant_right(self) -> tuple[bool, ...]:
-        """Return for each test record whether the answer that training records have most often is right."""
+        """Return for each test record whether the most frequent answer of training records is right."""
         ((label, _),) = Counter(record.label for record in self.train).most_common(1)
         return tuple(record.label == label for record in self.test)

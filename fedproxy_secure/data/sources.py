@@ -19,8 +19,8 @@ from fedproxy_secure.world.stories import stories
 
 Row = dict[str, Any]
 HUB = "hub:"
-PUBLIC_TEXTS = {"demo": stories, "real_things": real_texts}  # that need no file
-TEXTS_IN_DIGEST = 256  # texts that are hashed of a generator, which has no end
+PUBLIC_TEXTS = {"demo": stories, "real_things": real_texts}  # generated, without a file
+TEXTS_IN_DIGEST = 256  # number of hashed texts of a generator, which has no end
 
 
 def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -> list[Row]:
@@ -30,14 +30,14 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
     file pattern in which `{split}` and `{data}` (the setting `data.root`) are filled in, or
     `hub:NAME[:SUBSET]`: a hub id or local folder that `datasets.load_dataset` knows.
 
-    Raises `DataError` in one line that names the file and, where there is one, the line.
+    Raises `DataError` in one line that names the file and, if known, the line.
     """
     if "{data}" in source and root is None:
         raise DataError(f"source {source!r}: needs data.root, the folder that {{data}} stands for")
     if source.startswith(HUB):
         return _from_datasets(source.removeprefix(HUB).replace("{data}", root or ""), split, limit)
-    whole, part = part_of(split)
-    place = source.replace("{split}", whole).replace("{data}", root or "")
+    split_name, part = part_of(split)
+    place = source.replace("{split}", split_name).replace("{data}", root or "")
     path = Path(place)
     reader = _READERS.get(path.suffix)
     if reader is None:
@@ -53,7 +53,7 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
 
 
 def part_of(split: str) -> tuple[str, slice]:
-    """Return a split's name and the rows of it that are meant.
+    """Return a split's name and the slice of its rows.
 
     >>> part_of("train[:-200]"), part_of("test")
     (('train', slice(None, -200, None)), ('test', slice(None, None, None)))
@@ -68,7 +68,7 @@ def part_of(split: str) -> tuple[str, slice]:
 
 
 def _jsonl(path: Path) -> Iterable[Row]:
-    with path.open("rb") as handle:  # bytes: a line that is not UTF-8 is then named too
+    with path.open("rb") as handle:  # as bytes, so that an error can name a line that is not UTF-8
         for number in count(1):
             line = handle.readline(MOST_LINE_BYTES + 1)
             if not line:
@@ -93,9 +93,11 @@ def _csv(path: Path) -> Iterable[Row]:
             columns = reader.fieldnames or ()
             for at, name in enumerate(columns):
                 first = columns.index(name)
-                if name and first < at:  # the name is not quoted: without a header it is a record's cell
-                    both = f"{first + 1} and {at + 1}"
-                    raise DataError(f"{path}, line 1: columns {both} have one name; rename or drop one")
+                if name and first < at:  # not quoted, because without a header it is a record's cell
+                    positions = f"{first + 1} and {at + 1}"
+                    raise DataError(
+                        f"{path}, line 1: columns {positions} have one name; rename or drop one"
+                    )
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
@@ -129,7 +131,7 @@ _READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
 
 
 def row_count(source: str, split: str, *, root: str | None) -> int:
-    """Return how many rows a split has. Raises what `read_rows` raises."""
+    """Return how many rows a split has; raises as `read_rows` does."""
     if source.startswith(HUB):
         return _hub_row_count(source.removeprefix(HUB), split)
     return len(read_rows(source, split, root=root, limit=None))
@@ -164,11 +166,11 @@ def _dataset(name: str, split: str) -> Any:
 
 
 def public_text(name: str, *, root: str | None, texts: int) -> str:
-    """Return the public text that settings name: `texts` texts of a world, one a line, or a whole file.
+    """Return the public text of a name: `texts` texts of a world, one per line, or a whole file.
 
     Args:
-        name: as `data.public_text`.
-        root: what `{data}` in a file's name stands for.
+        name: as in `data.public_text`.
+        root: the folder that replaces `{data}` in a file's name.
 
     Raises `DataError` for a file that cannot be read or is not UTF-8.
     """

@@ -1,4 +1,4 @@
-"""One client's task: its records, from the demo world, over real things, or from files."""
+"""One client's task: its records from the demo world, about real things, or from files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def load_task(client: ClientConfig, *, root: str | None, audit: AuditConfig, see
 def load_task(
     client: ClientConfig, *, root: str | None, audit: AuditConfig | None = None, seed: int = 0
 ) -> Task:
-    """Read a client's train and test records; canaries come last among those to train on.
+    """Read a client's train and test records; canaries come last among the training records.
 
     With `audit`, the seed of the run decides which records are set aside and which secrets are planted.
-    Without it nothing is.
+    Without it, no record is set aside and no secret planted.
 
-    Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, and for
-    fewer than 2 training records or 1 test record; also where training and test would read the same row.
+    Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, fewer than
+    2 training records or 1 test record, and if training and test would read the same row.
     """
     audit = audit or AuditConfig()
     same_file = (
@@ -51,16 +51,16 @@ def load_task(
     for canary in draw_canaries(client.name, audit.canaries, seed=seed):
         train += [canary.record()] * canary.repeats
     test = _records(client, client.test_split, client.test_records, root)
-    for what, records, least in (("training", train, 2), ("test", test, 1)):
+    for kind, records, least in (("training", train, 2), ("test", test, 1)):
         if len(records) < least:
             raise DataError(
-                f"client {client.name}: has {len(records)} {what} records; must have >= {least}"
+                f"client {client.name}: has {len(records)} {kind} records; must have >= {least}"
             )
     return Task(name=client.name, train=tuple(train), test=tuple(test), holdout=tuple(holdout))
 
 
 def load_tasks(data: DataConfig, *, audit: AuditConfig | None = None, seed: int = 0) -> tuple[Task, ...]:
-    """Read every client's task, with `audit` under one seed of the run. Raises what `load_task` raises."""
+    """Read every client's task, with `audit` for one seed of the run; raises as `load_task` does."""
     audit = audit or AuditConfig()
     return tuple(load_task(c, root=data.root, audit=audit, seed=seed) for c in data.clients)
 
@@ -70,7 +70,7 @@ def _check_apart(client: ClientConfig, root: str | None) -> None:
     splits = {"train_split": client.train_split, "test_split": client.test_split}
     if len({split.partition("[")[0] for split in splits.values()}) > 1:
         return
-    said = f"client {client.name}: " + ", ".join(f"{name}={split!r}" for name, split in splits.items())
+    subject = f"client {client.name}: " + ", ".join(f"{name}={split!r}" for name, split in splits.items())
     remedy = "use such as train[:-200] and train[-200:]"
     try:
         parts = [part_of(split) for split in splits.values()]
@@ -78,24 +78,24 @@ def _check_apart(client: ClientConfig, root: str | None) -> None:
         if not client.source.startswith(HUB):
             raise
         if not all("[" in split for split in splits.values()):
-            raise DataError(f"{said}: test records would also be training records; {remedy}") from None
-        return  # parts by percent, which the library alone can read
-    whole, world = parts[0][0], client.source in BUILT_IN
+            raise DataError(f"{subject}: test records would also be training records; {remedy}") from None
+        return  # parts by percent, which only the library can read
+    split_name, world = parts[0][0], client.source in BUILT_IN
     if world:
-        count = len(_records(client, whole, None, root))
+        count = len(_records(client, split_name, None, root))
     else:
-        count = row_count(client.source, whole, root=root)
+        count = row_count(client.source, split_name, root=root)
     limits = (client.train_records, client.test_records)
-    one, other = (
+    train_rows, test_rows = (
         _rows(part, limit, count, world=world) for (_, part), limit in zip(parts, limits, strict=True)
     )
-    shared = min(one.stop, other.stop) - max(one.start, other.start)
-    if one and other and shared > 0:
-        raise DataError(f"{said}: have {shared} of {count} rows in common; must have none; {remedy}")
+    shared = min(train_rows.stop, test_rows.stop) - max(train_rows.start, test_rows.start)
+    if train_rows and test_rows and shared > 0:
+        raise DataError(f"{subject}: have {shared} of {count} rows in common; must have none; {remedy}")
 
 
 def _rows(part: slice, limit: int | None, count: int, *, world: bool) -> range:
-    """Return which rows of a split are read; of a world's `count` there are more if they are asked for."""
+    """Return which rows of a split are read; a world has more than `count` rows on demand."""
     if world and part == slice(None):
         count = limit or count
     elif world and _counts_from_the_front(part):
@@ -127,18 +127,18 @@ def _part(
 ) -> list[Record]:
     """Return a split, or a part of one, of a world's records, which are drawn one after another.
 
-    Raises `DataError` if a part that is counted from the end has fewer than `limit` records.
+    Raises `DataError` if a part that counts from the end has fewer than `limit` records.
     """
-    whole, part = part_of(split)
+    split_name, part = part_of(split)
     if part == slice(None):
-        return of_task(task, whole, limit)
-    if _counts_from_the_front(part):  # and so may lie beyond the usual number of records
-        return of_task(task, whole, part.stop)[part][:limit]
-    records = of_task(task, whole, None)[part]
+        return of_task(task, split_name, limit)
+    if _counts_from_the_front(part):  # so it may lie beyond the usual number of records
+        return of_task(task, split_name, part.stop)[part][:limit]
+    records = of_task(task, split_name, None)[part]
     if limit is not None and limit > len(records):
         raise DataError(
             f"split {split!r}: has {len(records)} records, {limit} are asked for; ask for no more, or "
-            f"count from the front, as in {whole}[:{limit}]"
+            f"count from the front, as in {split_name}[:{limit}]"
         )
     return records[:limit]
 
@@ -146,9 +146,9 @@ def _part(
 def truncated_prompts(config: Config, tasks: Sequence[Task]) -> int:
     """Count the training and test prompts that are longer than `data.max_tokens` and lose their beginning.
 
-    Returns 0 under differential privacy: the number would have no noise.
+    Returns 0 under differential privacy, because the number would have no noise.
 
-    `tasks`: what `load_tasks` returns without `audit`, so that records set aside are counted, too.
+    `tasks`: from `load_tasks` without `audit`, so that records set aside are counted, too.
 
     Raises `ModelError` for a tokenizer that cannot be read.
     """

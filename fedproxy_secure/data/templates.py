@@ -1,10 +1,10 @@
-"""One fixed template per task, which turns a row, as published or in our local form, into a record.
+"""One fixed template per task, which turns a row, as published or in the local form, into a record.
 
-The local form names its answers itself: `choices` (list of texts) and `label` (index), beside `text`,
-`question` or `premise` and `hypothesis`. Wording follows lm-evaluation-harness.
+The local form has its own answers: `choices` (list of texts) and `label` (index), beside `text`, `question`
+or `premise` and `hypothesis`. Wording follows lm-evaluation-harness.
 
-Guarantees: an error names row, column, type and length of a value, and never quotes it: errors get into
-logs, which others read.
+Guarantees: an error names row, column, type and length of a value, and never quotes it, because other
+people read logs.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ TEXTS = (
 def to_records(task: str, rows: Sequence[Row], *, where: str = "") -> list[Record]:
     """Turn rows into records by the task's template.
 
-    Raises `DataError` naming `where`, the task and the row for a missing column or a label outside the
-    choices.
+    Raises `DataError`, which names `where`, the task and the row, for a missing column or a label outside
+    the choices.
     """
     template, begin = template_of(task), f"{where}, task {task}" if where else f"task {task}"
     records = []
@@ -60,14 +60,14 @@ def to_records(task: str, rows: Sequence[Row], *, where: str = "") -> list[Recor
 
 
 def template_of(task: str) -> Template:
-    """Return the template of a task. Raises `DataError` with the nearest known name."""
+    """Return the template of a task; raises `DataError` with the nearest known name."""
     if task not in TEMPLATES:
         raise DataError(f"task {task!r}: unknown; {nearest(task, TEMPLATES)}")
     return TEMPLATES[task]
 
 
 def _check_texts(row: Row) -> None:
-    """Raise `DataError` for a null where a text is read: it would be trained on as the word None."""
+    """Raise `DataError` for a null instead of a text, which would be trained on as the word None."""
     for column in TEXTS:
         if column in row and row[column] is None:
             raise DataError(f"{column}: is null, must be a text")
@@ -84,7 +84,7 @@ def _record(prompt: str, choices: Sequence[str], label: Any) -> Record:
 
 
 def _whole(label: Any) -> int | None:
-    """Return a label of any type as the whole number that it is; None if it is none."""
+    """Return a label of any type as a whole number; None if it is not one."""
     try:
         number = int(label)
         return number if number == float(label) and not isinstance(label, bool) else None
@@ -93,7 +93,7 @@ def _whole(label: Any) -> int | None:
 
 
 def _form(value: Any) -> str:
-    """Return what an error may say of a value: its type and, where it has one, its length.
+    """Return the description of a value for errors: its type and, if it has one, its length.
 
     >>> _form("Jane Doe")
     'of type str and length 8'
@@ -103,7 +103,7 @@ def _form(value: Any) -> str:
 
 
 def _own_choices(row: Row) -> tuple[list[str], Any] | None:
-    """Return choices and label of a row in our local form (a CSV cell holds them as JSON or `a|b`)."""
+    """Return choices and label of a row in the local form (a CSV cell has them as JSON or `a|b`)."""
     choices = row.get("choices")
     if choices is None or isinstance(choices, dict):
         return None
@@ -116,11 +116,11 @@ def _own_choices(row: Row) -> tuple[list[str], Any] | None:
 
 
 def _question(row: Row, stem: str) -> Record:
-    """Return a multiple-choice record from our form, or from the hub's `choices` and `answerKey`."""
-    own = _own_choices(row)
+    """Return a multiple-choice record from the local form, or from the hub's `choices` and `answerKey`."""
+    local_form = _own_choices(row)
     prompt = f"Question: {stem}\nAnswer:"
-    if own is not None:
-        return _record(prompt, *own)
+    if local_form is not None:
+        return _record(prompt, *local_form)
     letters = [str(x) for x in row["choices"]["label"]]
     key = str(row["answerKey"])
     if key not in letters:
@@ -137,8 +137,8 @@ def _multiple_choice(row: Row) -> Record:
 
 
 def _labelled(prompt: str, row: Row, names: Sequence[str]) -> Record:
-    own = _own_choices(row)
-    choices, label = own if own is not None else (list(names), row["label"])
+    local_form = _own_choices(row)
+    choices, label = local_form if local_form is not None else (list(names), row["label"])
     return _record(prompt, choices, label)
 
 
@@ -160,7 +160,7 @@ def _agnews(row: Row) -> Record:
 
 
 def _pair(row: Row) -> tuple[str, str]:
-    """Return two texts of a row, named as in GLUE or as in our local form."""
+    """Return two texts of a row, named as in GLUE or as in the local form."""
     if "sentence1" in row:
         return row["sentence1"], row["sentence2"]
     return row["premise"], row["hypothesis"]

@@ -1,1 +1,1 @@
-"""Estimates, findings and measures: what attacks, gate and report share."""
+"""Estimates, findings and measures, which attacks, gate and report share."""

@@ -12,12 +12,12 @@ import numpy as np
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
 
-DRAWS = 10_000  # of a posterior
+DRAWS = 10_000  # number of draws from a posterior
 Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
 
 
 def bits_to_text(bits: tuple[bool, ...]) -> str:
-    """Return one character for each record, `1` if it was answered right.
+    """Return one character for each record, `1` if it was answered correctly.
 
     >>> bits_to_text((True, False))
     '10'
@@ -26,22 +26,22 @@ def bits_to_text(bits: tuple[bool, ...]) -> str:
 
 
 def bits_from_text(text: str) -> tuple[bool, ...]:
-    """Read what `bits_to_text` wrote. Raises `ValueError` for other characters, and for none."""
+    """Read a text of `bits_to_text`; raises `ValueError` for other characters and for an empty text."""
     if not text or set(text) - {"0", "1"}:
         raise ValueError(f"answers {text[:20]!r}: must be of 0 and 1")
     return tuple(character == "1" for character in text)
 
 
 def answers_in(record: Mapping[str, Any], model: str) -> Bits:
-    """Return which test records a model answered right, by task, from a run's or a cell's record.
+    """Return which test records a model answered correctly, by task, from a run's or a cell's record.
 
-    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for what is no such record.
+    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for a record of another form.
     """
     return {task: bits_from_text(text) for task, text in record[model].items()}
 
 
 def mean_share(bits: Bits) -> float:
-    """Return the share of correct answers; each task counts the same."""
+    """Return the share of correct answers, with equal weights of tasks."""
     return float(np.mean([np.mean(b) for b in bits.values()]))
 
 
@@ -53,14 +53,14 @@ def over_seeds_or_records(
     """Return a statistic of shares of correct answers, as a mean over seeds.
 
     Its interval is Student's t over seeds, and no narrower than a seed's own over its test records. With
-    one seed it is that. It is cut to what a share (`alone`) or a difference (`operator.sub`) can be.
+    one seed it is the latter. It is cut to the range of a share (`alone`) or a difference (`operator.sub`).
 
     Args:
         by_seed: for each seed, the answers of one or more models to the same records.
         statistic: maps the models' shares (`mean_share`), or arrays of shares, to a number or an array.
         metric: name of the number.
 
-    Raises `DataError` if models of a seed have other tasks, or other numbers of records.
+    Raises `DataError` if models of a seed differ in tasks or numbers of records.
     """
     for seed, bits in by_seed.items():
         _check_same_records(bits, f"{metric}, seed {seed}")
@@ -75,11 +75,11 @@ def over_seeds_or_records(
     return no_surer(mean_interval(values, metric=metric, unit="share", within=within), parts)
 
 
-def _check_same_records(models: Sequence[Bits], what: str) -> None:
+def _check_same_records(models: Sequence[Bits], context: str) -> None:
     first = {task: len(bits) for task, bits in models[0].items()}
-    if any({task: len(bits) for task, bits in own.items()} != first for own in models[1:]):
+    if any({task: len(bits) for task, bits in answers.items()} != first for answers in models[1:]):
         raise DataError(
-            f"{what}: the models' answers are to different test records; delete the seeds or cells that "
+            f"{context}: the models' answers are to different test records; delete the seeds or cells that "
             "other records made, and resume"
         )
 
@@ -99,26 +99,26 @@ def _over_records(
 ) -> Estimate:
     """Return one seed's statistic with its interval over test records, which the models share.
 
-    A record's outcome is which of the models answered it right. The outcomes' probabilities are drawn from
-    their posterior under a Dirichlet prior of weight 1 in all. For one model and one task that is Jeffreys'
-    interval (Brown, Cai & DasGupta 2001), which has width also where all answers are right. A model that is
-    given twice, such as the ceiling as a method of its own, is one model.
+    A record's outcome is the set of models that answered it correctly. The outcomes' probabilities are
+    drawn from their posterior under a Dirichlet prior of total weight 1. For one model and one task that is
+    Jeffreys' interval (Brown, Cai & DasGupta 2001), which has width even if all answers are right. A model
+    that is given twice, such as the ceiling as a method of its own, counts once.
     """
-    each = [tuple(id(bits[task]) for task in models[0]) for bits in models]
-    distinct = {key: bits for key, bits in zip(each, models, strict=True)}
-    rng, drawn = np.random.default_rng(seed), [np.zeros(DRAWS) for _ in distinct]
+    keys = [tuple(id(bits[task]) for task in models[0]) for bits in models]
+    distinct = {key: bits for key, bits in zip(keys, models, strict=True)}
+    rng, sums = np.random.default_rng(seed), [np.zeros(DRAWS) for _ in distinct]
     outcomes = 2 ** len(distinct)
     for task in models[0]:
         right = [np.asarray(bits[task], dtype=np.int64) for bits in distinct.values()]
         of_record = sum(r << i for i, r in enumerate(right))
         counts = np.bincount(of_record, minlength=outcomes)
         probabilities = rng.dirichlet(counts + 1 / outcomes, size=DRAWS)
-        for i, share in enumerate(drawn):
+        for i, share in enumerate(sums):
             answered = (np.arange(outcomes) >> i & 1).astype(np.float64)
             share += probabilities @ answered / len(models[0])
     with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
-        shares = dict(zip(distinct, drawn, strict=True))
-        draws = np.asarray(statistic(*(shares[key] for key in each)))
+        shares = dict(zip(distinct, sums, strict=True))
+        draws = np.asarray(statistic(*(shares[key] for key in keys)))
     draws = draws[np.isfinite(draws)]
     low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (value, value)
     return Estimate(
@@ -134,12 +134,12 @@ def _over_records(
 
 
 def alone(share: Any) -> Any:
-    """Return the share itself: the statistic of a single model."""
+    """Return the share unchanged: the statistic of a single model."""
     return share
 
 
 def has_gap(zero_shot: Bits, ceiling: Bits) -> bool:
-    """Return whether centralised tuning is better than none.
+    """Return whether centralised tuning is better than no tuning.
 
     If it is worse, the gap is negative, and a method that also got worse would seem to close part of it.
     """

@@ -1,4 +1,4 @@
-"""The smallest effect that a number could have shown, so that a small sample is not read as safety."""
+"""The smallest effect that a number could have shown, so that a small sample is not taken for safety."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from fedproxy_secure.errors import DataError
 
-PROBABILITY = 0.8  # with which the smallest effect would have been seen
+PROBABILITY = 0.8  # of detecting the smallest effect
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detectable:
-    """The smallest true value whose interval would lie above a bar with probability .8.
+    """The smallest true value whose interval would lie above a bar with probability 0.8.
 
     Args:
         metric: name of the estimate that it belongs to.
         unit: the estimate's unit.
-        bar: what the interval must lie above.
-        smallest: the value, in `unit`; None if no value would have been seen that often.
-        how: what it was computed from, in words.
+        bar: the value that the interval must lie above.
+        smallest: the value, in `unit`; None if no value would have been detected with that probability.
+        how: how it was computed, in words.
 
     Raises `DataError` if a number is not finite, or the smallest value does not exceed the bar.
     """
@@ -39,11 +39,11 @@ class Detectable:
 
     @property
     def sentence(self) -> str:
-        """What would have been seen, such as `an AUC of 0.58 would have been seen with probability 0.8`."""
+        """A sentence such as `an AUC of 0.58 would have been seen with probability 0.8`."""
         often = f"with probability {PROBABILITY:g}"
         if self.smallest is None:
             return f"no {self.metric} would have been seen {often}"
         value = f"{self.smallest:.3g}"
-        named = {"AUC": "an AUC of ", "share": "a share of ", "ratio": "a ratio of "}.get(self.unit)
-        what = f"{named}{value}" if named else f"{value} {self.unit}"
-        return f"{what} would have been seen {often}"
+        prefix = {"AUC": "an AUC of ", "share": "a share of ", "ratio": "a ratio of "}.get(self.unit)
+        effect = f"{prefix}{value}" if prefix else f"{value} {self.unit}"
+        return f"{effect} would have been seen {often}"

@@ -1,7 +1,7 @@
 """A measured number with its interval: over seeds (Student t), a proportion (Wilson), a difference.
 
-Every number of a report is an `Estimate`: it says how many values it rests on, which seeds they came from
-and how the interval was made. Intervals are two-sided, 95 %.
+Every number of a report is an `Estimate`, which has the number of values behind it, their seeds, and how
+the interval was made. Intervals are two-sided, 95 %.
 
 Student's t interval assumes that seeds are independent and their values about normal. It covers other seeds
 on the same records (the seeds of a run share their records). Wilson's interval assumes that records are
@@ -9,9 +9,9 @@ independent; it does not cover other seeds. An interval over seeds is never narr
 (`no_surer`), but the two are not added: an interval for other seeds and other records together would be up
 to 1.4 times as wide.
 
-If all seeds give the same number, that does not mean certainty. If the data of a single seed allow an
-interval, the interval over seeds is no narrower than the seeds' own on average (`no_surer`). If they allow
-none, and all seeds agree, there is no interval, unless the number was counted.
+Equal numbers of all seeds do not mean certainty. If the data of a single seed allow an interval, the
+interval over seeds is no narrower than the seeds' own on average (`no_surer`). If they do not, and all
+seeds agree, there is no interval, unless the number was counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Estimate:
     Args:
         metric: name of the number.
         value: the number, in `unit`.
-        low, high: ends of the interval, in `unit`; both None where the data allow no interval.
+        low, high: ends of the interval, in `unit`; both None if the data allow no interval.
         n: number of values behind it (seeds, or records for a proportion).
         unit: its unit; `share` means a fraction, 1 = everything, and is shown as percent.
         seeds: the seeds that the values came from.
@@ -78,7 +78,7 @@ def mean_interval(
 ) -> Estimate:
     """Return the mean over seeds with its Student t interval.
 
-    A single seed has no interval, and neither have seeds that agree: their spread is not known to be 0.
+    A single seed has no interval. Seeds that agree have none either, because their spread need not be 0.
 
     Args:
         values_by_seed: one value per seed.
@@ -137,9 +137,9 @@ def proportion_interval(correct: int, n: int, *, metric: str, seeds: Iterable[in
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the ends of Wilson's interval of a share of n, [0, 1]; they hold the share.
+    """Return the ends of Wilson's interval of a share of n, within [0, 1] and containing the share.
 
-    No n numbers in [0, 1] with this mean spread farther than n zeros and ones do.
+    It is valid for n numbers in [0, 1], too: none with this mean spread farther than n zeros and ones.
     """
     shrink = 1 + _Z**2 / n
     centre = (share + _Z**2 / (2 * n)) / shrink
@@ -151,8 +151,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
     """Return the estimate over seeds, no narrower than the seeds' own intervals are on average.
 
-    Without this, a few seeds that agree, such as 0 of 64 each, would claim certainty. Where a seed has no
-    interval of its own, the estimate stays as it is.
+    Without this, a few seeds that agree, such as 0 of 64 each, would claim certainty. If a seed has no
+    interval of its own, the estimate is returned unchanged.
 
     Args:
         joined: the mean over two seeds or more.
@@ -176,8 +176,8 @@ def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
 def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate:
     """Return `a - b` of two numbers that were measured on different targets.
 
-    Its interval joins theirs (Newcombe 1998; Zou & Donner 2008), and so stays within what a difference can
-    be. There is none where one of them has none.
+    Its interval combines theirs (Newcombe 1998; Zou & Donner 2008), and so stays within the range of a
+    difference. It has no interval if one of them has none.
     """
     value = a.value - b.value
     low = high = None
@@ -199,7 +199,7 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
 
 
 def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: int = 1) -> Estimate:
-    """Return an exact number, such as bytes that were sent; nothing was sampled, so it needs no interval.
+    """Return an exact number, such as sent bytes, which needs no interval because nothing was sampled.
 
     Both ends of its interval equal the value.
     """
@@ -216,7 +216,7 @@ def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: in
 
 
 def student_quantile(freedom: float) -> float:
-    """Return the quantile of Student's t that ends a two-sided interval."""
+    """Return the quantile of Student's t for a two-sided interval of probability `CONFIDENCE`."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

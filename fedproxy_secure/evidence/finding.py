@@ -1,7 +1,7 @@
-"""What one attack found from one view: its numbers, its controls, its outcome.
+"""The finding of one attack from one view: its numbers, its controls, its outcome.
 
-Attacks write findings (`attacks/results.json` below a run); reports and gates read them. This module knows
-only their form, so that the core needs no attack.
+Attacks write findings (`attacks/results.json` below a run); reports and gates read them. This module
+defines only their form, so that the core needs no attack.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Profile = Literal["smoke", "standard", "full"]
 
 
 class Outcome(StrEnum):
-    """How an attack ended. No outcome is called "failed": a resisted attack is not a proof of safety."""
+    """How an attack ended; no outcome is called "failed", because resistance does not prove safety."""
 
     SUCCEEDED = "SUCCEEDED"  # its interval lies above chance by more than the margin
     RESISTED = "RESISTED"  # it does not, and the same attack succeeds on its positive control
@@ -36,7 +36,7 @@ class Outcome(StrEnum):
 
 
 def in_order(id: str) -> tuple[str, int]:
-    """Return what an attack's number is sorted by: A2 comes before A10.
+    """Return the sort key of an attack's id, by which A2 comes before A10.
 
     >>> sorted(["A10", "A2"], key=in_order)
     ['A2', 'A10']
@@ -47,32 +47,32 @@ def in_order(id: str) -> tuple[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one attack found from one view.
+    """The finding of one attack from one view.
 
     Args:
         attack: name of the attack.
         id: number of the attack, such as `A2`.
         title: what the attack finds.
         view: name of the threat model.
-        surfaces: what the view had (see `attacks.base`).
+        surfaces: the surfaces that the view had (see `attacks.base`).
         seed_folder: name of the folder of the run's seed.
-        profile: how much the attack spent.
+        profile: the budget of the attack.
         outcome: how it ended.
-        reason: one sentence that says why.
+        reason: one sentence that explains the outcome.
         estimates: its numbers, the headline first.
         measures: the measures that the attack feeds, by key (`fedproxy_secure.evidence.measure`). Each has
-            the positions of its numbers in `estimates`, none where the attack left no number of it.
+            the positions of its numbers in `estimates`, which may be none.
         positive, negative: the headlines of the controls; None without one.
         seconds: wall-clock time of the attack and its controls.
         seed: seed of the attack's randomness.
         mapping: (framework, version, id) triples.
         read: the surfaces that it used, of those in `surfaces`; () if these lack what it needs.
-        chance: the headline's value where there is nothing to find.
+        chance: the headline's value if there is nothing to find.
         margin: how far above chance the headline's interval must begin to count as success.
-        detectable: the smallest effects that its numbers could have shown, the headline's first where it is
+        detectable: the smallest effects that its numbers could have shown, the headline's first if it is
             known.
-        targets: how each target of the exam was judged, for paired differences; None where that is not
-            known, and in reports, which hold the differences themselves.
+        targets: the judgement of each target of the exam, for paired differences; None if not known, and in
+            reports, which hold the differences themselves.
         out_of_time: whether it is undecided because time ran out; a resumed suite runs the attack again.
 
     Raises `DataError` for a position that `estimates` does not have.
@@ -117,7 +117,7 @@ class Finding:
 
     @property
     def bar(self) -> float:
-        """What the headline's interval must lie above to count as success."""
+        """The value that the headline's interval must lie above to count as success."""
         return self.chance + self.margin
 
     def could_show(self, estimate: Estimate) -> Detectable | None:
@@ -134,9 +134,9 @@ class Finding:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Finding:
-        """Return a finding from what `to_json` returned.
+        """Return the finding of plain values from `to_json`.
 
-        Raises `ValueError` or `DataError` if it is something else.
+        Raises `ValueError` or `DataError` for values of another form.
         """
         finding: Finding = _adapter().validate_python(raw)
         return finding
@@ -156,7 +156,7 @@ def write_findings(run: Path, findings: Sequence[Finding]) -> Path:
 
 
 def read_findings(run: Path) -> list[Finding]:
-    """Return what attacks on a run have found.
+    """Return the findings of attacks on a run.
 
     Raises `RunFolderError` if they are missing, damaged or of another schema version.
     """

@@ -1,8 +1,8 @@
-"""What attacks on a run have found so far: `results.json`, and the log `events.jsonl` that is ahead of it.
+"""The findings of attacks on a run so far: `results.json`, and the log `events.jsonl` with newer ones.
 
-A suite appends each finding to the log as it comes and joins all in `results.json` when it ends. After a
-kill the last findings are in the log alone. Findings are about a seed as it was when it was attacked: they
-go when it is trained on.
+A suite appends each finding to the log when it is ready and writes all to `results.json` when the suite
+ends. After a kill the last findings are only in the log. Findings are about the state of a seed when it was
+attacked, so they are removed when the seed's training goes on.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str, str]  # the seed's folder, threat model, attack
 
 
-def key_of(found: Finding) -> Key:
-    """Return what a finding is the result of."""
-    return found.seed_folder, found.view, found.attack
+def key_of(finding: Finding) -> Key:
+    """Return the seed's folder, threat model and attack of a finding."""
+    return finding.seed_folder, finding.view, finding.attack
 
 
 def read_events(run: Path) -> list[Finding]:
-    """Return the findings in a run's log, in the order in which they came.
-
-    Lines that are damaged are left out.
-    """
+    """Return the findings in a run's log, in order, without damaged lines."""
     findings = []
     for raw in _lines(run):
         try:
@@ -43,61 +40,61 @@ def read_events(run: Path) -> list[Finding]:
 
 
 def kept_findings(run: Path) -> dict[Key, Finding]:
-    """Return the last finding of each attack: of `results.json`, and of the log, which has what is newer.
+    """Return the last finding of each attack, from `results.json` and the log, which has newer ones.
 
-    A `results.json` that cannot be read counts as none; a line of log says so.
+    A `results.json` that cannot be read is ignored with a warning.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if (run / FINDINGS).exists():
         try:
-            found = read_findings(run)
+            findings = read_findings(run)
         except RunFolderError as error:
             log.warning("%s; what else it holds is lost", error)
-    return {key_of(f): f for f in (*found, *read_events(run))}
+    return {key_of(f): f for f in (*findings, *read_events(run))}
 
 
 def forget_events(run: Path, forgotten: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Take lines out of a run's log, and with them those that are damaged."""
+    """Remove lines from a run's log, and all damaged lines."""
     folder = RunFolder(path=run)
     if not (run / ATTACK_EVENTS).exists():
         return
-    kept = [json.dumps(raw, sort_keys=True) + "\n" for raw in _lines(run) if not forgotten(raw)]
-    folder.write_text(ATTACK_EVENTS, "".join(kept))
+    lines = [json.dumps(raw, sort_keys=True) + "\n" for raw in _lines(run) if not forgotten(raw)]
+    folder.write_text(ATTACK_EVENTS, "".join(lines))
 
 
 def forget_seed(run: Path, seed_folder: str) -> None:
-    """Remove all findings about a seed, which is about to be another than they are about.
+    """Remove all findings about a seed, whose state is about to change.
 
-    Raises `RunFolderError` for a `results.json` that cannot be read: a report would fail on it later.
+    Raises `RunFolderError` for a `results.json` that cannot be read, because a report would fail on it.
     """
     findings = read_findings(run) if (run / FINDINGS).exists() else []
     forget_events(run, lambda raw: raw.get("seed_folder") == seed_folder)
-    others = [f for f in findings if f.seed_folder != seed_folder]
-    if len(others) == len(findings):
+    remaining = [f for f in findings if f.seed_folder != seed_folder]
+    if len(remaining) == len(findings):
         return
     log.warning(
         "%s: %d of %d findings are dropped: they are about an earlier state of %s; attack the run again",
         run / FINDINGS,
-        len(findings) - len(others),
+        len(findings) - len(remaining),
         len(findings),
         seed_folder,
     )
-    if others:
-        write_findings(run, others)
-    else:  # else a report would say that a suite of attacks ran
+    if remaining:
+        write_findings(run, remaining)
+    else:  # an empty file would mean that a suite of attacks ran
         (run / FINDINGS).unlink()
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of the log that are objects; a line of warning tells how many are none."""
+    """Return the complete lines of the log that are objects, and warn about the others."""
     path, lines, damaged = run / ATTACK_EVENTS, list[dict[str, Any]](), 0
     try:
-        whole = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
+        complete = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is unfinished
     except FileNotFoundError:
         return []
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    for line in whole:
+    for line in complete:
         try:
             raw = parse_json(line)
         except ValueError:

@@ -1,8 +1,8 @@
 """Losses on held-out free text, and numbers computed from them, with intervals over seeds and test records.
 
-Records of free text have no wrong answer, so no accuracy says how good a model is at them. Their loss does:
-how surprised a model is by the responses, in nats per token; `exp` of it is the perplexity. Models are
-compared on the same records, so that what is hard about a record cancels out of a difference.
+Records of free text have no wrong answer, so accuracy cannot measure a model on them. Their loss does: how
+surprised a model is by the responses, in nats per token; `exp` of it is the perplexity. Models are compared
+on the same records, so that the difficulty of a record cancels out of a difference.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.answers import alone, gap_closed
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, student_quantile
 
-LOSS = "_loss"  # ends the key under which a record has a model's losses
+LOSS = "_loss"  # suffix of the key of a model's losses in a record
 NO_SPREAD = "a task of one test record, no interval"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextLoss:
-    """What one model loses on one task's test records, in the records' order.
+    """The losses of one model on one task's test records, in the records' order.
 
     Args:
-        nats: negative log-likelihood of each record's response after its prompt, nats; infinite where it
-            is no number, as a diverged model's.
-        tokens: tokens of each record's response, with the one that ends it.
+        nats: negative log-likelihood of each record's response after its prompt, nats; infinite if it is
+            not a number, as for a diverged model.
+        tokens: tokens of each record's response, including its end token.
 
-    Raises `ValueError` unless both have one value for each of one record or more, none is
-    below 0, or 1 token.
+    Raises `ValueError` unless both have one value per record, for at least one record, with nats >= 0 and
+    tokens >= 1.
     """
 
     nats: tuple[float, ...]
@@ -56,53 +56,56 @@ class TextLoss:
 
     @property
     def finite(self) -> bool:
-        """Whether the loss is a number, which a diverged model's is not."""
+        """Whether all losses are finite, unlike those of a diverged model."""
         return all(map(math.isfinite, self.nats))
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a record keeps: JSON has no infinity, so null stands for it."""
+        """Return plain values for a record, with null for infinity, which JSON lacks."""
         return {"nats": [n if math.isfinite(n) else None for n in self.nats], "tokens": list(self.tokens)}
 
     @classmethod
     def of_json(cls, raw: Mapping[str, Any]) -> TextLoss:
-        """Read what `to_json` wrote; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+        """Return losses from plain values of `to_json`.
+
+        Raises `ValueError`, `KeyError` or `TypeError` for values of another form.
+        """
         return cls(
             nats=tuple(math.inf if n is None else n for n in raw["nats"]), tokens=tuple(raw["tokens"])
         )
 
 
-Losses = Mapping[str, TextLoss]  # task -> what a model loses there
+Losses = Mapping[str, TextLoss]  # task -> a model's losses on it
 
 
 def losses_in(record: Mapping[str, Any], model: str) -> Losses:
-    """Return the losses that a run's or a cell's record has of a model, by task; {} if it has none.
+    """Return the losses of a model in a run's or a cell's record, by task; {} if it has none.
 
-    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for what is no such record.
+    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for a record of another form.
     """
     return {task: TextLoss.of_json(raw) for task, raw in record.get(model + LOSS, {}).items()}
 
 
 def measured(losses: Losses | None) -> bool:
-    """Return whether there are losses, and all are numbers: a mean that left out some would mislead."""
+    """Return whether there are losses and all are finite; a mean over some of them would mislead."""
     return bool(losses) and all(loss.finite for loss in (losses or {}).values())
 
 
-def _check_same_records(models: Sequence[Losses], what: str) -> None:
+def _check_same_records(models: Sequence[Losses], context: str) -> None:
     first = {task: loss.tokens for task, loss in models[0].items()}
     if any({task: loss.tokens for task, loss in losses.items()} != first for losses in models[1:]):
         raise DataError(
-            f"{what}: the models' losses are of different test records; delete the seeds or cells that "
+            f"{context}: the models' losses are of different test records; delete the seeds or cells that "
             "other records made, and resume"
         )
 
 
 def mean_loss(losses: Losses) -> float:
-    """Return the loss, nats per response token; each task counts the same."""
+    """Return the loss, nats per response token, with equal weights of tasks."""
     return math.fsum(loss.value for loss in losses.values()) / len(losses)
 
 
 def has_loss_gap(zero_shot: Losses, ceiling: Losses) -> bool:
-    """Return whether centralised tuning loses less than no tuning; else there is no gap to close."""
+    """Return whether the loss of centralised tuning is below that of no tuning, so that there is a gap."""
     return mean_loss(ceiling) < mean_loss(zero_shot)
 
 
@@ -116,8 +119,8 @@ def loss_over_seeds_or_records(
     """Return a statistic of losses, as a mean over seeds.
 
     Its interval is Student's t over seeds, and no narrower than a seed's own over its test records. With
-    one seed it is that: of losses as means of records that count by their tokens, paired. A task of one
-    record allows none, also over seeds, and neither does a gap that test records do not resolve.
+    one seed it is the latter: a paired interval of means over records, weighted by their tokens. There is
+    no interval, even over seeds, for a task of one record or a gap that test records do not resolve.
 
     Args:
         by_seed: for each seed, the losses of one or more models on the same records.
@@ -126,7 +129,7 @@ def loss_over_seeds_or_records(
         metric: name of the number.
         unit: unit of the number.
 
-    Raises `DataError` if models of a seed have other tasks, or records of other lengths.
+    Raises `DataError` if models of a seed differ in tasks or lengths of records.
     """
     for seed, models in by_seed.items():
         _check_same_records(models, f"{metric}, seed {seed}")
@@ -147,13 +150,15 @@ def loss_over_seeds_or_records(
 
 def loss_of(losses: Mapping[int, Losses], metric: str) -> Estimate:
     """Return the loss of one model by seed, named `metric` (`loss_over_seeds_or_records`)."""
-    return loss_over_seeds_or_records({s: (own,) for s, own in losses.items()}, alone, metric)
+    return loss_over_seeds_or_records({s: (by_task,) for s, by_task in losses.items()}, alone, metric)
 
 
 def losses_by_task(losses: Mapping[int, Losses], name: str) -> dict[str, Estimate]:
-    """Return the loss of one model on each task, named after what `name` names."""
+    """Return the loss of one model on each task; `name`: the model's name in metrics."""
     return {
-        task: loss_of({s: {task: own[task]} for s, own in losses.items()}, f"loss on {task}, {name}")
+        task: loss_of(
+            {s: {task: by_task[task]} for s, by_task in losses.items()}, f"loss on {task}, {name}"
+        )
         for task in next(iter(losses.values()))
     }
 
@@ -170,7 +175,7 @@ def _over_records(
 ) -> Estimate:
     """Return one seed's statistic with its interval over test records, which the models share.
 
-    `how` says it of the records alone; the caller knows how many seeds there are.
+    `how` describes only the interval over records; the caller adds the seeds.
     """
     sizes = [len(loss.nats) for loss in models[0].values()]
     low = high = None
@@ -187,7 +192,7 @@ def _over_records(
 
 
 def _student(models: Sequence[Losses], statistic: Callable[..., Any], value: float) -> tuple[float, float]:
-    """Return the interval of a loss, or of a difference of two."""
+    """Return the interval of a loss, or of a difference of two losses."""
     signs = (1.0,) if statistic is alone else (1.0, -1.0)
     parts = _parts(models, np.array([signs]))
     variances = [float(part.covariance[0, 0]) for part in parts]
@@ -199,19 +204,19 @@ def _student(models: Sequence[Losses], statistic: Callable[..., Any], value: flo
 
 
 def _fieller(models: Sequence[Losses], value: float) -> tuple[float, float] | None:
-    """Return the interval of the gap closed (Fieller 1954), or None where the gap itself may be 0.
+    """Return the interval of the gap closed (Fieller 1954), or None if the gap itself may be 0.
 
-    It holds the shares at which way closed minus share times gap is not beyond its own interval.
+    It contains the shares for which the interval of `way - share * gap` contains 0.
     """
     method, zero_shot, ceiling = map(mean_loss, models)
     way, gap = method - zero_shot, ceiling - zero_shot
     parts = _parts(models, np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]]))
     beside = np.array([1.0, -value])
     squared = _quantile([float(beside @ part.covariance @ beside) for part in parts], parts) ** 2
-    of_way, both, of_gap = (
+    of_way, cross, of_gap = (
         math.fsum(float(part.covariance[i, j]) for part in parts) for i, j in ((0, 0), (0, 1), (1, 1))
     )
-    a, b, c = gap**2 - squared * of_gap, way * gap - squared * both, way**2 - squared * of_way
+    a, b, c = gap**2 - squared * of_gap, way * gap - squared * cross, way**2 - squared * of_way
     if not a > 0:
         return None
     half = math.sqrt(max(0.0, b**2 - a * c))
@@ -220,19 +225,19 @@ def _fieller(models: Sequence[Losses], value: float) -> tuple[float, float] | No
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """What one task adds to the variance of contrasts of models' losses, and its degrees of freedom."""
+    """One task's contribution to the variance of contrasts of losses, and its degrees of freedom."""
 
     covariance: np.ndarray  # float64 [contrasts, contrasts]
     freedom: float
 
 
 def _parts(models: Sequence[Losses], contrasts: np.ndarray) -> list[_Part]:
-    """Return what each task adds; `contrasts`: weights of the models' losses, float64 [contrasts, models].
+    """Return each task's part; `contrasts`: weights of the models' losses, float64 [contrasts, models].
 
-    A loss is a mean of records' losses a token, weighted by their tokens. A long record draws the mean to
-    itself, so that its residual is too small, and few long ones are few records: HC2's correction of the
-    residuals (MacKinnon & White 1985) and its degrees of freedom (Bell & McCaffrey 2002). With responses
-    of one length they are the records' variance over n, and n - 1.
+    A loss is a mean of records' losses per token, weighted by their tokens. A long record dominates the
+    mean, so that its residual is too small and the effective number of records is smaller. HC2 corrects the
+    residuals (MacKinnon & White 1985), and Bell & McCaffrey (2002) give the degrees of freedom. For
+    responses of equal length these are the records' variance over n, and n - 1.
     """
     parts = []
     for task in models[0]:
@@ -241,29 +246,31 @@ def _parts(models: Sequence[Losses], contrasts: np.ndarray) -> list[_Part]:
         share = tokens / tokens.sum()
         residuals = contrasts @ (nats - np.outer(nats.sum(axis=1) / tokens.sum(), tokens))
         together = float(share @ share)
-        kept = 1 - 2 * share + together  # of a record's variance in its residual, if all have the same
-        moved = residuals / (tokens.sum() * np.sqrt(kept) * len(models[0]))
-        weights = share**2 / kept
+        retained = (
+            1 - 2 * share + together
+        )  # share of a record's variance in its residual, for equal variances
+        moved = residuals / (tokens.sum() * np.sqrt(retained) * len(models[0]))
+        weights = share**2 / retained
         # trace of M and of M @ M, where `weights` are M's quadratic form in records of equal variance
         linear, squares = float(weights @ share), float(weights @ share**2)
         crossed = _squared_sum(weights.sum(), linear, squares, together)
         alone_ = (1 + together - 2 * share) ** 2 - (together - 2 * share) ** 2
-        freedom = float(weights @ kept) ** 2 / (crossed + float(weights**2 @ alone_))
+        freedom = float(weights @ retained) ** 2 / (crossed + float(weights**2 @ alone_))
         parts.append(_Part(covariance=moved @ moved.T, freedom=max(1.0, freedom)))
     return parts
 
 
-def _squared_sum(whole: float, linear: float, squares: float, together: float) -> float:
-    """Return the sum over i and j of d_i d_j (q - w_i - w_j) ** 2 from sums of d, d w and d w ** 2."""
+def _squared_sum(total: float, linear: float, squares: float, together: float) -> float:
+    """Return the sum over i, j of d_i d_j (q - w_i - w_j) ** 2 from the sums of d, d w and d w ** 2."""
     return float(
-        together**2 * whole**2 + 2 * whole * squares + 2 * linear**2 - 4 * together * whole * linear
+        together**2 * total**2 + 2 * total * squares + 2 * linear**2 - 4 * together * total * linear
     )
 
 
 def _quantile(variances: Sequence[float], parts: Sequence[_Part]) -> float:
     """Return Student's quantile for a sum of tasks' variances (Welch 1947)."""
-    whole = math.fsum(variances)
-    if not whole > 0:
+    total = math.fsum(variances)
+    if not total > 0:
         return student_quantile(min(part.freedom for part in parts))
-    squares = math.fsum((v / whole) ** 2 / p.freedom for v, p in zip(variances, parts, strict=True))
+    squares = math.fsum((v / total) ** 2 / p.freedom for v, p in zip(variances, parts, strict=True))
     return student_quantile(1 / squares)

@@ -1,8 +1,8 @@
-"""What a number of the trilemma is: its axis, its unit, which direction is better, and the words for it.
+"""The kinds of numbers of the trilemma: axis, unit, better direction, and the words for them.
 
-The table of measures, the page, its charts, policies and the gate read this and nothing else about a
-measure: none of them knows which attack found it. An attack says which of its estimates belong to which
-measure (`attacks.base.Feeds`), and a finding carries the keys.
+The table of measures, the page, its charts, policies and the gate depend only on this description of a
+measure, and on no attack. An attack names the measure of each of its estimates (`attacks.base.Feeds`), and
+a finding has the keys.
 
     MeasureKind(
         key="token_auc",
@@ -45,24 +45,24 @@ class MeasureKind:
         axis: the axis that it belongs to.
         better: which direction is better.
         unit: unit of its estimates, such as `share`, `AUC`, `bits`, `bytes`, `s`.
-        by: `attacks` if it is the worst that any attack reached, `run` if the run itself measures it. A
-            gate trusts a number of attacks only where none of them was inconclusive.
+        by: `attacks` if it is the worst number of any attack, `run` if the run itself measures it. A gate
+            trusts a number of attacks only if none of them was inconclusive.
         within: the lowest and the highest possible value. A policy's bound must lie in it, and intervals of
-            numbers that attacks found are cut to it.
-        in_trilemma: whether it is a column of the trilemma; if not, it stands only in the page's records.
+            attacks' numbers are cut to it.
+        in_trilemma: whether it is a column of the trilemma; if not, it is only in the page's records.
         meaning: one sentence that explains the number.
         phrase: text that follows "it" or a configuration's name, with `{}` in place of the number.
         heading: heading of its column in Markdown and in a terminal; by default the title with the unit.
         metric: name of its estimates; by default the key with spaces.
         signed: whether it is a difference, shown with its sign; one of shares in percentage points.
-        headline: rank among the measures that can stand for their axis where there is room for only one;
-            the highest does.
-        relative: whether it counts from each configuration's own proxy. Where proxies differ it compares
-            nothing, and stands for its axis only if no other measure can.
-        lower_bound: whether each number bounds the true value from below. Of several such numbers the
-            smallest is reported: their mean is not a bound, and the largest is too large too often. A gate
-            takes such a number as proof that a limit is broken, never that it is kept.
-        counted: whether the run counts it, so that seeds which agree on it leave no doubt.
+        headline: rank among the measures of its axis; the highest one represents the axis if only one can
+            be shown.
+        relative: whether it is relative to each configuration's own proxy. If proxies differ, it cannot
+            compare configurations, and represents its axis only if no other measure can.
+        lower_bound: whether each number bounds the true value from below. The smallest of several such
+            numbers is reported: their mean is not a bound, and the largest is too large too often. For a
+            gate, such a number can prove that a limit is broken, but never that it is kept.
+        counted: whether the run counts it, so that equal numbers of all seeds are exact.
 
     Raises `ConfigError` for a key that is not an identifier, an unknown axis or direction, an empty title,
     an empty range, a phrase without `{}`, and for a measure of attacks without a better direction.
@@ -103,8 +103,8 @@ class MeasureKind:
             ("within", self.within, self.within[0] < self.within[1], "(lowest, highest)"),
             ("phrase", self.phrase, not self.phrase or "{}" in self.phrase, "a phrase with {}"),
         )
-        for name, value, kept, rule in rules:
-            if not kept:
+        for name, value, holds, rule in rules:
+            if not holds:
                 raise ConfigError(f"measure {self.key!r}: {name}={value!r}: must be {rule}")
 
     @property
@@ -113,7 +113,7 @@ class MeasureKind:
         return self.metric or self.key.replace("_", " ")
 
 
-# in the order for people to read; columns and rows of every table follow it
+# in reading order, which columns and rows of every table follow
 _OWN: dict[Axis, tuple[str, ...]] = {
     "performance": (
         *("accuracy_zero_shot", "accuracy_tuned_proxy", "accuracy_fused", "accuracy_centralised"),
@@ -163,12 +163,15 @@ def measure_kind(key: str, *, where: str = "") -> MeasureKind:
         key: the measure's key.
         where: the place that names it, for the error message.
 
-    Raises `ConfigError` for a key that is not known, or that is registered under another name.
+    Raises `ConfigError` for a key that is unknown or registered under another name.
     """
     return MEASURES.get(key, where=where)
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Return each key once: registered keys in the registry's order, then the others as they come."""
-    there = dict.fromkeys(keys)
-    return [*(k for k in MEASURES.names() if k in there), *(k for k in there if k not in MEASURES.names())]
+    """Return the keys without repeats: registered ones in the registry's order, then the others."""
+    unique = dict.fromkeys(keys)
+    return [
+        *(k for k in MEASURES.names() if k in unique),
+        *(k for k in unique if k not in MEASURES.names()),
+    ]

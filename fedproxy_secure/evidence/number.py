@@ -1,4 +1,4 @@
-"""A number as people see it: text, interval, unit, and a line that says what it rests on."""
+"""A number for display: text, interval, unit, and a line on its origin."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import cached_property
 from fedproxy_secure.evidence.estimate import Estimate
 
 _SHARE_LIKE = {"AUC": 2, "probability": 3, "cosine": 2, "CKA": 2}  # unit -> decimals
-_DECIMALS = {**_SHARE_LIKE, "share": 1, "nats": 3}  # a KL of .03 nats is much
-# units that are not shown: the measure's name says them already
+_DECIMALS = {**_SHARE_LIKE, "share": 1, "nats": 3}  # a KL of 0.03 nats is large
+# units that are not shown, because the measure's name implies them
 _BARE = {*_SHARE_LIKE, "ratio", "epsilon", "delta", "count", "perplexity", "norm"}
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
 @dataclass(frozen=True)
 class Number:
-    """An estimate for display, and the record that it comes from.
+    """An estimate for display, and its source.
 
     Args:
         estimate: the estimate.
@@ -44,12 +44,12 @@ class Number:
 
     @property
     def unit(self) -> str:
-        """The unit, such as `%`, `points`, `MB` or `s`; empty where the measure's name says it."""
+        """The unit, such as `%`, `points`, `MB` or `s`; empty if the measure's name implies it."""
         return self._scale[1]
 
     @property
     def text(self) -> str:
-        """The value alone, such as `97.2`."""
+        """The value without interval and unit, such as `97.2`."""
         return self._written(self.estimate.value, signed=self.signed)
 
     @property
@@ -85,7 +85,7 @@ class Number:
 
     @property
     def title(self) -> str:
-        """What the number rests on, for people: interval, n, seeds, how, source."""
+        """The number's origin in words: interval, n, seeds, how, source."""
         e = self.estimate
         if e.low is None or e.high is None:
             interval = "no interval"
@@ -120,15 +120,15 @@ class Number:
 
     @cached_property
     def _tiny(self) -> bool:
-        """Whether plain decimals would show the number as 0, which a difference may well be."""
+        """Whether plain decimals would wrongly show the number as 0; for a difference 0 is acceptable."""
         size = abs(self.estimate.value * self._scale[0])
         return self.estimate.unit != "share" and not self.signed and 0 < size < 0.5 * 10.0**-self._decimals
 
 
 def unit_text(unit: str, *, signed: bool = False) -> str:
-    """Return a unit as people see it, such as `%`, `nats`, or for a difference of shares `points`.
+    """Return a unit for display, such as `%`, `nats`, or for a difference of shares `points`.
 
-    It is empty where the measure's name says it.
+    It is empty if the measure's name implies it.
     """
     if unit == "share":
         return "points" if signed else "%"
@@ -136,7 +136,7 @@ def unit_text(unit: str, *, signed: bool = False) -> str:
 
 
 def interval_overlaps(a: Estimate, b: Estimate) -> bool | None:
-    """Return whether the intervals of two estimates share a point; None where one has none."""
+    """Return whether the intervals of two estimates share a point; None if one has no interval."""
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return None
     return a.low <= b.high and b.low <= a.high

@@ -1,7 +1,7 @@
-"""What attacks read, in words, and which surface of privacy a finding speaks of.
+"""The surfaces that attacks read, in words, and the surface of privacy that a finding is about.
 
-This is the one place where surfaces are named. A finding says which ones its attack used (`read`), and the
-measures that it feeds say what it looks for; nothing here knows an attack.
+Only this module names surfaces. A finding has those that its attack used (`read`), and the measures that it
+feeds show what the attack looks for, so that this module depends on no attack.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ PRIVACY_SURFACES = {
     MODEL: "the tuned proxy, and answers of the fused LLM",
     PLANTED: "secrets that were put into clients' records, in the final model",
 }
-# the first surface that was read decides; an attack on updates reads the models as well
+# the first surface that was read decides, because an attack on updates also reads the models
 _BY_READING = (("IND", SINGLE), ("AGG", SUM), ("MR", SUM), ("MOD", MODEL), ("API", MODEL))
 _AUDITS = {EPSILON_AUDITED.key, AUDITED_OVER_CLAIMED.key}
-# what findings map to: membership, inversion and leakage of what a model was trained on ...
+# items that findings map to: membership, inversion and leakage of training data ...
 _LEAKS = {"AML.T0024.000", "AML.T0024.001", "AML.T0057"}
-_PROTOCOL = "MEASURE 2.7"  # ... unless it is the protocol's security that is tried
+_PROTOCOL = "MEASURE 2.7"  # ... unless the attack tests the protocol's security
 
 
 def in_words(surfaces: Iterable[str]) -> str:
-    """Return surfaces as people read them, such as `single updates, models of the rounds`."""
+    """Return surfaces in words, such as `single updates, models of the rounds`."""
     return ", ".join(READ.get(s, s) for s in surfaces)
 
 
 def surface_of(finding: Finding) -> str:
-    """Return the surface of privacy that a finding speaks of; empty if it speaks of none.
+    """Return the surface of privacy that a finding is about; empty if there is none.
 
-    It speaks of one if its attack looks for what is in records: if it feeds a measure of privacy, or maps
-    to a leak of training data. It speaks of none where it deviates from the protocol, audits a claim of
-    differential privacy, or used nothing.
+    There is one if the attack looks for content of records: if it feeds a measure of privacy, or maps to a
+    leak of training data. There is none if the attack deviates from the protocol, audits a claim of
+    differential privacy, or used no surface.
     """
     keys = set(privacy_measures(finding))
     mapped = {item for *_, item in finding.mapping}
@@ -62,6 +62,6 @@ def surface_of(finding: Finding) -> str:
 
 
 def privacy_measures(finding: Finding) -> list[str]:
-    """Return the registered measures of privacy that a finding feeds, by key, in its order."""
-    known = MEASURES.names()
-    return [key for key in finding.measures if key in known and measure_kind(key).axis == "privacy"]
+    """Return the keys of the registered measures of privacy that a finding feeds, in its order."""
+    registered = MEASURES.names()
+    return [key for key in finding.measures if key in registered and measure_kind(key).axis == "privacy"]

@@ -1,12 +1,13 @@
-"""How an attack judged each target of its exam: what a paired difference of two findings needs.
+"""An attack's judgement of each target of its exam, for paired differences of two findings.
 
-Two findings of one attack are paired where the same targets were asked about, such as the same records
-under two protections. What the targets share, some being easier than others, then cancels out. For an AUC
-the paired interval is that of DeLong, DeLong & Clarke-Pearson (1988) for two correlated AUCs; for a mean
-over targets it is Student's t of the targets' differences.
+Two findings of one attack are paired if they judge the same targets, such as the same records under two
+protections. Differences in difficulty between targets then cancel out. For an AUC the paired interval is
+that of DeLong, DeLong & Clarke-Pearson (1988) for two correlated AUCs; for a mean over targets it is
+Student's t of the targets' differences.
 
 Guarantees: targets hold no text, no token and no secret, only ranks or numbers between the bounds of the
-attack's headline, and whether a target was there. `exam` is a keyed digest (see `attacks.judging.targets`).
+attack's headline, and whether a target was present. `exam` is a keyed digest (see
+`attacks.judging.targets`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fedproxy_secure.evidence.estimate import (
     mean_interval,
 )
 
-FEWEST = 2  # targets of each kind
+FEWEST = 2  # fewest targets of each kind
 NORMAL_QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
@@ -36,13 +37,13 @@ class Targets:
 
     Args:
         exam: fingerprint of the exam, hex: equal for exams with the same targets.
-        kinds: for an AUC one character a target, `1` if it was there and `0` if it was not; empty for a
-            mean over targets.
-        values: one number a target. For an AUC it is the rank of the target's score among all, from 1,
-            ties sharing the mean of theirs; for a mean it is the target's own number.
+        kinds: for an AUC one character per target, `1` if it was present and `0` if not; empty for a mean
+            over targets.
+        values: one number per target. For an AUC it is the rank of the target's score among all, from 1,
+            with the mean rank for ties; for a mean it is the target's own number.
 
     Raises `DataError` for numbers that are not finite, kinds of another length or with other characters,
-    and fewer than 2 targets, of each kind for an AUC.
+    and fewer than 2 targets (for an AUC, of each kind).
     """
 
     exam: str
@@ -60,7 +61,7 @@ class Targets:
 
     @property
     def positive(self) -> np.ndarray:
-        """Which targets were there, bool [n]; of length 0 for a mean over targets."""
+        """Which targets were present, bool [n]; of length 0 for a mean over targets."""
         return np.array([k == "1" for k in self.kinds], dtype=bool)
 
 
@@ -77,14 +78,14 @@ def components(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np
     """
     x, y = scores[positive].astype(np.float64), scores[~positive].astype(np.float64)
     m, n = len(x), len(y)
-    both = midranks(np.concatenate([x, y]))
-    return (both[:m] - midranks(x)) / n, 1 - (both[m:] - midranks(y)) / m
+    ranks = midranks(np.concatenate([x, y]))
+    return (ranks[:m] - midranks(x)) / n, 1 - (ranks[m:] - midranks(y)) / m
 
 
 def midranks(values: np.ndarray) -> np.ndarray:
     """Return ranks from 1, float64 [n]; equal values share the mean of their ranks.
 
-    It is `scipy.stats.rankdata`, which takes too long to import where reports are only read.
+    It equals `scipy.stats.rankdata`, whose import takes too long for reading reports.
     """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
@@ -97,11 +98,11 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
     The result is None unless both have the same exam. If one has fewer targets, because time ran out, both
     are compared on the first ones that they share.
 
-    If both findings judge every target alike, the difference is 0. It is exact for equal rankings of an AUC
-    and for means of numbers outside [0, 1], which are equal to the last digit only if both read the same
-    data. For a mean of numbers in [0, 1], such as found or not found, the interval is that of the rule of
-    three: up to 3/n of other targets may differ. The same holds for an AUC of two different rankings with
-    the same spread, such as two perfect ones. If the difference is the same nonzero number for every
+    If both findings judge every target equally, the difference is 0. It is exact for equal rankings of an
+    AUC and for means of numbers outside [0, 1], which are equal to the last digit only if both read the
+    same data. For a mean of numbers in [0, 1], such as found or not found, the interval is that of the rule
+    of three: up to 3/n of other targets may differ. The same holds for an AUC of two different rankings
+    with the same spread, such as two perfect ones. If the difference is the same nonzero number for every
     target, there is no interval, and the result is None.
 
     Args:
@@ -125,10 +126,12 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
         return replace(exact, low=-half, high=half, how=f"{how}, rule of three 95 %")
     if not a.kinds:
         differences = dict(enumerate((x - y).tolist()))
-        made = mean_interval(differences, metric=metric, unit=unit)
+        estimate = mean_interval(differences, metric=metric, unit=unit)
         how = "difference paired by target, Student t 95 %"
-        without_width = made.low is None or made.high is None or math.isclose(made.low, made.high)
-        return None if without_width else replace(made, seeds=(0,), how=how)
+        without_width = (
+            estimate.low is None or estimate.high is None or math.isclose(estimate.low, estimate.high)
+        )
+        return None if without_width else replace(estimate, seeds=(0,), how=how)
     positive = a.positive[:count]
     if min(positive.sum(), (~positive).sum()) < FEWEST:
         return None

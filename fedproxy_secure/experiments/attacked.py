@@ -1,4 +1,4 @@
-"""Attack a finished run and write its report again, with what the attacks found."""
+"""Attack a finished run and write its report again, with the attacks' findings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedproxy_secure.runtime.only_one import only_run_in
 from fedproxy_secure.runtime.progress import Progress
 from fedproxy_secure.runtime.registry import answers_of, plugged_in
 
-# entry points: the core does not know who attacks it, nor from which views
+# entry points, because the core does not depend on the attacks or on their threat models
 SUITES, THREAT_MODELS = "fedproxy_secure.suites", "fedproxy_secure.described_threat_models"
 
 
@@ -30,15 +30,16 @@ def attack_run(
     jobs: int | Callable[[], int] = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Run every registered suite on a recorded run, as `attacks` says; results lie below its folder.
+    """Run every registered suite on a recorded run, as the section `attacks` says, and write the results.
 
-    `jobs` attacks run at once; a function is asked before an attack begins, until it returns more than 1.
+    Results lie below the run's folder. `jobs` attacks run at once; a function is called before each attack
+    begins, until it returns more than 1.
 
     Raises `AuditError` if the run was altered since it finished, `ConfigError` if no suite is registered,
     `RunFolderError` if the run was not recorded, or another process works in its folder.
     """
     suites = _suites(config)
-    if not folder.is_dir():  # `only_run_in` would make it
+    if not folder.is_dir():  # `only_run_in` would create it
         raise RunFolderError(f"{folder}: is no folder; must be that of a recorded run")
     with only_run_in(folder):
         check_finished_seeds(folder)
@@ -59,8 +60,8 @@ def attack_run(
 def check_attacks(config: Config) -> None:
     """Raise `ConfigError` unless the suite and the views that `attacks` names are installed.
 
-    Call it before training: the settings of a run that has begun can no longer be changed. If no threat
-    model is installed, the suite checks the views itself.
+    Call it before training, because the settings of a run that has begun can no longer be changed. If no
+    threat model is installed, the suite checks the views itself.
     """
     if config.attacks.suite == "none":
         return
@@ -79,7 +80,7 @@ def _suites(config: Config) -> list[Callable[..., Any]]:
 
 
 def attacked_report(config: Config, folder: Path, *, progress: Progress | None, command: str) -> Report:
-    """Attack a finished run and return its report, which is otherwise as it was.
+    """Attack a finished run and return its report, which changes only by the findings.
 
     Raises `RunFolderError` for a run without transcripts, which stays signed.
     """

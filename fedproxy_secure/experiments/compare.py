@@ -84,16 +84,16 @@ def compare(
 
     Each cell runs in a process of its own with one torch thread, `compare.jobs` at a time; 0 is one per
     core, or on CUDA one at a time. With `compare.jobs` 1 all run in this process, where methods that a
-    script has registered are known. Where the settings heal, the proxies that cells start from are healed
+    script has registered are known. If the settings heal, the proxies that cells start from are healed
     first, once for each remove ratio and seed.
 
-    A stopped comparison goes on with `resume=True` and ends with the same report; its seeds, methods and
-    remove ratios may then be others, and cells that are there are kept.
+    A stopped comparison goes on with `resume=True` and ends with the same report; seeds, methods and remove
+    ratios may then differ from before, and finished cells are kept.
 
-    Interrupted or after any failure, the report of the cells that have finished is written all the same.
+    After an interruption or a failure, the report of the finished cells is still written.
 
-    Raises `RunFolderError` if another process works in `out`, else what the first failing cell raised,
-    after the running ones have ended and been saved.
+    Raises `RunFolderError` if another process works in `out`, else the error of the first cell that failed,
+    after the running cells have ended and been saved.
     """
     compression_of(config.compress, config.heal)
     if not resume:
@@ -107,57 +107,57 @@ def compare(
 
     check_inputs(config, out)
     with only_run_in(out):
-        return _compare(config, out, resume=resume, shown=progress or NoProgress(), command=command)
+        return _compare(config, out, resume=resume, display=progress or NoProgress(), command=command)
 
 
-def _compare(config: Config, out: Path, *, resume: bool, shown: Progress, command: str) -> Report:
-    """Run what is missing of a comparison; the folder is locked for this process."""
+def _compare(config: Config, out: Path, *, resume: bool, display: Progress, command: str) -> Report:
+    """Run the missing cells of a comparison; the folder is locked for this process."""
     from fedproxy_secure.data.tasks import load_tasks
 
     cells = cells_of(config)
     folder = open_folder(config, out, resume=resume)
-    there = read_cells(config, out, cells)  # first of all: a cell of other settings stops here
+    finished = read_cells(config, out, cells)  # first: a cell of other settings raises here
     todo = _todo(out, cells)
     if config.heal.heals:
         forget_weights(out, _proxies(config, todo))
-    tasks = load_tasks(config.data)  # before any cell: unreadable records stop here
+    tasks = load_tasks(config.data)  # before any cell: unreadable records raise here
     origin = Origin.here(config, tasks)
-    check_origins(out, there, origin)
+    check_origins(out, finished, origin)
     write_constant(config, out, tasks)
     tests = sum(len(task.test) for task in tasks)
-    whole = Overall(shown=shown, name="compare", planned=_planned(config, todo, tests=tests))
-    whole.begin()
-    left = list(todo)
+    overall = Overall(shown=display, name="compare", planned=_planned(config, todo, tests=tests))
+    overall.begin()
+    remaining = list(todo)
     try:
-        with closing(_run_cells(config, out, todo, whole, origin)) as ended:
-            for result in ended:
+        with closing(_run_cells(config, out, todo, overall, origin)) as results:
+            for result in results:
                 settings = settings_sha256(config, result.cell)
                 write_cell(folder.path, replace(result, origin=replace(origin, settings=settings)))
-                left.remove(result.cell)
-                if config.heal.heals:  # without, cells write records of proxies in these folders
-                    forget_weights(out, _proxies(config, left))
-                whole.ended(result.cell.name)
-    except (Exception, KeyboardInterrupt):  # also an error that nobody raised on purpose
-        with suppress(FedProxyError):  # what stopped the comparison is what the caller must hear of
+                remaining.remove(result.cell)
+                if config.heal.heals:  # without healing, cells write records of proxies in these folders
+                    forget_weights(out, _proxies(config, remaining))
+                overall.ended(result.cell.name)
+    except (Exception, KeyboardInterrupt):  # any error, also an unexpected one
+        with suppress(FedProxyError):  # the caller must get the error that stopped the comparison
             compare_report(config, out, command=command)
         raise
-    whole.done()
+    overall.done()
     return compare_report(config, out, command=command)
 
 
 def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
-    """Write and return the report of the cells that are in `out`, which may be some of them; run nothing.
+    """Write and return the report of the finished cells in `out`, without running any.
 
-    Needs neither the model nor the records. A note says which cells are missing.
+    It needs neither the model nor the records. A note says which cells are missing.
 
     Raises `RunFolderError` if there is no cell of these settings, or one that is damaged or was made with
-    others.
+    other settings.
     """
     cells = cells_of(config)
     results = read_cells(config, out, cells)
     if not results:
         raise RunFolderError(f"{out}: has no finished cell of these settings; run `compare` first")
-    origins = [r.origin for r in results if r.origin is not None]  # all have one: `read_cells`
+    origins = [r.origin for r in results if r.origin is not None]  # `read_cells` requires one of each
     truncated = max(origin.truncated for origin in origins)
     constant = read_constant(out, results)
     scales = task_scales(results, constant)
@@ -189,7 +189,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
 
 
 def plan_rows(config: Config) -> list[tuple[str, str]]:
-    """Return what a comparison would train, as names and formatted values; load nothing."""
+    """Return what a comparison would train, as names and formatted values, without loading anything."""
     cells = cells_of(config)
     methods = {name: method_of(name) for name in config.compare.methods}
     trained = [c for c in cells if methods[c.method].trains]
@@ -215,13 +215,13 @@ def time_row(config: Config, pace: Pace) -> tuple[str, str]:
 
 
 def _run_cells(
-    config: Config, out: Path, todo: Sequence[Cell], whole: Overall, origin: Origin
+    config: Config, out: Path, todo: Sequence[Cell], overall: Overall, origin: Origin
 ) -> Generator[CellResult]:
-    """Yield cells as they finish, the proxies they need being made first; after a failure begin no more."""
+    """Prepare the proxies that cells need, then yield cells as they finish; begin none after a failure."""
     failed: list[tuple[str, Lost]] = []
 
-    def told(task: Task) -> Progress:
-        return whole.of(_name(task))
+    def progress_of(task: Task) -> Progress:
+        return overall.of(_name(task))
 
     running = run_cells(
         partial(_work, config, out, origin),
@@ -229,15 +229,15 @@ def _run_cells(
         partial(_proxy, config),
         jobs=config.compare.jobs,
         on_cuda=origin.device.startswith("cuda"),
-        progress=told,
+        progress=progress_of,
         stop=lambda: bool(failed),
     )
-    with closing(running) as ended:
-        for task, result in ended:
+    with closing(running) as outcomes:
+        for task, result in outcomes:
             if isinstance(result, Lost):
                 failed.append((_name(task), result))
             elif isinstance(task, PreparedProxy):
-                whole.ended(_name(task))
+                overall.ended(_name(task))
             else:
                 yield result
     if failed:
@@ -253,15 +253,15 @@ def _todo(out: Path, cells: Sequence[Cell]) -> list[Cell]:
 def _work(
     config: Config, out: Path, origin: Origin, task: Task, *, progress: Progress
 ) -> CellResult | None:
-    """Run a cell, or make a proxy. What nobody heals is measured by the first cell that has made it."""
+    """Run a cell or prepare a proxy; the first cell that builds an unhealed proxy measures it."""
     if isinstance(task, PreparedProxy):
         task.write_record(out, task.prepare(out, progress=progress, measured=True), origin)
         return None
-    healed, on_proxy = _proxy(config, task), None
+    prepared, on_proxy = _proxy(config, task), None
     if not config.heal.heals and task.remove_ratio is not None:
-        exact = PreparedProxy(remove_ratio=task.remove_ratio, seed=task.seed, config=config)
-        on_proxy = partial(exact.measure, out, origin)
-    healing = healed.folder(out) if healed else None
+        proxy = PreparedProxy(remove_ratio=task.remove_ratio, seed=task.seed, config=config)
+        on_proxy = partial(proxy.measure, out, origin)
+    healing = prepared.folder(out) if prepared else None
     return run_cell(config, task, progress=progress, healing=healing, on_proxy=on_proxy)
 
 
@@ -277,12 +277,12 @@ def _proxy(config: Config, cell: Cell) -> PreparedProxy | None:
 
 
 def _proxies(config: Config, cells: Sequence[Cell]) -> list[PreparedProxy]:
-    """Return the healed proxies that cells start from, each once."""
+    """Return the healed proxies that cells start from, without repeats."""
     return list(dict.fromkeys(p for c in cells if (p := _proxy(config, c)) is not None))
 
 
 def _planned(config: Config, todo: Sequence[Cell], *, tests: int) -> dict[str, int]:
-    """Return about how much work everything is that is left, by name; `tests`: as in `cell_units`."""
+    """Return the estimated work of each missing cell and proxy, by name; `tests`: as in `cell_units`."""
     return {
         **{
             _name(proxy): healing_units(config, remove_ratio=proxy.remove_ratio)

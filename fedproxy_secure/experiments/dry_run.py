@@ -1,4 +1,4 @@
-"""What a run would take and what its server could see, counted and said before anything is spent.
+"""The cost of a run and what its server could see, before the run starts.
 
 Bytes and steps are counted. Seconds are estimated from a few steps that are timed on this machine.
 """
@@ -18,21 +18,21 @@ from fedproxy_secure.experiments.sweeps.method_cells import one_thread
 from fedproxy_secure.experiments.sweeps.pace import Pace, measure_pace
 from fedproxy_secure.protect.base import protection_of
 
-FLOAT32_BYTES = 4  # of a weight, and of a number in an update
+FLOAT32_BYTES = 4  # bytes of a weight, and of a number in an update
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What a run would take, counted before anything is spent. Bytes are payload, float32."""
+    """The cost of a run, before it starts. Bytes are payload, float32."""
 
     llm_parameters: int
     llm_blocks: int
     proxy_parameters: int
     compression: str
-    proxy_blocks: tuple[int, ...] | None  # the LLM's that they stand for; None: they stand for none
+    proxy_blocks: tuple[int, ...] | None  # LLM blocks that they stand for; None: they stand for none
     adapter_parameters: int
     clients: int
-    cohort: int  # of them that a round asks
+    cohort: int  # clients of one round
     train_records: tuple[int, ...]
     truncated_records: int
     rounds: int
@@ -41,7 +41,7 @@ class RunPlan:
     upload_bytes: int  # one client's update in one round
     protection: str
     privacy: tuple[str, ...]
-    mean_error: float | None  # bound of rounding on one coordinate of the mean; None: no rounding
+    mean_error: float | None  # bound on the rounding error of a coordinate of the mean; None: no rounding
     pace: Pace
     run_seconds: float  # of `run` with all seeds, estimated
 
@@ -63,7 +63,7 @@ class RunPlan:
         return "time", self.pace.text(self.run_seconds)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what is counted as names and formatted values."""
+        """Return the counts as names and formatted values."""
         steps = self.rounds * self.local_steps * self.cohort
         return [
             ("LLM", f"{self.llm_parameters:,} parameters, {self.llm_blocks} blocks"),
@@ -83,10 +83,10 @@ class RunPlan:
 
 
 def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
-    """Load model and data, compress, count, and time a few steps; nothing is kept and nothing written.
+    """Load model and data, compress, count, and time a few steps; write nothing.
 
     Args:
-        in_cells: whether to time on one thread, as the cells of a sweep run, else on as many as `run` has.
+        in_cells: whether to time on one thread, as cells of a sweep run; else on as many threads as `run`.
     """
     config.check_protection()
     protection = protection_of(config.protect)

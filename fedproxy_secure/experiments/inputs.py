@@ -42,7 +42,7 @@ Item = TypeVar("Item")
 
 
 def check_inputs(config: Config, out: Path) -> None:
-    """Check that all that a new run reads is there and can be read, apart from the model's weights.
+    """Check that every input of a new run exists and can be read, apart from the model's weights.
 
     Key, device, tokenizer, public text and records are read once to check them. This happens before the
     first file is written, because from then on the folder is bound to its settings, and a misspelt path
@@ -66,12 +66,11 @@ class Inputs:
     """The owner's LLM, every client's records, and how to train, fuse and evaluate with one seed.
 
     Args:
-        folder: where models that clients load are written; it goes when the method has ended.
-        ratio: share of the LLM that its proxy does without; None for a method that needs no proxy.
-        progress: is told every stage, and as `WORK` how much of the cell is done.
-        healing: the folder where the healing of the settings' proxy is kept, perhaps finished; None: the
-            proxy is healed anew.
-        on_proxy: is shown the settings' proxy as clients get it, before anything tunes it.
+        folder: where models that clients load are written; it is deleted after the method has ended.
+        ratio: share of the LLM that its proxy lacks; None for a method that needs no proxy.
+        progress: gets every stage, and as `WORK` how much of the cell is done.
+        healing: the folder of the healing of the settings' proxy, finished or not; None: heal anew.
+        on_proxy: called with the settings' proxy as clients get it, before it is tuned.
     """
 
     config: Config
@@ -95,7 +94,7 @@ class Inputs:
         healing: Path | None = None,
         on_proxy: Callable[[Materials, Proxy], None] | None = None,
     ) -> Inputs:
-        """Load what the settings name. Raises `ModelError` or `DataError` if that fails."""
+        """Load the inputs that the settings name; raises `ModelError` or `DataError` if that fails."""
         return cls(
             config=config,
             materials=prepare(config, seed=seed),
@@ -109,7 +108,7 @@ class Inputs:
 
     @property
     def remove_ratio(self) -> float:
-        """The share of the LLM that its proxy does without. Raises `ConfigError` without one."""
+        """The share of the LLM that its proxy lacks; raises `ConfigError` without one."""
         if self.ratio is None:
             raise ConfigError("this method: needs a remove ratio; set needs_ratio=True on it")
         return self.ratio
@@ -120,7 +119,7 @@ class Inputs:
         return self.materials.llm
 
     def proxy(self) -> Proxy:
-        """The proxy of the settings' compression at the remove ratio."""
+        """Return the proxy of the settings' compression at the remove ratio."""
         proxy = make_proxy(
             self.config,
             self.materials,
@@ -134,14 +133,14 @@ class Inputs:
         return proxy
 
     def exact_proxy(self) -> Proxy:
-        """The proxy of the same importance whose blocks are exact copies, whatever the compression."""
+        """Return the proxy of exact copies by the settings' importance, for any compression."""
         copies = self.config.compress.model_copy(update={"kind": "drop_blocks", "options": {}})
         config = self.config.model_copy(update={"compress": copies})
         proxy = exact_proxy(
             config, self.materials, seed=self.seed, remove_ratio=self.remove_ratio
         ).finished()
         if self.on_proxy is not None and copies == self.config.compress and not config.heal.heals:
-            self.on_proxy(self.materials, proxy)  # it is the settings' proxy
+            self.on_proxy(self.materials, proxy)  # equals the settings' proxy
         return proxy
 
     def federate(
@@ -150,7 +149,7 @@ class Inputs:
         """Tune `model` (changed in place) with all clients under these settings.
 
         Args:
-            settings: as `Method.federation` gives them.
+            settings: as `Method.federation` returns them.
             blocks: which of the model's blocks get an adapter; None: those of the settings.
 
         Returns the model with its tuned adapter, and the payload that one client sends in one round, bytes.
@@ -161,27 +160,27 @@ class Inputs:
         place = self.folder / "model"
         save_model(model, self.materials.tokenizer, place)
         records = settings.federate.rounds * job.clients_a_round * settings.local.steps
-        shown = self._weighed(model, records * settings.local.batch_size * STEP_PASSES)
-        tuned = tune(job, model, place, progress=shown)
+        display = self._weighed(model, records * settings.local.batch_size * STEP_PASSES)
+        tuned = tune(job, model, place, progress=display)
         forget_clients()  # with their copy of the model
         free_memory()
         return tuned, protection_of(job.protect).upload_bytes(job, tensor_sizes(tuned))
 
     def train_pooled(self, model: nn.Module) -> nn.Module:
-        """Tune an adapter on all tasks' records together, as many steps as a federation takes.
+        """Tune an adapter on all tasks' records together, for as many steps as a federation takes.
 
-        With one client's task alone (`each_task`) it is that client's share of them, at least one step.
+        With only one client's task (`each_task`), it takes that client's share of the steps, at least one.
 
         Every task has the same share of the sequences, as in a federation, where every client takes the
-        same number of steps: else the task with the most records would be most of what the model learns,
-        and a comparison with federated tuning would be one of two mixtures. `model` is changed in place.
+        same number of steps. Otherwise the task with the most records would dominate what the model learns,
+        and a comparison with federated tuning would compare two mixtures. `model` is changed in place.
         """
         config, tasks = self.config, self.materials.tasks
         steps = max(1, trained_steps(config) * len(tasks) // len(config.data.clients))
         name = "training" if len(tasks) > 1 else f"training: {tasks[0].name}"
-        shown = self._weighed(model, steps * config.local.batch_size * STEP_PASSES)
+        display = self._weighed(model, steps * config.local.batch_size * STEP_PASSES)
         tuned = attach(model, config.adapter, seed=self.seed)
-        shown.start(name, steps)
+        display.start(name, steps)
         tokenizer, max_tokens = self.materials.tokenizer, config.data.max_tokens
         train(
             tuned,
@@ -193,19 +192,19 @@ class Inputs:
             pad_id=tokenizer.pad_token_id,
             rng=stream(self.seed, "centralised", *(t.name for t in tasks)),
             who="centralised training",
-            on_step=lambda _: shown.advance(name),
+            on_step=lambda _: display.advance(name),
         )
-        shown.done(name)
+        display.done(name)
         free_memory()
         return tuned
 
     def evaluate(self, model: nn.Module) -> Mapping[str, Score]:
         """Return the score on every client's test records, by task: accuracy, or on free text the loss."""
-        found: dict[str, Score] = {}
-        for own in self.each_task():
-            shown = self._weighed(model, sum(len(task.test) for task in own.materials.tasks))
-            found |= evaluate(model, own.materials, self.config, progress=shown)
-        return found
+        scores: dict[str, Score] = {}
+        for client in self.each_task():
+            display = self._weighed(model, sum(len(task.test) for task in client.materials.tasks))
+            scores |= evaluate(model, client.materials, self.config, progress=display)
+        return scores
 
     def plugged_back(
         self, proxy: Proxy, tuned: nn.Module, *, upload_bytes: int = 0, scale: float | None = None
@@ -213,36 +212,36 @@ class Inputs:
         """Evaluate the tuned proxy and the fused LLM.
 
         Args:
-            scale: the difference's factor, and no alignment; None: what the section `plug_back` says.
+            scale: the difference's factor, without alignment; None: as the section `plug_back` says.
         """
         scores, config = self.evaluate(tuned), self.config
         if scale is not None:
             config = config.model_copy(update={"plug_back": PlugBackConfig(scale=scale)})
-        made = make_fused_llm(config, self.materials, proxy, tuned, progress=self.progress)
+        fused = make_fused_llm(config, self.materials, proxy, tuned, progress=self.progress)
         free_memory()  # the differences, which are as large as the proxy
         return MethodResult(
             tuned=scores,
-            fused=self.evaluate(made.llm),
+            fused=self.evaluate(fused.llm),
             upload_bytes=upload_bytes,
-            scale=made.search.scale if made.search.tried else None,
+            scale=fused.search.scale if fused.search.tried else None,
         )
 
     def each_task(self) -> list[Inputs]:
-        """Return, for each client, the same inputs with its task alone."""
+        """Return, for each client, the same inputs with only its task."""
         return [
             replace(self, materials=replace(self.materials, tasks=(task,))) for task in self.materials.tasks
         ]
 
     def _weighed(self, model: nn.Module, records: float) -> Weighed:
-        """Return the progress of a stage that takes so many records forward through `model`."""
+        """Return the progress of a stage that runs `records` forward passes of `model`, one record each."""
         size = parameter_count(model) / parameter_count(self.llm)
         return Weighed(shown=self.progress, units=records * size)
 
 
 def in_equal_shares(parts: Sequence[Sequence[Item]]) -> list[Item]:
-    """Join lists, each repeated from its start until it is as long as the longest.
+    """Join lists, repeating each from its start until it is as long as the longest.
 
-    A shuffled pass over the result takes the same number from every list. Lists must not be empty.
+    A shuffled pass over the result takes equally many items from every list. Lists must not be empty.
     """
     longest = max(map(len, parts))
     return [item for part in parts for item in islice(cycle(part), longest)]

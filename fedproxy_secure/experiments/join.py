@@ -1,4 +1,4 @@
-"""`report`: join what runs and matrices left on disk into one report."""
+"""`report`: join the results of runs and matrices on disk into one report."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ from fedproxy_secure.runtime.files.names import (
     seed_folder,
 )
 
-# a folder, its configurations, and its differences whose targets are not known any more
+# a folder, its configurations, and the differences that its report holds; the targets behind them are gone
 _Part = tuple[Path, Sequence[Configuration], Sequence[AttackDifference]]
 
 
 def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     """Write one report over runs and matrices to `out`; runs of the same settings share a line.
 
-    Configurations of one name get their folder's beside it; a folder that is named twice counts once. The
-    environment is this one; that of each run lies in its folder.
+    Configurations of the same name get their folder's name added; a folder that is given twice counts once.
+    The report has the environment of this process; that of each run is in the run's folder.
 
-    Raises `RunFolderError` for a folder that is neither, is damaged, or has no finished seed, and for an
-    `out` that is the folder of a run: its own report is signed.
+    Raises `RunFolderError` for a folder that is neither a run nor a matrix, is damaged, or has no finished
+    seed, and for an `out` that is the folder of a run, because its own report is signed.
     """
     if out.resolve() in [f.resolve() for f in folders]:
         raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
-    if there := next((name for name in (MANIFEST, AUDIT_LOG, SIGNATURE) if (out / name).exists()), None):
-        raise RunFolderError(f"--out {out}: has {there}, so it is a run's own folder; choose another")
+    if run_file := next((name for name in (MANIFEST, AUDIT_LOG, SIGNATURE) if (out / name).exists()), None):
+        raise RunFolderError(f"--out {out}: has {run_file}, so it is a run's own folder; choose another")
     parts: list[_Part] = []
     records: set[str] = set()
     apis: dict[str, dict[str, None]] = {}
@@ -90,8 +90,8 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         not_measured |= dict.fromkeys(without_losses([configuration], text_clients(alike_runs[0][1])))
         if not all(attacked(folder) for folder, _ in alike_runs):
             not_measured[ATTACKED] = None
-    joined, known = _named_apart(parts)
-    configurations, differences = side_by_side(joined, known)
+    joined, known_differences = _named_apart(parts)
+    configurations, differences = side_by_side(joined, known_differences)
     together = total(joined, same_records=len(records) == 1)
     digest = hashlib.sha256(json.dumps([c.sha256() for c in settings]).encode()).hexdigest()
     report = Report(
@@ -115,17 +115,17 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
 
 
 def _named_apart(parts: Sequence[_Part]) -> tuple[list[Configuration], list[AttackDifference]]:
-    """Return all configurations and differences; names that several folders use get the folder's beside."""
+    """Return all configurations and differences; names in several folders get the folder's name added."""
     names = Counter(c.name for _, configurations, _ in parts for c in configurations)
     places = Counter(folder.resolve().name for folder, _, _ in parts)
     joined: list[Configuration] = []
-    known: list[AttackDifference] = []
+    all_differences: list[AttackDifference] = []
     for number, (folder, configurations, differences) in enumerate(parts, start=1):
-        own = folder.resolve().name
-        place = own if places[own] == 1 else f"{own}, folder {number}"  # a path may name a user
+        name = folder.resolve().name
+        place = name if places[name] == 1 else f"{name}, folder {number}"  # a path may name a user
         apart = {n: n if count == 1 else f"{n} ({place})" for n, count in names.items()}
         joined += [replace(c, name=apart[c.name]) for c in configurations]
-        known += [
+        all_differences += [
             replace(
                 d,
                 configuration=apart.get(d.configuration, d.configuration),
@@ -133,27 +133,27 @@ def _named_apart(parts: Sequence[_Part]) -> tuple[list[Configuration], list[Atta
             )
             for d in differences
         ]
-    return joined, known
+    return joined, all_differences
 
 
 def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configuration:
-    """Join runs that differ only in their seeds; a repeated seed is shown once, but costs epsilon twice."""
+    """Join runs that differ only in their seeds; a repeated seed counts once, but its epsilon twice."""
     config = runs[0][1]
     seeds: dict[int, SeedRun] = {}
     besides: list[Training] = []
-    for folder, own in runs:
-        finished = [s for s in own.seeds if (folder / seed_folder(s) / RESULT).exists()]
-        for read in read_seeds(folder, finished, root=out):
-            besides += [seeds[read.seed].training(config)] if read.seed in seeds else []
-            seeds[read.seed] = read
-        for seed in own.seeds:
+    for folder, run_config in runs:
+        finished = [s for s in run_config.seeds if (folder / seed_folder(s) / RESULT).exists()]
+        for seed_run in read_seeds(folder, finished, root=out):
+            besides += [seeds[seed_run.seed].training(config)] if seed_run.seed in seeds else []
+            seeds[seed_run.seed] = seed_run
+        for seed in run_config.seeds:
             if seed not in finished:
-                besides += unfinished_training(folder, seed, own)
+                besides += unfinished_training(folder, seed, run_config)
     if not seeds:
         raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")
-    unfinished = sorted({seed for _, own in runs for seed in own.seeds} - seeds.keys())
+    unfinished = sorted({seed for _, run_config in runs for seed in run_config.seeds} - seeds.keys())
     paid = [*(s.training(config) for s in seeds.values()), *besides]
-    written = [Report.load(folder) for folder, _ in runs if (folder / REPORT_JSON).exists()]
+    reports = [Report.load(folder) for folder, _ in runs if (folder / REPORT_JSON).exists()]
     return configuration_of(
         [seeds[s] for s in sorted(seeds)],
         config,
@@ -161,7 +161,7 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
         settings=settings_of(config),
         guarantees=guarantees_of(config, paid),
         failed=[f"seed {seed}: did not finish" for seed in unfinished],
-        commands=tuple(r.command for r in written),
+        commands=tuple(r.command for r in reports),
         besides=besides,
     )
 

@@ -3,12 +3,12 @@
     baselines/cells/NAME.json   the centralised LLM, for every seed: the ceiling of `gap_closed`
     cells/NAME/                 a run folder, recorded, with its findings in `attacks/`
     cells/NAME/cell.json        written last: the cell is done
-    cells/NAME/failed.json      why it is not
+    cells/NAME/failed.json      why the cell failed
     proxies/NAME/               with healing: a proxy that several cells start from (`prepared_proxies`)
-    report.json, report.html .. all cells together, signed over audit.jsonl, which has the heads of theirs
+    report.json, report.html .. all cells together, signed over audit.jsonl, which has the cells' log heads
 
-Every cell has a process of its own, so that one which fails, or is killed, loses nothing of the rest. A
-stopped matrix goes on with `resume=True`: finished cells are kept, unfinished ones go on after their last
+Every cell runs in a process of its own, so that a cell that fails or is killed does not affect the others.
+A stopped matrix goes on with `resume=True`: finished cells are kept, unfinished ones go on after their last
 round, failed ones are tried again.
 """
 
@@ -82,11 +82,11 @@ def matrix(
     """Run, attack and measure every cell that `out` does not hold yet; write and return the report.
 
     Each cell runs in a process of its own with one torch thread, `matrix.jobs` at a time; 0 is one per
-    core, or on CUDA one at a time. With `matrix.jobs` 1 all run in this process, where what a script has
-    registered is known; their peak memory is then this process's. Failed cells are in the report, too.
+    core, or on CUDA one at a time. With `matrix.jobs` 1 all run in this process, where a script's
+    registrations are known; their peak memory is then this process's. The report includes failed cells.
 
     Raises `RunFolderError` for a folder of other settings or one that another process works in,
-    `ConfigError` if no configuration can run, or no attack as `attacks` says.
+    `ConfigError` if no configuration can run, or the attacks that `attacks` names cannot.
     """
     check_attacks(config)
     if not resume:
@@ -99,9 +99,9 @@ def matrix(
     from fedproxy_secure.experiments.inputs import check_inputs
 
     check_inputs(config, out)
-    shown = progress or NoProgress()
+    display = progress or NoProgress()
     with only_run_in(out):
-        return _matrix(config, out, cells, refused, resume=resume, shown=shown, command=command)
+        return _matrix(config, out, cells, refused, resume=resume, display=display, command=command)
 
 
 def _matrix(
@@ -111,10 +111,10 @@ def _matrix(
     refused: Sequence[str],
     *,
     resume: bool,
-    shown: Progress,
+    display: Progress,
     command: str,
 ) -> Report:
-    """Run what is missing of a matrix; the folder is locked for this process.
+    """Run the missing cells of a matrix; the folder is locked for this process.
 
     `refused`: the configurations that cannot run.
     """
@@ -125,22 +125,22 @@ def _matrix(
     from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
     from fedproxy_secure.models.llm import pick_device
 
-    # before any cell: unreadable records stop here
+    # before any cell: unreadable records raise here
     tasks = load_tasks(config.data)
     truncated, tests = truncated_prompts(config, tasks), sum(len(t.test) for t in tasks)
     device = pick_device(config.model.device)
-    needs = {piece.name: _proxy(config, piece) for piece in todo}  # once: it checks all settings anew
+    needs = {piece.name: _proxy(config, piece) for piece in todo}  # only once: `_proxy` checks all settings
     forget_weights(out, {proxy for proxy in needs.values() if proxy is not None})
-    whole = Overall(shown=shown, name="matrix", planned=planned_units(config, todo, needs, tests=tests))
-    whole.begin()
+    overall = Overall(shown=display, name="matrix", planned=planned_units(config, todo, needs, tests=tests))
+    overall.begin()
     with witness.aborts():
         for cell in cells:
             if is_done(out, cell):
-                witness.inner(cell.folder)  # what was altered is found before hours of work
+                witness.inner(cell.folder)  # alterations are found before hours of work
             elif cell_config(config, cell).privacy.unit != "none":
                 witness.check_kept(cell.folder)
         witness.reopen(*(name for piece in todo for name in _remade(out, piece)))
-        for piece in todo:  # whatever failed is tried again
+        for piece in todo:  # failed cells are tried again
             (_place(out, piece) / CELL_FAILED).unlink(missing_ok=True)
         key = signed.audit.signing_key or str(own_key_file(out))  # cells sign with the matrix's
         keyed = config.with_signing_key(key)
@@ -150,13 +150,13 @@ def _matrix(
             todo,
             needs,
             jobs=config.matrix.jobs,
-            whole=whole,
+            overall=overall,
             on_cuda=device.type == "cuda",
         )
-        with closing(running) as ended:
-            for name in ended:
-                whole.ended(name)
-        whole.done()
+        with closing(running) as names:
+            for name in names:
+                overall.ended(name)
+        overall.done()
         done = [c.folder for c in cells if is_done(out, c)]
         for name in done:
             witness.inner(name)
@@ -186,7 +186,7 @@ def plan_rows(config: Config) -> list[tuple[str, str]]:
 
 
 def time_row(config: Config, pace: Pace) -> tuple[str, str]:
-    """Return how long a matrix would take, as a name and a formatted value; without its attacks."""
+    """Return how long a matrix would take without its attacks, as a name and a formatted value."""
     from fedproxy_secure.experiments.sweeps.pace import together
     from fedproxy_secure.models.llm import pick_device
 
@@ -210,17 +210,17 @@ def _run_all(
     needs: Mapping[str, PreparedProxy | None],
     *,
     jobs: int,
-    whole: Overall,
+    overall: Overall,
     on_cuda: bool,
 ) -> Generator[str]:
-    """Run cells and yield their names as they end, well or not; the proxies they need are made first.
+    """Run cells and yield their names as they end or fail; the proxies they need are prepared first.
 
-    `needs`: by the name of each the proxy that it starts from.
+    `needs`: the proxy that each cell starts from, by the cell's name.
     """
 
-    def told(task: Piece | PreparedProxy) -> Progress:
-        seeds = frozenset({seed_folder(task.seed)})  # lasts while stages come and go
-        return whole.of(_name(task), hidden=seeds)
+    def progress_of(task: Piece | PreparedProxy) -> Progress:
+        seeds = frozenset({seed_folder(task.seed)})  # these lines outlast those of their stages
+        return overall.of(_name(task), hidden=seeds)
 
     running = run_cells(
         work,
@@ -228,16 +228,16 @@ def _run_all(
         lambda piece: needs[piece.name],
         jobs=jobs,
         on_cuda=on_cuda,
-        progress=told,
+        progress=progress_of,
     )
-    left = list(todo)
-    with closing(running) as ended:
-        for task, result in ended:
+    remaining = list(todo)
+    with closing(running) as outcomes:
+        for task, result in outcomes:
             if not isinstance(task, PreparedProxy):
                 if isinstance(result, Lost) and not (_place(out, task) / CELL_FAILED).exists():
                     note_failure(_place(out, task), str(result))
-                left.remove(task)
-                forget_weights(out, [p for c in left if (p := needs[c.name]) is not None])
+                remaining.remove(task)
+                forget_weights(out, [p for c in remaining if (p := needs[c.name]) is not None])
             yield _name(task)
 
 
@@ -258,9 +258,9 @@ def _work(
     *,
     progress: Progress,
 ) -> None:
-    """Run one cell, on one thread, and note why it failed if it does: the rest of the matrix goes on.
+    """Run one cell, on one thread; if it fails, note why, so that the rest of the matrix goes on.
 
-    `cells`: all of the matrix. `tests`: test records of all clients together.
+    `cells`: all cells of the matrix. `tests`: test records of all clients together.
     """
     if isinstance(task, PreparedProxy):
         task.prepare(out, progress=progress)
@@ -271,9 +271,9 @@ def _work(
         else:
             cores = processes_of(config.matrix.jobs, on_cuda=False)  # all attacks but A12 run on the CPU
             at_once = 1 if config.matrix.jobs == 1 else partial(attack_jobs, config, out, cells, cores)
-            shown = weighed_cell(config, task, progress, tests=tests)
+            weighed = weighed_cell(config, task, progress, tests=tests)
             with one_thread():
-                measure_cell(config, task, out, jobs=at_once, progress=shown)
+                measure_cell(config, task, out, jobs=at_once, progress=weighed)
     except Exception as error:
         line = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
         note_failure(_place(out, task), line)
@@ -282,15 +282,15 @@ def _work(
 def attack_jobs(config: Config, out: Path, cells: Sequence[MatrixCell], cores: int) -> int:
     """Return how many attacks one cell may run at once: an equal share of the cores, at least 1.
 
-    The cores are shared among all `cells` and ceilings that have not ended, so that the last one leaves
-    none idle.
+    The cores are shared among all `cells` and ceilings that have not ended, so that the last cell uses all
+    of them.
     """
     running = sum(not (_place(out, c) / CELL_FAILED).exists() for c in todo_of(config, out, cells))
     return max(1, cores // max(1, running))
 
 
 def _remade(out: Path, piece: Piece) -> list[str]:
-    """Return what a matrix's log may vouch for of a cell or ceiling that is made again."""
+    """Return the files of a cell or ceiling that a matrix's log has and that a new attempt replaces."""
     place = _place(out, piece).relative_to(out).as_posix()
     return [f"{place}/{name}" for name in (CELL_FAILED, *ATTACK_FILES)]
 

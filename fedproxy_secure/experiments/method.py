@@ -1,7 +1,7 @@
-"""What a method is: one way to a tuned model that `compare` runs beside the others.
+"""What a method is: one way to a tuned model, which `compare` runs beside other methods.
 
-`compare.methods` names them. Subclass `Method` and register an instance under the entry point group
-`fedproxy_secure.methods`. `examples/own_method.py` is a whole one.
+`compare.methods` names them. To add one, subclass `Method` and register an instance under the entry point
+group `fedproxy_secure.methods`; `examples/own_method.py` is an example.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from fedproxy_secure.protect.base import protection_of
 if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
 
-STEP_PASSES = 2.5  # forward passes that a training step on a record takes as long as; measured on a CPU
+STEP_PASSES = 2.5  # duration of a training step on a record, in forward passes; measured on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """One way to a tuned model; a row of a comparison.
 
-    Every method takes the same records, the same number of training sequences and the same adapter
-    settings: `rounds x steps x batch_size` sequences for each client that a round asks; those that train
-    without a federation see as many in all (`trained_steps`), and the same share of every task.
+    Every method uses the same records, the same number of training sequences and the same adapter settings:
+    `rounds x steps x batch_size` sequences for each client of a round's cohort. Methods that train without
+    a federation see as many in total (`trained_steps`), and the same share of every task.
 
     Args:
-        name: in settings, on reports and in file names.
-        title: for people, in lists.
+        name: its name in settings, in reports and in file names.
+        title: its name in lists.
         needs_ratio: whether it works on a proxy, and so runs once for each remove ratio.
-        settings_proxy: whether that is the settings' proxy, `Inputs.proxy`. If that is healed, a comparison
-            makes it once for all cells that start from it.
+        settings_proxy: whether that proxy is the settings' proxy, `Inputs.proxy`. If it is healed, a
+            comparison prepares it once for all cells that start from it.
         trains: whether it trains anything.
         alone: whether every client has a model of its own, which is plugged back by itself.
-        long: whether it takes much longer than others; it is then begun first.
-        end: of the scale of `gap_closed`: `floor` counts as 0, `ceiling` as 1.
-            `pooled_proxy` is the tuned proxy that federated ones are held against, to tell what is lost
-            where. One method for each.
-        note: what a reader must know before believing its row.
-        version: of what it does; a higher one refuses cells that were made under a lower one.
+        long: whether it takes much longer than others; it then starts first.
+        end: which end of the scale of `gap_closed` it is: `floor` counts as 0, `ceiling` as 1.
+            `pooled_proxy` is the tuned proxy that federated proxies are compared with, to separate the
+            effects of size and of federation. Each value belongs to one method.
+        note: what a reader must know to interpret its row.
+        version: version of its algorithm; cells of another version are refused.
     """
 
     name: str
@@ -58,11 +58,11 @@ class Method(ABC):
     version: int = 1
 
     def federation(self, config: Config) -> Config | None:
-        """Return the settings under which its clients send updates, or None if they send none."""
+        """Return the settings under which its clients send updates; None if they send none."""
         return None
 
     def check_settings(self, config: Config) -> None:
-        """Raise `ConfigError` if it cannot run, or not be protected, as the settings ask."""
+        """Raise `ConfigError` if it cannot run or cannot be protected as the settings ask."""
         settings = self.federation(config)
         if settings is None:
             return
@@ -72,7 +72,7 @@ class Method(ABC):
             raise ConfigError(f"method {self.name}: {error}") from error
 
     def check_installed(self, config: Config) -> None:
-        """Raise `ConfigError` where a library that its protection needs is missing."""
+        """Raise `ConfigError` if a library that its protection needs is missing."""
         settings = self.federation(config)
         if settings is not None:
             protection_of(settings.protect).check_installed()
@@ -88,7 +88,7 @@ def trained_steps(config: Config) -> int:
 
 
 def method_of(name: str, *, where: str = "") -> Method:
-    """Return the method that settings name. Raises `ConfigError` for a name that is not known.
+    """Return the method of this name; raises `ConfigError` for an unknown name.
 
     Args:
         where: the setting that has the name, such as `compare.methods`.

@@ -1,6 +1,6 @@
-"""What a model answered right, or lost on free text, and what a method reached; and how records keep it.
+"""Scores of a model, results of a method, and how records store them.
 
-Answers are kept as strings of 0 and 1, losses as nats and tokens of each test record.
+Answers are stored as strings of 0 and 1, losses as nats and tokens of each test record.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.answers import answers_in, bits_to_text
 from fedproxy_secure.evidence.losses import LOSS, TextLoss, losses_in
 
-NORM = "_norm"  # ends the key under which a record has a model's answers by acc_norm
-# templates of question-answering tasks, of which users of lm-eval read acc_norm
+NORM = "_norm"  # suffix of the key of a model's answers by acc_norm
+# templates of question-answering tasks, for which users of lm-eval read acc_norm
 READ_BY_NORM = ("openbookqa", "arc_easy", "arc_challenge", "commonsenseqa", "multiple_choice")
 
 
@@ -51,22 +51,22 @@ class Accuracy:
         return sum(self.correct) / len(self.correct)
 
 
-Score: TypeAlias = Accuracy | TextLoss  # of one task; the loss where records have one choice
+Score: TypeAlias = Accuracy | TextLoss  # of one task; a loss if records have one choice
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodResult:
-    """What one method reached with one seed.
+    """The result of one method with one seed.
 
     Args:
-        fused: score per task of the model the owner ends with.
-        tuned: of the small model the clients hold; None where there is none.
-        upload_bytes: payload one client sends in one round; 0 where nothing is sent.
-        scale: the factor of the lifted difference that a search on public text found; None where none was
-            asked for, or nothing is lifted.
+        fused: score per task of the owner's final model.
+        tuned: score per task of the small model that clients hold; None if there is none.
+        upload_bytes: payload that one client sends in one round; 0 if it sends nothing.
+        scale: the factor of the lifted difference that a search on public text found; None if the settings
+            ask for no search, or nothing is lifted.
 
-    Numbers of numpy become Python's, which records can hold. Raises `DataError` in one line for anything
-    else than what is said above.
+    Numbers of numpy become Python's, which records can hold. Raises `DataError` in one line for values of
+    other types.
     """
 
     fused: Mapping[str, Score]
@@ -97,7 +97,7 @@ class MethodResult:
 
 
 def accuracies_of(scores: Mapping[str, Score]) -> dict[str, Accuracy]:
-    """Return the scores of the tasks whose records have wrong answers, too."""
+    """Return the scores of the tasks whose records have several choices."""
     return {task: score for task, score in scores.items() if isinstance(score, Accuracy)}
 
 
@@ -109,8 +109,8 @@ def losses_of(scores: Mapping[str, Score]) -> dict[str, TextLoss]:
 def to_texts(model: str, scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     """Return a model's part of a record.
 
-    By task a string of 0 and 1, under `model` and `model_norm`; with free text also nats and tokens by
-    task, under `model_loss`.
+    It has a string of 0 and 1 for each task, under `model` and `model_norm`; with free text also nats and
+    tokens by task, under `model_loss`.
     """
     accuracies, losses = accuracies_of(scores), losses_of(scores)
     return {
@@ -135,7 +135,7 @@ def from_texts(model: str, record: Mapping[str, Any]) -> dict[str, Score]:
 
 
 def average(scores: Mapping[str, Score]) -> float:
-    """Return the mean of the tasks' accuracies by `acc`, each task counting the same; free text in none.
+    """Return the mean of the tasks' accuracies by `acc`, with equal weights and without free text.
 
     Raises `DataError` if all tasks are free text.
     """
@@ -146,7 +146,7 @@ def average(scores: Mapping[str, Score]) -> float:
 
 
 def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
-    """Return what a report says of prompts that were cut: nothing if none was, no number under privacy."""
+    """Return a report's note on prompts that were cut; () if none was, without a number under privacy."""
     if config.privacy.unit != "none":
         return (f"Prompts above data.max_tokens={config.data.max_tokens} were cut; the count is private.",)
     if not truncated:
@@ -157,13 +157,13 @@ def cut_notes(truncated: int, config: Config) -> tuple[str, ...]:
 def healing_note(
     proxy: str, healed: Sequence[Mapping[str, Any]], *, before: float, after: float, windows: str = ""
 ) -> str:
-    """Return what healing cost and did to a proxy's KL, the mean over seeds, without the full stop.
+    """Return a sentence on the cost of healing and the proxy's KL, means over seeds, without the full stop.
 
     Args:
-        proxy: which proxy it is, as the sentence begins.
-        healed: how healing went, for each seed.
+        proxy: the subject of the sentence.
+        healed: the record of healing, for each seed.
         before, after: the mean KL of the LLM and the proxy, nats per token.
-        windows: on which windows that KL was taken, if not those of the report's other numbers.
+        windows: on which windows that KL was measured, if not those of the report's other numbers.
     """
     tokens, seconds = (sum(h[key] for h in healed) / len(healed) for key in ("tokens", "seconds"))
     return (
@@ -178,7 +178,7 @@ def text_clients(config: Config) -> tuple[str, ...]:
 
 
 def choice_notes(config: Config) -> tuple[str, ...]:
-    """Return what a report says of tasks whose records have one choice; () where there are none."""
+    """Return a report's note on tasks whose records have one choice; () if there are none."""
     names = text_clients(config)
     if not names:
         return ()

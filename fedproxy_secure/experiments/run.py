@@ -1,17 +1,17 @@
 """`run`: the pipeline for every seed, into a run folder that a killed run goes on from.
 
 seed-0/proxy/             the proxy, a Hugging Face folder
-seed-0/trace.key          with `compress.trace`: what draws the marks of clients' copies; the owner's alone
-seed-0/plan.json          how it came about: compression, which LLM blocks it holds, importance, fidelity
+seed-0/trace.key          with `compress.trace`: the secret key of the marks in clients' copies
+seed-0/plan.json          the proxy's record: compression, which LLM blocks it holds, importance, fidelity
 seed-0/federation/        server state after the last whole round, one line of metrics a round, and the
-                          leakage ledger: what flowed and what it reveals
+                          leakage ledger: what was sent and what it reveals
 seed-0/adapter/           the tuned adapter, a PEFT folder for the proxy
 seed-0/fused/             the fused LLM, a Hugging Face folder
 seed-0/result.json        accuracies; written last
 report.json, report.md    all seeds together; report.sig is their signature
 audit.jsonl               what happened, in a signed chain: `fedproxy-secure audit verify`
 tracking/                 rounds and measures for TensorBoard and others
-running.json              while a process works here: a second one is refused
+running.json              exists while a process works here, so that a second one is refused
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ from fedproxy_secure.runtime.progress import NoProgress, Progress, StageClock
 if TYPE_CHECKING:
     from fedproxy_secure.flower.engines import Federate
 
-STAGES = 5  # of one seed, for the progress bar
+STAGES = 5  # stages of one seed, for the progress bar
 
 
 def run(
@@ -94,13 +94,13 @@ def run(
     """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
 
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
-    result is the same as an unbroken run's. What happens goes into the folder's audit log, over whose last
-    line the report is signed. In a cell of a sweep (`in_cell`) the report is written as JSON and text
-    alone, and findings of attacks are left to a matrix's log. `federate` takes the place of
+    result is the same as that of an uninterrupted run. Events go into the folder's audit log, and the
+    report is signed over its last line. In a cell of a sweep (`in_cell`) the report is written only as JSON
+    and text, and a matrix's log vouches for findings of attacks. `federate` replaces
     `fedproxy_secure.flower.engines.federate`.
 
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder, such as
-    another process that works in it; `AuditError` if what lies in the folder is not what the log has.
+    another process that works in it; `AuditError` if the folder's files are not those in the log.
     """
     if not resume:
         check_new(out)
@@ -108,15 +108,17 @@ def run(
     protection_of(config.protect).check_installed()
     compression_of(config.compress, config.heal)
     require(config.track)
-    if not in_cell:  # the sweep has looked
+    if not in_cell:  # the sweep has checked them
         check_inputs(config, out)
     typed = command or "fedproxy_secure.run(...)"
-    signed, config = config, config.with_signing_key(None)  # neither folder nor clients need to know it
+    signed, config = config, config.with_signing_key(None)  # neither folder nor clients may have its path
     with only_run_in(out, wait_s=WORKERS_S if in_cell else WAIT_S):
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
         witness = Witness.open(folder, signed, command=typed)
         with witness.aborts():
-            cut = cache(lambda: truncated_prompts(config, load_tasks(config.data)))  # of all seeds alike
+            cut = cache(
+                lambda: truncated_prompts(config, load_tasks(config.data))
+            )  # the same for all seeds
             for seed in config.seeds:
                 if not (out / seed_folder(seed) / RESULT).exists():
                     _run_seed(config, witness, seed, progress, federate, cut)
@@ -138,7 +140,7 @@ def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
 
 
 def _track_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:
-    """Tell log and trackers of saved rounds that they do not have yet."""
+    """Pass saved rounds to log and trackers that do not have them yet."""
     for line in witness.untold_rounds(seed):
         tracker.log(line["round"], round_values(line))
         witness.round(seed, line)
@@ -152,7 +154,7 @@ def _run_seed(
     federate: Federate | None,
     truncated: Callable[[], int],
 ) -> None:
-    """Run one seed, or go on with it; its result is the last file it writes."""
+    """Run or resume one seed; its result is the last file it writes."""
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
     from fedproxy_secure.federate.job import FederationJob
@@ -161,17 +163,17 @@ def _run_seed(
     name = seed_folder(seed)
     place = witness.folder / name
     witness.started(seed)
-    shown = progress or NoProgress()
-    shown.start(name, STAGES)
+    display = progress or NoProgress()
+    display.start(name, STAGES)
     clock = StageClock()
     materials = prepare(config, seed=seed)
     proxy, record = _compress(config, materials, seed, place, progress)
     clock.stop("compress")
-    shown.advance(name, note="compressed")
+    display.advance(name, note="compressed")
     zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
     proxy_before = evaluate(proxy.model, materials, config, progress=progress, name="proxy")
     clock.stop("evaluate")
-    shown.advance(name, note="measured before tuning")
+    display.advance(name, note="measured before tuning")
     (place / FEDERATION).mkdir(parents=True, exist_ok=True)
     job = FederationJob.from_config(config, seed=seed)
     if config.compress.trace:
@@ -189,20 +191,20 @@ def _run_seed(
     save_adapter(tuned, place / ADAPTER)
     rounds = RunFolder(path=place / FEDERATION).read_jsonl(ROUNDS)
     clock.stop("federate", at_least=sum(line["seconds"] for line in rounds))
-    shown.advance(name, note="federated")
-    made = make_fused_llm(config, materials, proxy, tuned, progress=progress)
-    fused = made.llm
+    display.advance(name, note="federated")
+    fusion = make_fused_llm(config, materials, proxy, tuned, progress=progress)
+    fused = fusion.llm
     save_model(fused, materials.tokenizer, place / FUSED)
     clock.stop("fuse")
-    shown.advance(name, note="fused")
+    display.advance(name, note="fused")
     ledgers = place / FEDERATION / PRIVACY
     spent = read_all(ledgers)
     result = {
         "seed": seed,
         **record,
-        "plug_back": {**asdict(made.search), "aligned_blocks": made.aligned_blocks},
+        "plug_back": {**asdict(fusion.search), "aligned_blocks": fusion.aligned_blocks},
         "perplexity": {
-            m: found if isfinite(found := perplexity(f, materials.fidelity_windows)) else None
+            m: value if isfinite(value := perplexity(f, materials.fidelity_windows)) else None
             for m, f in (("tuned", tuned), ("fused", fused))
         },
         **to_texts("zero_shot", zero_shot),
@@ -220,13 +222,13 @@ def _run_seed(
     # left out of the log: healing state (it has the proxy's weights), and whose training failed
     failed = [file.relative_to(place).as_posix() for file in failed_files(ledgers)]
     witness.finished(seed, json_bytes(result), epsilon=epsilon, without=(HEALING, *failed))
-    shown.done(name)
+    display.done(name)
 
 
 def _compress(
     config: Config, materials: Materials, seed: int, place: Path, progress: Progress | None
 ) -> tuple[Proxy, dict[str, Any]]:
-    """Build the proxy and write it and its record; also return how like the LLM it is, as plain values.
+    """Build the proxy and write it and its record; return it with its fidelity as plain values.
 
     Raises `ModelError` for a proxy that is too broken to be measured.
     """
@@ -240,16 +242,16 @@ def _compress(
         before = {"before_healing": fidelity_record(materials.llm, proxy, materials.fidelity_windows)}
     proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
     save_model(proxy.model, materials.tokenizer, place / PROXY)
-    like = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
+    fidelity = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
     record = {
         "compression": config.compress.kind,
         "llm_blocks": len(blocks_of(materials.llm)),
         "kept": None if proxy.plan is None else list(proxy.plan.kept),  # None: they stand for none
         "importance": list(proxy.importance),
-        "fidelity": like["fidelity"],
+        "fidelity": fidelity["fidelity"],
         **before,
         **proxy.details,
     }
     RunFolder(path=place).write_json(PLAN, record)
     healing = {"healing": {**proxy.details["healing"], **before}} if before else {}
-    return proxy, {**like, **healing}
+    return proxy, {**fidelity, **healing}

@@ -32,7 +32,7 @@ from fedproxy_secure.runtime.artifacts import environment
 
 
 def settings_of(config: Config) -> dict[str, str]:
-    """Return a configuration's settings as they stand on a report: those that a matrix can sweep."""
+    """Return the settings of a configuration that a report shows: those that a matrix can sweep."""
     return {
         "protection": config.protect.scheme,
         "compression": config.compress.kind,
@@ -43,7 +43,7 @@ def settings_of(config: Config) -> dict[str, str]:
 
 
 def protection_note(config: Config) -> str:
-    """Return what the server could see, in a few sentences that stand on every report."""
+    """Return what the server could see, in a few sentences for every report."""
     protection, privacy = protection_of(config.protect), config.privacy
     if privacy.unit == "none":
         open_sums = ": the sums themselves may leak" if protection.secure_sum else ""
@@ -67,7 +67,7 @@ def proxy_note(config: Config) -> str:
 
 
 def healing_notes(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return what healing cost and what it did to the proxy, the mean over seeds; () for exact copies."""
+    """Return the cost and the effect of healing, means over seeds; () for exact copies."""
     healed = [r["healing"] for r in results if "healing" in r]
     if not healed:
         return ()
@@ -100,17 +100,17 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
     `scales`: for each configuration or method (an empty name for a run's own) the factors by seed.
     """
 
-    def said(name: str, own: Mapping[int, float]) -> str:
-        factors = ", ".join(f"{factor:g} (seed {seed})" for seed, factor in own.items())
+    def factors_text(name: str, by_seed: Mapping[int, float]) -> str:
+        factors = ", ".join(f"{factor:g} (seed {seed})" for seed, factor in by_seed.items())
         return f"{name}: {factors}" if name else factors
 
     notes = []
-    found = "; ".join(said(name, own) for name, own in scales.items() if own)
-    if found:
+    searched = "; ".join(factors_text(name, by_seed) for name, by_seed in scales.items() if by_seed)
+    if searched:
         notes.append(
             "Plug-back: the lifted difference is multiplied by a factor before it is added. Of the factors "
             "tried, it is the one at which the fused LLM predicts public text most like the tuned proxy: "
-            + found
+            + searched
             + "."
         )
     windows = config.plug_back.align_windows
@@ -124,7 +124,7 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
 
 
 def report_of(config: Config, out: Path, seeds: Sequence[SeedRun], command: str) -> Report:
-    """Return the report of a run's finished seeds, with the trilemma, and findings where a suite ran."""
+    """Return the report of a run's finished seeds, with the trilemma, and with findings if a suite ran."""
     from fedproxy_secure.models.llm import pick_device
 
     trainings = [seed.training(config) for seed in seeds]
@@ -174,34 +174,34 @@ def report_of(config: Config, out: Path, seeds: Sequence[SeedRun], command: str)
 def _rows(config: Config, seeds: Sequence[SeedRun]) -> tuple[MethodRow, ...]:
     """Return the rows of the LLM, the proxy and the fused LLM."""
     fused, tuned = _bits(seeds, "fused"), _bits(seeds, "tuned")
-    ratio, more = config.compress.remove_ratio, dict[str, Any]()
+    ratio, estimates = config.compress.remove_ratio, dict[str, Any]()
     if _all_have(fused):
-        both = {seed: (fused[seed], tuned[seed]) for seed in fused}
-        more["tuned_proxy"] = share_right(tuned, "tuned proxy accuracy")
-        more["owners_edge"] = over_seeds_or_records(both, operator.sub, "owner's edge")
+        pairs = {seed: (fused[seed], tuned[seed]) for seed in fused}
+        estimates["tuned_proxy"] = share_right(tuned, "tuned proxy accuracy")
+        estimates["owners_edge"] = over_seeds_or_records(pairs, operator.sub, "owner's edge")
     if all(map(measured, (lost := _losses(seeds, "tuned")).values())):
-        more["tuned_proxy_loss"] = loss_of(lost, "tuned proxy loss")
+        estimates["tuned_proxy_loss"] = loss_of(lost, "tuned proxy loss")
     return (
         _row(seeds, "zero_shot", "zero_shot"),
         _row(seeds, "zero_shot_proxy", "proxy", remove_ratio=ratio),
-        _row(seeds, f"fedproxy_{config.fusion.rule}", "fused", remove_ratio=ratio, **more),
+        _row(seeds, f"fedproxy_{config.fusion.rule}", "fused", remove_ratio=ratio, **estimates),
     )
 
 
-def _row(seeds: Sequence[SeedRun], method: str, model: str, **more: Any) -> MethodRow:
+def _row(seeds: Sequence[SeedRun], method: str, model: str, **estimates: Any) -> MethodRow:
     """Return one row; `model`: the key of the model's answers in a seed's result."""
     if _all_have(bits := _bits(seeds, model)):
-        tasks, own = _accuracies(_bits(seeds, model + NORM), "acc_norm", method)
-        more |= {"tasks_norm": tasks, "average_norm": own}
-        tasks, own = _accuracies(bits, "accuracy", method)
-        more |= {"tasks": tasks, "average": own}
+        tasks, average = _accuracies(_bits(seeds, model + NORM), "acc_norm", method)
+        estimates |= {"tasks_norm": tasks, "average_norm": average}
+        tasks, average = _accuracies(bits, "accuracy", method)
+        estimates |= {"tasks": tasks, "average": average}
     if all(map(measured, (lost := _losses(seeds, model)).values())):
-        more |= {"tasks_loss": losses_by_task(lost, method), "loss": loss_of(lost, f"loss, {method}")}
-    return MethodRow(method=method, **more)
+        estimates |= {"tasks_loss": losses_by_task(lost, method), "loss": loss_of(lost, f"loss, {method}")}
+    return MethodRow(method=method, **estimates)
 
 
 def _all_have(by_seed: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Return whether every seed has a number of some task."""
+    """Return whether every seed has a value for some task."""
     return all(by_seed.values())
 
 
@@ -227,7 +227,7 @@ def _bits(seeds: Sequence[SeedRun], model: str) -> dict[int, Bits]:
 
 
 def _spent(trainings: Sequence[Training], seeds: Sequence[int]) -> tuple[Estimate, ...]:
-    """Return the largest cost of any client: over all seeds by both accountants, and for one seed."""
+    """Return the largest epsilon of any client: over all seeds by both accountants, and for one seed."""
     cost, alone = composed(trainings), one_alone(trainings)
     if cost is None or alone is None or not cost.finite:
         return ()

@@ -43,33 +43,33 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Materials:
-    """What a run starts from: the owner's LLM, public token windows, and every client's task."""
+    """The inputs of a run: the owner's LLM, public token windows, and every client's task."""
 
     llm: nn.Module
     tokenizer: Tokenizer
     windows: torch.Tensor  # int64 [n, tokens]: for calibration
-    fidelity_windows: torch.Tensor  # others than those where the compression is fitted to them
-    healing_windows: torch.Tensor  # int64 [n, tokens], n = 0 without healing: others than those
-    aligning_windows: torch.Tensor  # the healing windows, and more where those are too few to align on
+    fidelity_windows: torch.Tensor  # the same, or others if the compression is fitted to `windows`
+    healing_windows: torch.Tensor  # int64 [n, tokens], none of the windows above; n = 0 without healing
+    aligning_windows: torch.Tensor  # the healing windows, and more if they are too few to align on
     tasks: tuple[Task, ...]
 
 
 def prepare(config: Config, *, seed: int | None = None) -> Materials:
-    """Load LLM, public text and tasks; `seed` (None: the first) draws what `audit` asks for."""
+    """Load LLM, public text and tasks; `seed` (None: the first) seeds the draws of the section `audit`."""
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
     keep_format(tokenizer)
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     windows = public_windows(config, tokenizer)
     count, fits = config.compress.calibration_sequences, compression_of(config.compress).fits_text
     healing, align_on = windows[count : len(windows) - count * fits], config.plug_back.align_windows or 0
-    more = windows[:0]
+    extra = windows[:0]
     if align_on > len(healing):
-        more = public_windows(config, tokenizer, align_on=align_on)[len(windows) :]
+        extra = public_windows(config, tokenizer, align_on=align_on)[len(windows) :]
     reads = config.heal.heals or align_on > 0
-    fewest, there = count * (1 + fits) + 2 * reads, len(windows) + len(more)
-    if (reads or fits) and there < fewest:
+    fewest, in_all = count * (1 + fits) + 2 * reads, len(windows) + len(extra)
+    if (reads or fits) and in_all < fewest:
         raise DataError(
-            f"data.public_text={config.data.public_text}: has {there} windows of {PUBLIC_WINDOW_TOKENS} "
+            f"data.public_text={config.data.public_text}: has {in_all} windows of {PUBLIC_WINDOW_TOKENS} "
             f"tokens; must have at least {fewest}; add text, or lower compress.calibration_sequences"
         )
     return Materials(
@@ -78,7 +78,7 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
         windows=windows[:count],
         fidelity_windows=windows[-count:] if fits else windows[:count],
         healing_windows=healing,
-        aligning_windows=torch.cat([healing, more]),
+        aligning_windows=torch.cat([healing, extra]),
         tasks=tasks,
     )
 
@@ -86,9 +86,9 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
 def public_windows(config: Config, tokenizer: Tokenizer, *, align_on: int = 0) -> torch.Tensor:
     """Return windows of public text, int64 [n, 128]; never client records.
 
-    The first `compress.calibration_sequences` are for calibration and fidelity. Where a proxy is fitted to
-    them, the last as many are for fidelity. The others are for healing. With `align_on`, more may follow,
-    so that as many can be aligned on.
+    The first `compress.calibration_sequences` are for calibration and fidelity. If a proxy is fitted to
+    them, equally many at the end are for fidelity instead. The others are for healing. With `align_on`,
+    more may follow, so that `align_on` windows can be aligned on.
     """
     count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
     if further := max(config.heal.windows, align_on):
@@ -106,18 +106,18 @@ def make_proxy(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Proxy:
-    """Stage 1: the proxy that clients get: `exact_proxy`, then `heal_proxy`.
+    """Stage 1: return the proxy that clients get: `exact_proxy`, then `heal_proxy`.
 
-    Raises what these raise.
+    Raises the same errors as these.
     """
     proxy = exact_proxy(config, materials, seed=seed, remove_ratio=remove_ratio)
     return heal_proxy(config, materials, proxy, seed=seed, folder=folder, progress=progress)
 
 
 def exact_proxy(config: Config, materials: Materials, *, seed: int, remove_ratio: float) -> Proxy:
-    """Return the proxy by the settings' compression, at `remove_ratio`, neither healed nor finished.
+    """Return the proxy of the settings' compression at `remove_ratio`, neither healed nor finished.
 
-    Raises `ConfigError` if the LLM cannot be compressed like that.
+    Raises `ConfigError` if the LLM cannot be compressed as the settings say.
     """
     settings = config.compress.model_copy(update={"remove_ratio": remove_ratio})
     return compression_of(settings, config.heal).build(
@@ -136,20 +136,20 @@ def heal_proxy(
 ) -> Proxy:
     """Heal a proxy in place as the settings' `heal` says, and finish it; return it as clients get it.
 
-    Its details say what healing did. `folder`: where healing keeps its state; a call with the same inputs
-    goes on from it, and one process at a time may use it. Raises what `compress.healing.heal` raises.
+    Its details get the record of healing. `folder`: where healing keeps its state; a call with the same
+    inputs goes on from it, and one process at a time may use it. Raises as `compress.healing.heal` does.
     """
     if not config.heal.heals:
         return proxy.finished()
-    shown, told = progress or NoProgress(), 0
+    display, reported = progress or NoProgress(), 0
     blocks = len(proxy.plan.kept) if config.heal.fit_windows and proxy.plan is not None else 0
 
     def tell(done: int, note: str) -> None:
-        nonlocal told
-        shown.advance("heal", done - told, note=note)
-        told = done
+        nonlocal reported
+        display.advance("heal", done - reported, note=note)
+        reported = done
 
-    shown.start("heal", blocks + config.heal.steps)
+    display.start("heal", blocks + config.heal.steps)
     healed = heal(
         proxy.model,
         materials.llm,
@@ -161,7 +161,7 @@ def heal_proxy(
         on_block=lambda block, _: tell(block + 1, f"block {block} of the fit"),
         on_step=lambda step, loss: tell(blocks + step, f"loss {loss:.2f}"),
     )
-    shown.done("heal")
+    display.done("heal")
     return replace(proxy, details={**proxy.details, "healing": asdict(healed)}).finished()
 
 
@@ -180,42 +180,42 @@ def tune(
     Args:
         model_folder: holds the same model for the clients.
         run_folder: where every round is saved, so that a second call goes on where the first was stopped.
-        on_round: called when rounds are saved: once or more often, the last time after the last round.
-        federate: takes the place of the engine that the job names.
+        on_round: called after rounds were saved, at least once and finally after the last round.
+        federate: replaces the engine that the job names.
     """
     from fedproxy_secure.flower import engines
 
-    shown = progress or NoProgress()
+    display = progress or NoProgress()
     tuned = attach(model, job.adapter, seed=job.seed, blocks=job.blocks)
-    # in this process every client's round is seen, from Flower's own processes only whole rounds
-    each = job.clients_a_round if job.federate.engine == "in_process" else 1
-    shown.start("federate", job.federate.rounds * each)
+    # in this process every client's update is reported, from Flower's own processes only whole rounds
+    updates_a_round = job.clients_a_round if job.federate.engine == "in_process" else 1
+    display.start("federate", job.federate.rounds * updates_a_round)
     initial = initial_state(tuned)
     for line in check_privacy(job, tuned, {}):
         log.warning(line)
-    saved = on_round or (lambda: None)
+    on_saved = on_round or (lambda: None)
 
-    def passed(metrics: Mapping[str, float]) -> None:
-        if each == 1:
-            shown.advance("federate", note=f"moved {metrics['step_norm']:.3f}")
-        saved()
+    def round_saved(metrics: Mapping[str, float]) -> None:
+        if updates_a_round == 1:
+            display.advance("federate", note=f"moved {metrics['step_norm']:.3f}")
+        on_saved()
 
     final = (federate or engines.federate)(
         job,
         model_folder,
         initial,
         run_folder=run_folder,
-        on_client=lambda client: shown.advance("federate", note=client),
-        on_round=passed,
+        on_client=lambda client: display.advance("federate", note=client),
+        on_round=round_saved,
     )
-    saved()
-    shown.done("federate")
+    on_saved()
+    display.done("federate")
     set_vector(tuned, final.adapter)
     return tuned
 
 
 def check_privacy(job: FederationJob, tuned: nn.Module, records: Mapping[str, int]) -> tuple[str, ...]:
-    """Return what a reader must know of the run's differential privacy before it starts; () without it.
+    """Return notes on the run's differential privacy before it starts; () if there are none.
 
     Raises `ConfigError` for a target that cannot be reached.
     """
@@ -251,8 +251,8 @@ def make_fused_llm(
     """Stage 3: plug what tuning taught the proxy back into the LLM, as the section `plug_back` says.
 
     Args:
-        proxy: what `make_proxy` returned.
-        tuned: that proxy with its tuned adapter: what `tune` returned.
+        proxy: the result of `make_proxy`.
+        tuned: that proxy with its tuned adapter, the result of `tune`.
     """
     return fuse(
         config.plug_back,
@@ -275,26 +275,26 @@ def evaluate(
 ) -> dict[str, Score]:
     """Return the score on each client's test records, by task: accuracy, or on free text the loss.
 
-    Accuracy is lm-eval's `acc` and `acc_norm`, 0-shot. `name`: what the progress is called.
+    Accuracy is lm-eval's `acc` and `acc_norm`, 0-shot. `name`: the name of its progress.
     """
-    shown, scores, texts = progress or NoProgress(), dict[str, Score](), text_clients(config)
-    tokenizer, most = materials.tokenizer, config.data.max_tokens
+    display, scores, texts = progress or NoProgress(), dict[str, Score](), text_clients(config)
+    tokenizer, max_tokens = materials.tokenizer, config.data.max_tokens
     for task in materials.tasks:
-        bar, shown_passes = f"{name}: {task.name}", 0
+        bar, reported = f"{name}: {task.name}", 0
 
         def tell(done: int, all_passes: int, bar: str = bar) -> None:
-            nonlocal shown_passes
-            if shown_passes == 0:
-                shown.start(bar, all_passes)
-            shown.advance(bar, done - shown_passes)
-            shown_passes = done
+            nonlocal reported
+            if reported == 0:
+                display.start(bar, all_passes)
+            display.advance(bar, done - reported)
+            reported = done
 
         if task.name in texts:
-            lost = response_losses(model, tokenizer, task.test, max_tokens=most, on_passes=tell)
+            lost = response_losses(model, tokenizer, task.test, max_tokens=max_tokens, on_passes=tell)
             scores[task.name] = TextLoss(nats=tuple(lost.nats.tolist()), tokens=tuple(lost.tokens.tolist()))
         else:
-            right = choice_correct(model, tokenizer, task.test, max_tokens=most, on_passes=tell)
+            right = choice_correct(model, tokenizer, task.test, max_tokens=max_tokens, on_passes=tell)
             acc, acc_norm = tuple(right.acc.tolist()), tuple(right.acc_norm.tolist())
             scores[task.name] = Accuracy(correct=acc, correct_norm=acc_norm)
-        shown.done(bar)
+        display.done(bar)
     return scores

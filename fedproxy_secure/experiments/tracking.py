@@ -4,16 +4,16 @@
     tracking/mlflow.db      unless MLFLOW_TRACKING_URI names a server (extra `mlflow`)
     tracking/wandb/         offline, for `wandb sync`, unless WANDB_MODE says online (extra `wandb`)
 
-Opened again for the same place, a tracker goes on: TensorBoard reads several files as one, an MLflow run is
-found by its tags, a W&B run by its id. Offline each opening of a W&B run is a folder of its own.
+A tracker that is opened again for the same place goes on: TensorBoard reads several files as one, an MLflow
+run is found by its tags, a W&B run by its id. Offline, each opening of a W&B run has its own folder.
 
-A tracker that fails while a run is under way gets no more numbers; the run does not end by it. One that
-cannot be opened when the run is called ends it before any work.
+A tracker that fails during a run gets no more numbers, and the run goes on. A tracker that cannot be opened
+when the run starts ends the run before any work.
 
 Guarantees: trackers get the numbers of a round's line that `ROUND_METRICS` names and the measures of the
 report: means and counts over the clients of a round, never a vector, a key or a number of one client.
 Nothing leaves the machine unless the environment asks for it; W&B is not told the host, the command or the
-code. No error or warning quotes a library's own text, which may hold a server's address and password.
+code. No error or warning quotes a library's own text, which may contain a server's address and password.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedproxy_secure.runtime.files.names import TRACKING
 
 log = logging.getLogger(__name__)
 
-# tracker -> the module it needs, and where that comes from
+# tracker -> the module it needs, and the distribution that has it
 NEEDS: Mapping[str, tuple[str, str]] = {
     "tensorboard": ("tensorboardX", "fedproxy-secure"),
     "mlflow": ("mlflow", "fedproxy-secure[mlflow]"),
@@ -53,7 +53,7 @@ class Tracker(Protocol):
         """Record the values at `step` (>= 0)."""
 
     def close(self) -> None:
-        """End tracking; everything is on disk, or sent, when this returns."""
+        """End tracking; all numbers are on disk, or sent, when this returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,10 @@ class TrackedPlace:
     """Where numbers are recorded, and under which names.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         project: a name that many runs share, such as the settings' name.
-        run: differs between runs.
-        part: a seed's folder, or `report`.
+        run: an identifier of the run.
+        part: the name of a seed's folder, or `report`.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class TrackedPlace:
 
 
 def require(names: Sequence[str]) -> None:
-    """Raise `ConfigError`, naming the extra, for a tracker that is not installed."""
+    """Raise `ConfigError`, which names the extra, for a tracker that is not installed."""
     for name in names:
         module, source = NEEDS[name]
         if find_spec(module) is None:
@@ -84,8 +84,8 @@ def require(names: Sequence[str]) -> None:
 def open_tracker(names: Sequence[str], place: TrackedPlace, *, again: bool = False) -> Tracker:
     """Return one tracker for all of these names; opened again for the same place, it goes on.
 
-    With `again`, when work is done already, one that cannot be opened is left out with a warning.
-    Raises `RunFolderError` for one that cannot be opened, as where the folder cannot be written.
+    With `again`, after a part of the work is done, a tracker that cannot be opened is left out with a
+    warning. Otherwise it raises `RunFolderError`, such as for a folder that cannot be written.
     """
     require(names)
     kinds: dict[str, Callable[[TrackedPlace], Tracker]] = {
@@ -137,7 +137,7 @@ class Trackers:
             try:
                 tracker.log(step, values)
             except Exception as error:  # a library, or a server far away, may raise anything
-                del self._open[name]  # not closed: a server that is gone would be waited for once more
+                del self._open[name]  # not closed, which would wait for an unreachable server again
                 log.warning("track=%s: gets no more numbers, the run goes on: %s", name, _reason(error))
 
     def close(self) -> None:
@@ -151,7 +151,7 @@ class Trackers:
 
 
 def _reason(error: Exception) -> str:
-    """Return what kind of error it is; its text may hold a password and is logged for debugging alone."""
+    """Return the kind of an error; its text may contain a password and is logged only at level debug."""
     log.debug("a tracker failed", exc_info=error)
     reason = error.strerror if isinstance(error, OSError) else None
     return reason or type(error).__name__
@@ -160,8 +160,8 @@ def _reason(error: Exception) -> str:
 class TensorBoard:
     """An event file, written without TensorFlow or TensorBoard itself.
 
-    tensorboardX's `SummaryWriter` writes from a thread, which a kill would take unwritten events with, and
-    puts the host's name into the file's: its parts are used instead.
+    tensorboardX's `SummaryWriter` is not used: it writes from a thread, so that a kill would lose events,
+    and puts the host's name into the file's name.
     """
 
     def __init__(self, place: TrackedPlace) -> None:
@@ -209,8 +209,8 @@ class MLflow:
             else existing.experiment_id
         )
         tags = {"fedproxy.run": place.run, "fedproxy.part": place.part}
-        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        runs = self._client.search_runs([experiment], wanted, max_results=1)
+        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self._client.search_runs([experiment], query, max_results=1)
         run = runs[0] if runs else self._client.create_run(experiment, run_name=place.part, tags=tags)
         self._run: str = run.info.run_id
         self._client.update_run(self._run, status="RUNNING")

@@ -1,13 +1,13 @@
 """Align the fused LLM: let its hidden states move as tuning moved those of the proxy.
 
-A difference that was learned in the proxy is added to the LLM's blocks. Between those blocks the LLM has
-others that the proxy lacks. These were not tuned on the shifted hidden states, and undo part of the shift.
+The plug-back adds the difference learnt in the proxy to the LLM's blocks. Between those blocks the LLM has
+blocks that the proxy lacks. They were not tuned on the shifted hidden states, and undo part of the shift.
 So the server compares the proxy before and after tuning, on public text and block by block. It then fits
 the last linear map of the corresponding LLM block in closed form, so that the LLM's state shifts as much:
 
-    wanted state = the LLM's state + (the tuned proxy's state - the proxy's state).
+    target state = the LLM's state + (the tuned proxy's state - the proxy's state).
 
-The paper's plug-back has no such step (Eq. 15 alone). Only the server takes part, and no record.
+The paper's plug-back has no such step (Eq. 15 alone). It runs on the server alone and uses no record.
 """
 
 from __future__ import annotations
@@ -44,15 +44,14 @@ def align(
         llm: the owner's LLM; unchanged.
         tuned: the tuned proxy as a PEFT model; with its adapter off it is the proxy that clients got. Its
             hidden states are in the LLM's coordinates.
-        kept: the LLM block that each proxy block stands for, rising.
+        kept: the LLM block that each proxy block stands for, in increasing order.
         windows: token ids of public text, int64 [n, tokens], without padding.
-        on_block: called after each of the LLM's blocks.
+        on_block: called with each LLM block's index after it is done.
 
     Returns how many blocks were changed; 0 where hidden sizes differ.
 
-    Guarantees: what the LLM passes on at a place comes no further from the wanted state on these windows by
-    the change made there. Not guaranteed: that the LLM answers clients' tasks better, or stays close to
-    what it was on other text.
+    Guarantees: changing a block never takes its output further from the target state on these windows. Not
+    guaranteed: that the LLM answers clients' tasks better, or stays close to what it was on other text.
     """
     windows = windows.to(next(llm.parameters()).device)
     batches = windows.split(windows_a_pass(llm, windows))

@@ -1,9 +1,9 @@
-"""By what factor to add the lifted difference to the LLM: a line search on public text.
+"""A line search on public text for the factor by which the lifted difference is added to the LLM.
 
-A difference that was learned in a proxy with fewer blocks moves the whole LLM less than it moved the proxy.
-So the difference is multiplied by a factor s before it is added. The search walks from s = 1 to the nearest
-local optimum of how closely the fused LLM's predictions on public text match those of the tuned proxy. Only
-the server takes part, and no record is used. The paper's plug-back is s = 1 (Eq. 15).
+A difference learnt in a proxy with fewer blocks moves the whole LLM less than it moved the proxy. So it is
+multiplied by a factor s before it is added. The search walks from s = 1 to the nearest local optimum of how
+closely the fused LLM's predictions on public text match those of the tuned proxy. It runs on the server
+alone and uses no record. The paper's plug-back is s = 1 (Eq. 15).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedproxy_secure.runtime.progress import NoProgress, Progress
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 START = SCALES.index(1.0)
-MOST_WINDOWS = 16  # read for each factor
+MOST_WINDOWS = 16  # most windows read for each factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def scale_for(
     *,
     progress: Progress | None = None,
 ) -> LineSearch:
-    """Return the factor that the settings name, or that of a line search where they ask for one.
+    """Return the factor that the settings name, or search for one if they say `public_text`.
 
     Args:
         settings: the section `plug_back`.
@@ -56,17 +56,19 @@ def scale_for(
     """
     if settings.scale != "public_text":
         return LineSearch(scale=settings.scale)
-    shown = progress or NoProgress()
-    shown.start("plug back", len(SCALES))
-    found = line_search(
+    display = progress or NoProgress()
+    display.start("plug back", len(SCALES))
+    search = line_search(
         llm,
         tuned,
         lifted,
         windows[:MOST_WINDOWS],
-        on_scale=lambda scale, nats: shown.advance("plug back", note=f"factor {scale:g}: {nats:.3f} nats"),
+        on_scale=lambda scale, nats: display.advance(
+            "plug back", note=f"factor {scale:g}: {nats:.3f} nats"
+        ),
     )
-    shown.done("plug back")
-    return found
+    display.done("plug back")
+    return search
 
 
 def line_search(
@@ -77,7 +79,7 @@ def line_search(
     *,
     on_scale: Callable[[float, float], None] | None = None,
 ) -> LineSearch:
-    """Search for the best factor: walk from 1 through `SCALES` while the next one is better.
+    """Search for the best factor: walk from 1 through `SCALES` while the next factor is better.
 
     Args:
         llm, tuned: the owner's LLM and the tuned proxy, with the same vocabulary; not changed.
@@ -85,15 +87,15 @@ def line_search(
         windows: token ids of public text, int64 [n, tokens], n >= 1.
         on_scale: called with each factor tried and its divergence.
 
-    Guarantees: the factor is 1 unless another one is better than 1. It depends on nothing but the models
-    and the public text. What is not guaranteed is that the LLM answers clients' tasks better for it.
+    Guarantees: the factor is 1 unless another one is better than 1. It depends only on the models and the
+    public text. Not guaranteed: that the LLM answers clients' tasks better with it.
     """
     tried: dict[int, float] = {}
 
     def value(index: int) -> float:
         if index not in tried:
             fused = add_deltas(llm, times(lifted, SCALES[index]))
-            # reads the tuned proxy again: its predictions of all windows would not fit beside large models
+            # runs the tuned proxy again: its predictions of all windows would not fit beside large models
             tried[index] = divergence(tuned, fused, windows)
             if on_scale is not None:
                 on_scale(SCALES[index], tried[index])
@@ -109,15 +111,15 @@ def line_search(
 
 
 @torch.inference_mode()
-def divergence(one: nn.Module, other: nn.Module, windows: torch.Tensor) -> float:
-    """Return KL(one || other) of the models' next-token distributions, nats, averaged over tokens."""
+def divergence(target: nn.Module, model: nn.Module, windows: torch.Tensor) -> float:
+    """Return KL(target || model) of next-token distributions, nats, averaged over tokens."""
     total = 0.0
-    for part in windows.split(windows_a_pass(one, windows)):
-        wanted, found = (
+    for part in windows.split(windows_a_pass(target, windows)):
+        targets, predictions = (
             m(input_ids=part.to(next(m.parameters()).device), use_cache=False)
             .logits.float()
             .log_softmax(-1)
-            for m in (one, other)
+            for m in (target, model)
         )
-        total += float(nn.functional.kl_div(found, wanted, reduction="sum", log_target=True))
+        total += float(nn.functional.kl_div(predictions, targets, reduction="sum", log_target=True))
     return total / windows.numel()

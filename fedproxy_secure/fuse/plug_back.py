@@ -1,7 +1,7 @@
 """Plug-back: put what the proxy learnt into the LLM (Eq. 15), without training.
 
-The lifted difference is added to the LLM's own blocks. Where the proxy's blocks are exact copies, that is
-the same, bit for bit, as putting the tuned ones at their places.
+The lifted difference is added to the LLM's own blocks. If the proxy's blocks are exact copies, the result
+equals, bit for bit, the LLM with those blocks replaced by the tuned ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Lifts(Protocol):
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The LLM block whose hidden states each proxy block passes on; () where they are others."""
+        """The LLM block whose hidden states each proxy block passes on; () if it passes on other states."""
         ...
 
     def lift(self, tensors: Deltas) -> dict[tuple[int, str], torch.Tensor]:
@@ -54,7 +54,7 @@ def add_deltas(model: nn.Module, deltas: Deltas) -> nn.Module:
 
 
 def times(deltas: Deltas, scale: float) -> Deltas:
-    """Return differences multiplied by a factor; the same ones for 1."""
+    """Return differences multiplied by a factor; the same object for a factor of 1."""
     return deltas if scale == 1 else {place: scale * delta for place, delta in deltas.items()}
 
 
@@ -79,7 +79,7 @@ def _weight(blocks: nn.ModuleList, index: int, name: str) -> torch.Tensor:
 
 
 def _set_weight(blocks: nn.ModuleList, index: int, name: str, value: torch.Tensor) -> None:
-    """Give a block's weight a tensor of its own."""
+    """Replace a block's weight by a new parameter, so that no other model shares it."""
     owner, _, leaf = name.rpartition(".")
     module = blocks[index].get_submodule(owner)
     module.register_parameter(leaf, nn.Parameter(value, requires_grad=False))

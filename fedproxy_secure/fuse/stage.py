@@ -1,4 +1,4 @@
-"""Stage 3 as the settings say: find the factor, add the lifted difference, align."""
+"""Stage 3 as the settings describe it: find the factor, add the lifted difference, align."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Fused:
 
     Args:
         llm: the model.
-        search: the factor of the difference, and what was tried.
-        aligned_blocks: how many blocks were changed to align it; 0 without.
+        search: the factor of the difference, and the factors tried.
+        aligned_blocks: how many blocks alignment changed; 0 without alignment.
     """
 
     llm: nn.Module
@@ -45,25 +45,26 @@ def fuse(
 
     Args:
         llm: the owner's LLM; unchanged.
-        proxy: lifts the difference that its adapter taught `tuned` to the LLM's blocks.
+        proxy: lifts a difference of the proxy's blocks to the LLM's blocks.
+        tuned: the tuned proxy, with the adapter that holds the difference.
         windows: token ids of public text for the line search, int64 [n, tokens].
-        align_on: others to align on; the first `align_windows` are read.
+        align_on: other such windows to align on; the first `align_windows` are read.
     """
-    shown = progress or NoProgress()
+    display = progress or NoProgress()
     lifted = proxy.lift(block_deltas(tuned))
-    search = scale_for(settings, llm, tuned, lifted, windows, progress=shown)
+    search = scale_for(settings, llm, tuned, lifted, windows, progress=display)
     fused = add_deltas(llm, times(lifted, search.scale))
     del lifted  # as large as the proxy
     aligned, text = 0, align_on[: settings.align_windows or 0]
     if len(text) and proxy.kept:
-        shown.start("align", len(blocks_of(llm)))
+        display.start("align", len(blocks_of(llm)))
         aligned = align(
             fused,
             llm,
             tuned,
             proxy.kept,
             text,
-            on_block=lambda block: shown.advance("align", note=f"block {block}"),
+            on_block=lambda block: display.advance("align", note=f"block {block}"),
         )
-        shown.done("align")
+        display.done("align")
     return Fused(llm=fused, search=search, aligned_blocks=aligned)

@@ -1,4 +1,4 @@
-"""Adapters on a model's blocks, and the flat vector that travels.
+"""Adapters on a model's blocks, and the flat vector that clients send.
 
 Three kinds, all built on PEFT's LoRA layers (`y = W x + (alpha / r) B A x`):
 
@@ -29,13 +29,13 @@ from fedproxy_secure.runtime.files.saving import saving
 from fedproxy_secure.runtime.randomness import stream_seed
 
 ADAPTER = "default"  # PEFT's name for the only adapter
-OVERSAMPLED = 8  # singular directions that are computed beyond those that are used
+OVERSAMPLED = 8  # singular directions computed in addition to those that are used
 
 
 class CoreMap(nn.Module):
     """The B of a `core` adapter: `x -> B (R x)` with B frozen and the square core R trained.
 
-    Looks like a linear map to PEFT: `weight` is the product B R, [out, r].
+    PEFT sees a linear map: `weight` is the product B R, [out, r].
     """
 
     def __init__(self, outer: torch.Tensor) -> None:
@@ -58,11 +58,11 @@ class CoreMap(nn.Module):
 def attach(
     model: nn.Module, adapter: AdapterConfig, *, seed: int, blocks: tuple[int, ...] | None = None
 ) -> nn.Module:
-    """Put an adapter on linear maps of `blocks` (None: the adapter's own); everything else is frozen.
+    """Put an adapter on linear maps of `blocks` (None: the adapter's own) and freeze everything else.
 
     The frozen parts follow from `seed` and, for `core`, from the model's weights, so server and clients
-    agree on them, up to rounding on machines of different kinds. A fresh adapter does nothing: the model's
-    outputs are unchanged.
+    agree on them, up to rounding on machines of different kinds. A new adapter does not change the model's
+    outputs.
 
     Returns the PEFT model, which wraps `model` (changed in place).
 
@@ -98,7 +98,7 @@ def attach(
 
 
 def _set_kind(layer: Any, adapter: AdapterConfig) -> None:
-    # float32 whatever the model's dtype: small steps vanish in bfloat16
+    # float32 for any dtype of the model, because small steps vanish in bfloat16
     layer.lora_A[ADAPTER].float()
     layer.lora_B[ADAPTER].float()
     if adapter.kind == "lora":
@@ -123,7 +123,7 @@ def _singular_directions(layer: Any, rank: int) -> tuple[torch.Tensor, torch.Ten
     """Return the first left and right singular vectors of a layer's weight, float32 [out, r] and [r, in].
 
     They are approximate, by random projections (Halko et al. 2011), and signed so that the largest number
-    of each right vector is positive: otherwise libraries of different machines could disagree on the sign.
+    of each right vector is positive, because libraries of different machines could disagree on the sign.
     """
     weight = layer.get_base_layer().weight.detach().double().cpu()
     if layer.fan_in_fan_out:
@@ -159,7 +159,7 @@ def _linear_maps(model: nn.Module, adapter: AdapterConfig, blocks: tuple[int, ..
 
 
 def _part_of_block(name: str) -> str:
-    """Return what a map within a block belongs to, by the names that transformers' models use."""
+    """Return the part of a block that a map belongs to, by the names that transformers' models use."""
     return "attention" if "attn" in name or "attention" in name else "mlp"
 
 
@@ -176,7 +176,7 @@ def trained_parameters(tuned: nn.Module) -> list[nn.Parameter]:
 
 
 def adapter_size(tuned: nn.Module) -> int:
-    """Return d, how many numbers a client trains and sends."""
+    """Return d, the number of numbers that a client trains and sends."""
     return sum(p.numel() for p in trained_parameters(tuned))
 
 
@@ -186,7 +186,7 @@ def tensor_sizes(tuned: nn.Module) -> list[int]:
 
 
 def vector_bytes(tuned: nn.Module) -> int:
-    """Return the bytes of the adapter vector as it travels, float32."""
+    """Return the bytes of the adapter vector as it is sent, float32."""
     return adapter_size(tuned) * torch.float32.itemsize
 
 
@@ -198,7 +198,7 @@ def get_vector(tuned: nn.Module) -> np.ndarray:
 
 @torch.no_grad()
 def set_vector(tuned: nn.Module, vector: np.ndarray) -> None:
-    """Write an adapter vector (float32 [d]) into the model. Raises `ModelError` on a wrong length."""
+    """Write an adapter vector (float32 [d]) into the model; raises `ModelError` for a wrong length."""
     if vector.shape != (adapter_size(tuned),):
         raise ModelError(
             f"adapter vector of shape {vector.shape}: this model takes ({adapter_size(tuned)},)"
@@ -217,9 +217,9 @@ def split_like(tuned: nn.Module, vector: np.ndarray) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def block_deltas(tuned: nn.Module) -> dict[tuple[int, str], torch.Tensor]:
-    """Return what the adapter adds to each weight: `(block, weight name in the block) -> tensor`.
+    """Return the adapter's difference of each weight: `(block, weight name in the block) -> tensor`.
 
-    Shaped like the weight itself (GPT-2's transposed maps included), float32.
+    Tensors are float32 and shaped like the weight itself (GPT-2's transposed maps included).
     """
     from peft.tuners.lora import LoraLayer
 

@@ -1,6 +1,6 @@
 """Run the blocks of a causal LM one at a time on the hidden states of several batches.
 
-What changes a block according to what it passes on needs no pass of the whole model for each block.
+Changing each block according to its outputs then takes no pass of the whole model for each block.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ States = list[torch.Tensor]  # hidden states of each batch, [n, tokens, hidden]
 class BlockWalk:
     """A model's hidden states on their way through its blocks, batch by batch.
 
-    `calls`: for each batch size, how the model calls each of its blocks: further arguments, which say
-    positions and masks. Without padding they are the same for all texts of one length.
+    `calls`: for each batch size, the further arguments with which the model calls each of its blocks, such
+    as positions and masks. Without padding they are the same for all texts of one length.
     """
 
     blocks: Sequence[nn.Module]
@@ -32,51 +32,51 @@ class BlockWalk:
 
     @classmethod
     def begin(cls, model: nn.Module, batches: Sequence[torch.Tensor]) -> BlockWalk:
-        """Stand before the first block of `model`, with the states that it reads."""
+        """Return a walk before the first block of `model`, with the states that this block reads."""
         blocks = list(blocks_of(model))
         calls = {
-            len(batch): [(args[1:], named) for args, named in _called(model, blocks, batch)]
+            len(batch): [(args[1:], kwargs) for args, kwargs in _called(model, blocks, batch)]
             for batch in {len(batch): batch for batch in batches}.values()
         }
         states = [_called(model, blocks[:1], batch)[0][0][0] for batch in batches]
         return cls(blocks=blocks, calls=calls, states=states)
 
     def through(self, index: int) -> States:
-        """Return what block `index` makes of the states."""
+        """Return the outputs of block `index` for the states."""
         return [self.call(index, state) for state in self.states]
 
     def reading(self, index: int, module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield, by batch, what a module of block `index` reads and what the block makes of the states."""
-        read: list[torch.Tensor] = []
-        handle = module.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
+        """Yield, by batch, the input of a module of block `index` and the block's output."""
+        inputs: list[torch.Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
         try:
             for state in self.states:
                 out = self.call(index, state)
-                yield read.pop(), out
+                yield inputs.pop(), out
         finally:
             handle.remove()
 
     def call(self, index: int, state: torch.Tensor) -> torch.Tensor:
-        """Return what block `index` makes of one batch's states."""
-        args, named = self.calls[len(state)][index]
-        out = self.blocks[index](state, *args, **named)
-        made = out[0] if isinstance(out, tuple) else out
-        assert isinstance(made, torch.Tensor)
-        return made
+        """Return the output of block `index` for one batch's states."""
+        args, kwargs = self.calls[len(state)][index]
+        out = self.blocks[index](state, *args, **kwargs)
+        states = out[0] if isinstance(out, tuple) else out
+        assert isinstance(states, torch.Tensor)
+        return states
 
 
 def _called(
     model: nn.Module, blocks: Sequence[nn.Module], ids: torch.Tensor
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return the arguments with which a pass of `ids` calls blocks; it ends at the last of them.
+    """Return the arguments with which a pass of `ids` calls blocks; the pass ends at the last block.
 
-    The first positional argument of each is the hidden states.
+    The first positional argument of each call is the hidden states.
     """
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def keep(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        own = dict(named)
-        calls.append((args if args else (own.pop("hidden_states"),), own))
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        further = dict(kwargs)
+        calls.append((args if args else (further.pop("hidden_states"),), further))
         if len(calls) == len(blocks):
             raise _Enough
 
@@ -90,4 +90,4 @@ def _called(
 
 
 class _Enough(Exception):
-    """Ends a pass whose rest nobody needs."""
+    """Ends a pass after the needed blocks."""

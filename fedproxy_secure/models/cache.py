@@ -1,4 +1,4 @@
-"""The folder of what is computed once for an LLM, and the bytes to hash of tensors."""
+"""The folder of results that are computed once for an LLM, and the bytes of tensors for hashes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return where things of one kind, such as `llms`, are kept, whether or not it is there.
+    """Return the cache folder of one kind, such as `llms`, which need not exist.
 
     It is below `$FEDPROXY_CACHE`, or below `fedproxy-secure` in the user's cache: `$XDG_CACHE_HOME` if that
     is an absolute path, otherwise `~/.cache`.
@@ -24,9 +24,9 @@ def cache_folder(kind: str) -> Path:
 
 
 def raw_bytes(tensor: torch.Tensor) -> Any:
-    """Return a tensor's numbers as a buffer of bytes, to hash; without a copy where it lies on the CPU.
+    """Return a tensor's numbers as a buffer of bytes for a hash, without a copy if it is on the CPU.
 
-    Shape and dtype are not in it.
+    The buffer does not include shape and dtype.
     """
     import torch
 

@@ -1,13 +1,13 @@
 """LLMs from GGUF files: each is converted once into a Hugging Face folder, which is kept in a cache.
 
-A GGUF file holds weights, usually rounded to a few bits, and the tokenizer. Conversion turns the weights
-into float32 and changes none of them. The folder has plain safetensors, which every process maps into its
+A GGUF file has weights, usually rounded to a few bits, and the tokenizer. Conversion turns the weights into
+float32 without changing their values. The folder has plain safetensors, which every process maps into its
 memory and shares with the others.
 
-Guarantees: the folder's name follows from the digest of the file, so another file never stands for it. A
-folder is there whole or not at all, also when several processes convert at once. What the library would
-read wrongly without a word is refused: missing tensors, scaled rotary positions, a splitting rule of the
-tokenizer that it does not know. Not guaranteed: that nobody changes the cache, which is the user's own.
+Guarantees: the folder's name contains the digest of the file, so files cannot be confused. A folder is
+complete or absent, even if several processes convert at once. Files that the library would silently read
+wrongly are refused: missing tensors, scaled rotary positions, an unknown splitting rule of the tokenizer.
+Not guaranteed: that nobody changes the cache, which belongs to the user.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.runtime.files.digests import file_sha256
 
 SUFFIX = ".gguf"
-_FORMAT = 1  # of the converted folders; another number makes them anew
+_FORMAT = 1  # version of the converted folders; a new number converts them anew
 # Names under `tokenizer.ggml.pre` of vocabularies that split texts as GPT-2 does; the others also split
 # between any two digits. Source: the table of splitting rules in llama.cpp's llama-vocab.cpp.
 _AS_GPT2 = frozenset({"gpt-2"})
@@ -47,16 +47,16 @@ def can_be_read() -> bool:
 
 
 def converted(file: Path, *, weights: bool = True, sha256: str | None = None) -> Path:
-    """Return the Hugging Face folder of a GGUF file, from the cache or made now.
+    """Return the Hugging Face folder of a GGUF file, from the cache or converted now.
 
     Args:
         file: a GGUF file of a type that transformers reads (llama, qwen2, gpt2 and others).
-        weights: whether weights are needed; without them the folder may hold the tokenizer alone, which is
-            made in a few seconds.
+        weights: whether weights are needed; without them the folder may have only the tokenizer, which
+            takes a few seconds.
         sha256: the digest that the file must have, in hex, or None for any.
 
-    Raises `ModelError` in one line for a missing file, for one of another digest, for a missing reader and
-    for a file that cannot be converted faithfully; what the reading library raises for damaged files.
+    Raises `ModelError` in one line for a missing file, another digest, a missing reader and a file that
+    cannot be converted faithfully; for damaged files, the errors of the reading library.
     """
     file = file.absolute()
     if not file.is_file():
@@ -65,10 +65,10 @@ def converted(file: Path, *, weights: bool = True, sha256: str | None = None) ->
     if sha256 not in (None, digest):
         raise ModelError(f"{file} hashes to {digest[:12]}; must be {str(sha256)[:12]}; install it anew")
     name = f"{digest}-{_FORMAT}-{metadata.version('transformers')}"
-    whole, tokenizer = cache_folder("llms") / name, cache_folder("llms") / f"{name}-tokenizer"
-    if whole.is_dir():
-        return whole
-    folder = whole if weights else tokenizer
+    model_folder, tokenizer_folder = cache_folder("llms") / name, cache_folder("llms") / f"{name}-tokenizer"
+    if model_folder.is_dir():
+        return model_folder
+    folder = model_folder if weights else tokenizer_folder
     if not folder.is_dir():
         if not can_be_read():
             raise ModelError("GGUF files need the package gguf; run `make real`, or pip install gguf")
@@ -80,7 +80,7 @@ def _make(folder: Path, file: Path, *, weights: bool, digest: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
-        # the library draws a bar for the tensors straight onto stderr, which no setting of its own stops
+        # the library writes a progress bar to stderr, which none of its settings disables
         with contextlib.redirect_stderr(io.StringIO()), _apart(file) as alone:
             _check_positions(alone)
             _tokenizer(alone).save_pretrained(partial)
@@ -99,7 +99,7 @@ def _make(folder: Path, file: Path, *, weights: bool, digest: str) -> None:
 
 @contextlib.contextmanager
 def _apart(file: Path) -> Iterator[Path]:
-    """Give the file a place in a folder of its own: the library would also read others beside it."""
+    """Link the file into a temporary folder, because the library would also read other files beside it."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / f"model{SUFFIX}"
         place.symlink_to(file)
@@ -132,10 +132,10 @@ def _model(file: Path) -> Any:
 
 
 def _tokenizer(file: Path) -> Any:
-    """Return the tokenizer of a GGUF file, splitting texts as its vocabulary was learned.
+    """Return the tokenizer of a GGUF file, with the splitting rule of its vocabulary.
 
-    Raises `ModelError` for a splitting rule that neither the library nor this module knows: the tokens
-    would be valid, but not the ones that the model was trained on.
+    Raises `ModelError` for a splitting rule that neither the library nor this module knows, because its
+    tokens would be valid but not those that the model was trained on.
     """
     from transformers import AutoTokenizer
     from transformers.integrations.gguf.reader import read_gguf_metadata
@@ -164,7 +164,7 @@ def _tokenizer(file: Path) -> Any:
 
 
 def _check_positions(file: Path) -> None:
-    """Raise `ModelError` for scaled rotary positions: the library reads them for gpt-oss alone."""
+    """Raise `ModelError` for scaled rotary positions, which the library reads only for gpt-oss."""
     from transformers.integrations.gguf.reader import read_gguf_metadata
 
     values, tensors = read_gguf_metadata(str(file))
@@ -179,7 +179,7 @@ def _check_positions(file: Path) -> None:
 
 
 def remembered_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file, as hex; one that has not changed is read once in a process."""
+    """Return the SHA-256 of a file, as hex; a process reads an unchanged file only once."""
     state = file.stat()
     return _hashed(file, state.st_size, state.st_mtime_ns)
 

@@ -1,17 +1,17 @@
-"""One model that several parts of a process use in turns, each of them inside a `with` block.
+"""One model that several parts of a process use in turn, each inside a `with` block.
 
-Loading a model takes seconds and memory, so all clients of a process train one copy. Each user says which
-adapter the model is to have, and gives the model back as it was.
+Loading a model takes seconds and memory, so all clients of a process train one copy. Each user chooses the
+model's adapter, and the model is restored afterwards.
 
     with shared.lent(adapter) as tuned:
         train(tuned, ...)
         update = get_vector(tuned) - adapter
 
-Guarantees: inside the block the trained parameters are the adapter that was asked for. After it, whatever
-ended it, they, the buffers and the evaluation mode are what they were before, and no gradient is left. One
-thread uses the model at a time; its own blocks may be nested. Not guaranteed: that frozen weights stay as
-they were (nothing here changes them, and a copy would double the memory), or anything for a caller that
-keeps the model beyond its block.
+Guarantees: inside the block the trained parameters are the chosen adapter. After the block, even if it
+failed, they, the buffers and the evaluation mode are restored, and no gradient is left. One thread uses the
+model at a time; its own blocks may be nested. Not guaranteed: that frozen weights stay unchanged (this
+module does not change them, and a copy would double the memory), or anything for a caller that keeps the
+model beyond its block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedproxy_secure.models.adapters import get_vector, set_vector, tensor_sizes
 
 
 class LentModel:
-    """A model with an adapter, held by nobody between its `lent` blocks.
+    """A model with an adapter that is used only inside `lent` blocks.
 
     Args:
         tuned: the PEFT model that `attach` returns; from now on only used through `lent`.
@@ -41,7 +41,7 @@ class LentModel:
 
     @contextmanager
     def lent(self, adapter: np.ndarray | None = None) -> Iterator[nn.Module]:
-        """Yield the model with this adapter, float32 [d], or as it is; restore it afterwards.
+        """Yield the model with this adapter, float32 [d], or unchanged; restore it afterwards.
 
         Raises `ModelError` for an adapter of another length.
         """

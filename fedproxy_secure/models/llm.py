@@ -1,7 +1,7 @@
 """Causal language models: load them, find their blocks, pick their device.
 
-A **block** is one decoder layer. Everything before the first (embeddings) and after the last (norm,
-LM head) stays as it is.
+A **block** is one decoder layer. Everything before the first block (embeddings) and after the last (norm,
+LM head) belongs to no block.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def demo_llm_folder() -> Path:
 
 
 def pick_device(wish: str = "auto") -> torch.device:
-    """Return the device; `auto` is CUDA if there is one. Raises `ModelError` for `cuda` without CUDA."""
+    """Return the device; `auto` is CUDA if available; raises `ModelError` for `cuda` without CUDA."""
     if wish == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device=cuda: this machine has no CUDA device; use auto or cpu")
     if wish == "auto":
@@ -68,9 +68,9 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
     Safetensors only: weights that need pickle are refused; a model's own code is never run. A GGUF file is
     converted on first use and kept as safetensors (see `fedproxy_secure.models.gguf`).
 
-    Memory: on the CPU, weights of a folder that has them in the wanted dtype are not copied. They are a
-    private mapping of its files, so that processes share them until they write; writing changes no file.
-    So files of a folder in use may be replaced, as `save_pretrained` does, but not overwritten in place.
+    Memory: on the CPU, weights that a folder has in this dtype are not copied. They are a private mapping
+    of its files, so that processes share them until they write; writing changes no file. So files of a
+    folder in use may be replaced, as `save_pretrained` does, but must not be overwritten in place.
 
     Raises `ModelError` in one line if the model cannot be loaded or has no decoder blocks.
     """
@@ -97,9 +97,9 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer of an LLM, without its weights. Raises `ModelError` if it cannot be loaded.
+    """Load the tokenizer of an LLM, without its weights; raises `ModelError` if it cannot be loaded.
 
-    Nothing is asked of a model hub for a tokenizer in a local folder or a GGUF file.
+    A tokenizer in a local folder or a GGUF file is loaded without contacting a model hub.
     """
     from transformers import AutoTokenizer
 
@@ -122,17 +122,17 @@ def check_weights(path: str | Path) -> None:
 
 
 def weights_written_ns(folder: Path) -> int:
-    """Return when a folder's weights were last written, ns, for caches: another model may replace them."""
+    """Return when a folder's weights were last written, ns, so that caches notice another model."""
     return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
 
 
 def llm_sha256(path: str | Path) -> str:
-    """Return a SHA-256, hex, of what `load_llm` loads from this path.
+    """Return a SHA-256, hex, of the model that `load_llm` loads from this path.
 
-    Of a GGUF file it is the file's own; of a folder, that of the names and digests of the files with
-    weights, configuration and tokenizer; of a hub id, that of the id and the revision.
+    For a GGUF file it is the file's own; for a folder, that of the names and digests of the files with
+    weights, configuration and tokenizer; for a hub id, that of the id and the revision.
 
-    Raises `ModelError` in one line for a model that is not there.
+    Raises `ModelError` in one line for a model that does not exist.
     """
     name = str(path)
     try:
@@ -156,9 +156,9 @@ def llm_sha256(path: str | Path) -> str:
 
 
 def llm_folder(path: str | Path) -> Path:
-    """Return the folder that a path as for `load_llm` stands for; GGUF files are converted into one.
+    """Return the folder of a path as for `load_llm`; GGUF files are converted into one.
 
-    A hub id stands for a folder of that name, which may not be there.
+    For a hub id it is a folder of that name, which need not exist.
 
     Raises `ModelError` in one line for a GGUF file that cannot be converted.
     """
@@ -191,7 +191,7 @@ def _cannot_be_loaded(path: str | Path, error: Exception, source: str | None = N
 
 @contextmanager
 def without_library_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars, one per file, off the screen."""
+    """Disable transformers' own progress bars, one per file, in a `with` block."""
     from transformers.utils import logging as library
 
     enabled = library.is_progress_bar_enabled()
@@ -227,9 +227,9 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` on the same memory: modules and parameters are new, their values are not.
+    """Return a copy of `model` with new modules and parameters that share the values' memory.
 
-    Whoever changes values of either in place must give the parameter memory of its own first.
+    Before changing values of either in place, give the parameter memory of its own.
     """
     memo: dict[int, Any] = {id(b): b for b in model.buffers()}
     for p in model.parameters():
@@ -240,7 +240,7 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 def with_blocks(model: nn.Module, kept: list[int], *, share: bool = False) -> nn.Module:
     """Return an exact copy of `model` that has only the blocks at `kept`, in that order.
 
-    With `share` it stands on `model`'s memory (see `sharing_copy`), so that weights are held once.
+    With `share` it shares `model`'s memory (see `sharing_copy`), so that weights are in memory once.
     """
     everything = blocks_of(model)
     name = block_list_name(model)
@@ -255,14 +255,14 @@ def with_blocks(model: nn.Module, kept: list[int], *, share: bool = False) -> nn
     return small
 
 
-def _renumber(model: nn.Module, count: int, kept: list[int]) -> None:
+def _renumber(model: nn.Module, count: int, indices: list[int]) -> None:
     """Make config and key-value cache indices agree with the new number of blocks."""
     config = cast(Any, model).config
     config.num_hidden_layers = count
     for attribute in ("layer_types", "no_rope_layers"):
         per_block = getattr(config, attribute, None)
         if isinstance(per_block, list) and len(per_block) > count:
-            setattr(config, attribute, [per_block[i] for i in kept])
+            setattr(config, attribute, [per_block[i] for i in indices])
     for index, block in enumerate(blocks_of(model)):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -270,7 +270,7 @@ def _renumber(model: nn.Module, count: int, kept: list[int]) -> None:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters, tied ones once."""
+    """Return the number of parameters, counting tied ones once."""
     return sum(p.numel() for p in model.parameters())
 
 

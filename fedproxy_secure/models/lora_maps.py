@@ -1,8 +1,7 @@
-"""LoRA on a linear map in matrix products alone: `y = W x + s B A x` without passes between them.
+"""LoRA on a linear map with only matrix products: `y = W x + s B A x` without passes between them.
 
-PEFT multiplies by the scale s, adds the two terms, and in the backward pass adds two gradients: on a CPU
-these passes over large arrays cost a tenth of a training step. Here every sum is the end of a matrix
-product.
+PEFT multiplies by the scale s, adds the two terms, and in the backward pass adds two gradients. On a CPU
+these passes over large arrays take a tenth of a training step. Here every sum is part of a matrix product.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import nn
 
 
 class FusedLoraLinear(LoraLinear):
-    """PEFT's LoRA layer on a linear map, with a faster pass where nothing but A and B is asked for.
+    """PEFT's LoRA layer on a linear map, with a faster pass if only A and B are used.
 
     Dropout, merged weights, a switched-off adapter, a B that is no plain matrix, weights of another dtype
     and function transforms take PEFT's own pass.
@@ -68,7 +67,7 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, a, b, inner = ctx.saved_tensors
         rows, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        if torch.is_grad_enabled():  # differentiated once more: the saved product hangs on nothing
+        if torch.is_grad_enabled():  # for a second derivative, as the saved product is not in a graph
             inner = rows @ a.T
         wants_x, _, _, wants_a, wants_b, _ = ctx.needs_input_grad
         of_inner = (gradient @ b).mul_(ctx.scale) if wants_x or wants_a else None

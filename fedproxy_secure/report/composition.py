@@ -1,16 +1,16 @@
-"""What several trainings on the same records cost together: composition over seeds and runs.
+"""The privacy cost of several trainings on the same records: composition over seeds and runs.
 
-Every seed is another training on the same records, so what it spends is added to what the others spent:
-three seeds of epsilon 8 each are not 8 together. These are composed:
+Every seed is another training on the same records, so the epsilons of seeds compose: three seeds of epsilon
+8 each do not have epsilon 8 together. These are composed:
 
     seeds            of one configuration: their events, client by client, by the accountant
     configurations   of one report, if they train on the same records: in the same way
     runs             that are joined: in the same way if their settings name the same records; otherwise
-                     nobody knows whether some records are in both, and epsilons and deltas are added up
+                     it is unknown whether they share records, and epsilons and deltas are added up
 
-Guarantees: `Cost.epsilon` at `Cost.delta` bounds everything that was counted together, for the client that
-spent most. Not guaranteed: anything that was not counted, such as runs without a folder in the report, or
-one owner's records under the names of two clients.
+Guarantees: `Cost.epsilon` at `Cost.delta` bounds the cost of everything counted together, for the client
+that spent most. Not guaranteed: anything that was not counted, such as runs without a folder in the report,
+or one owner's records under the names of two clients.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Spends = Mapping[str, tuple[Event, ...]]  # events by client
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one training spent.
+    """The privacy events of one training.
 
     Args:
         delta: the delta that epsilons are stated at.
@@ -45,13 +45,14 @@ class Training:
     def of_result(cls, result: Mapping[str, Any], *, delta: float) -> Training:
         """Return the training that a seed's `result.json` describes.
 
-        Raises `DataError` if something in it is not an event or a number, or if a client's events are not
-        all there.
+        Raises `DataError` if something in it is not an event or a number, or if events of a client are
+        missing.
         """
         try:
             epsilons = {str(name): float(cost["epsilon"]) for name, cost in result["spent"].items()}
             events = {
-                str(name): tuple(from_fields(e) for e in mine) for name, mine in result["events"].items()
+                str(name): tuple(from_fields(e) for e in records)
+                for name, records in result["events"].items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"what was spent: {error}") from error
@@ -65,7 +66,7 @@ class Training:
     @property
     def alone(self) -> dict[str, float]:
         """Epsilon of each client if nothing else is counted."""
-        return {name: cost_of(merged(mine), self.delta).epsilon for name, mine in self.events.items()}
+        return {name: cost_of(merged(events), self.delta).epsilon for name, events in self.events.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +95,16 @@ class Cost:
 
 
 def merged(events: Iterable[Event]) -> tuple[Event, ...]:
-    """Return the same events, with equal ones joined into one of more steps or rounds.
+    """Return the same events, with equal ones merged into one of more steps or rounds.
 
     The order of events does not matter to composition.
     """
     counts: dict[Event, int] = {}
     for event in events:
-        many = event.steps if isinstance(event, SampledGaussian) else event.rounds
-        one = replace(event, steps=1) if isinstance(event, SampledGaussian) else replace(event, rounds=1)
-        counts[one] = counts.get(one, 0) + many
-    return tuple(_times(one, many) for one, many in counts.items())
+        count = event.steps if isinstance(event, SampledGaussian) else event.rounds
+        single = replace(event, steps=1) if isinstance(event, SampledGaussian) else replace(event, rounds=1)
+        counts[single] = counts.get(single, 0) + count
+    return tuple(_times(single, count) for single, count in counts.items())
 
 
 def to_json(spends: Spends) -> dict[str, list[dict[str, Any]]]:
@@ -112,7 +113,7 @@ def to_json(spends: Spends) -> dict[str, list[dict[str, Any]]]:
 
 
 def joined(trainings: Sequence[Training]) -> dict[str, tuple[Event, ...]]:
-    """Return all events of every client; {} if those of some training are not known."""
+    """Return all events of every client; {} if the events of some training are not known."""
     by_client: dict[str, tuple[Event, ...]] = {}
     for training in trainings:
         if not training.events:
@@ -123,25 +124,25 @@ def joined(trainings: Sequence[Training]) -> dict[str, tuple[Event, ...]]:
 
 
 def composed(trainings: Sequence[Training]) -> Cost | None:
-    """Return what trainings on the same records cost together; None if the cost of one is not known."""
+    """Return the cost of trainings on the same records together; None if that of one is not known."""
     events = joined(trainings)
     if not events:
         return None
     delta, count = min(t.delta for t in trainings), len(trainings)
-    name, most = _worst({name: cost_of(mine, delta) for name, mine in events.items()})
-    how = f"composed by the {most.accountant.upper()} accountant"
-    return Cost(epsilon=most.epsilon, delta=delta, client=name, trainings=count, how=how, spent=most)
+    name, worst = _worst({name: cost_of(client_events, delta) for name, client_events in events.items()})
+    how = f"composed by the {worst.accountant.upper()} accountant"
+    return Cost(epsilon=worst.epsilon, delta=delta, client=name, trainings=count, how=how, spent=worst)
 
 
 def one_alone(trainings: Sequence[Training]) -> float | None:
-    """Return the most that one client spent in one training; None if the cost of one is not known."""
+    """Return the largest epsilon of a client in one training; None if some cost is not known."""
     if not trainings or not all(t.events for t in trainings):
         return None
     return max(epsilon for t in trainings for epsilon in t.alone.values())
 
 
 def added_up(costs: Sequence[Cost]) -> Cost:
-    """Return what trainings cost together if it is not known whether they share records.
+    """Return the cost of trainings together if it is not known whether they share records.
 
     They are assumed to share records, which gives the larger cost: epsilons and deltas are added up.
     """
@@ -166,14 +167,14 @@ def sentence(cost: Cost, *, alone: float) -> str:
 
 @lru_cache(maxsize=1024)
 def cost_of(events: tuple[Event, ...], delta: float) -> Spent:
-    """Return `dp.accounting.spent` of events, cached: clients with as many records have equal events."""
+    """Return `dp.accounting.spent` of events; cached, as clients with as many records have equal events."""
     return spent(events, delta=delta)
 
 
-def _times(event: Event, many: int) -> Event:
+def _times(event: Event, count: int) -> Event:
     if isinstance(event, DiscreteSum):
-        return replace(event, rounds=many)
-    return replace(event, steps=many)
+        return replace(event, rounds=count)
+    return replace(event, steps=count)
 
 
 def _worst(costs: Mapping[str, Spent]) -> tuple[str, Spent]:

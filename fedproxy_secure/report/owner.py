@@ -1,7 +1,7 @@
 """Sentences for the owner of the LLM: what each proxy gives away.
 
-A proxy is what `compression` and `remove_ratio` make; configurations that differ in anything else hold the
-same one. Where they differ in a number, the worst for the owner is told.
+`compression` and `remove_ratio` determine a proxy; configurations that differ only in other settings share
+it. If they differ in a number, the sentence has the worst one for the owner.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OwnersRow:
     """The sentences about one proxy.
 
     Args:
-        proxy: which one, in words; empty where the report has only one.
+        proxy: which one, in words; empty if the report has only one.
         sentences: what a client holds, what only the owner has, how far the strongest attack gets.
     """
 
@@ -48,63 +48,63 @@ class OwnersRow:
 
 
 def owners_rows(report: Report) -> tuple[OwnersRow, ...]:
-    """Return a row for each proxy, in the order of the configurations; none where nothing was measured."""
+    """Return a row for each measured proxy, in the order of the configurations."""
     groups: dict[tuple[str, ...], list[Configuration]] = {}
     for c in report.configurations:
         groups.setdefault(tuple(c.settings.get(key, "") for key in PROXY_SETTINGS), []).append(c)
     rows = []
-    for values, mine in groups.items():
-        before = [s for make in (_held, _edge, _edge_by_loss) if (s := make(mine))]
-        after = [s for make in (_left, _healed) if (s := make(mine))]
-        if not before and not after and _strongest(mine, ip.EXTRACTION_R.key) is None:
+    for values, group in groups.items():
+        before = [s for make in (_held, _edge, _edge_by_loss) if (s := make(group))]
+        after = [s for make in (_left, _healed) if (s := make(group))]
+        if not before and not after and _strongest(group, ip.EXTRACTION_R.key) is None:
             continue
-        sentences = (*before, _extracted(mine), *after)
+        sentences = (*before, _extracted(group), *after)
         words = [setting_words(k, v) for k, v in zip(PROXY_SETTINGS, values, strict=True) if v]
         rows.append(OwnersRow(proxy=", ".join(words) if len(groups) > 1 else "", sentences=sentences))
     return tuple(rows)
 
 
-def _held(mine: Sequence[Configuration]) -> Sentence:
-    measure = _worst(mine, ip.VERBATIM_SHARE.key, max)
+def _held(group: Sequence[Configuration]) -> Sentence:
+    measure = _worst(group, ip.VERBATIM_SHARE.key, max)
     if measure is None:
         return ()
     return ("A client holds ", shown(measure), " of the LLM's weights number for number.")
 
 
-def _edge(mine: Sequence[Configuration]) -> Sentence:
-    said = "the fused LLM's accuracy minus the tuned proxy's is "
-    return _whose_is_better(mine, ip.OWNERS_EDGE.key, "", said)
+def _edge(group: Sequence[Configuration]) -> Sentence:
+    subject = "the fused LLM's accuracy minus the tuned proxy's is "
+    return _whose_is_better(group, ip.OWNERS_EDGE.key, "", subject)
 
 
-def _edge_by_loss(mine: Sequence[Configuration]) -> Sentence:
-    said = "the tuned proxy's loss minus the fused LLM's is "
-    return _whose_is_better(mine, ip.OWNERS_EDGE_NATS.key, " on free text", said)
+def _edge_by_loss(group: Sequence[Configuration]) -> Sentence:
+    subject = "the tuned proxy's loss minus the fused LLM's is "
+    return _whose_is_better(group, ip.OWNERS_EDGE_NATS.key, " on free text", subject)
 
 
-def _whose_is_better(mine: Sequence[Configuration], key: str, where: str, said: str) -> Sentence:
-    """Return whose model is the better one, and the difference `key`, which `said` names."""
-    measure = _worst(mine, key, min)
+def _whose_is_better(group: Sequence[Configuration], key: str, scope: str, subject: str) -> Sentence:
+    """Return whose model is better, and the difference `key`, which `subject` names."""
+    measure = _worst(group, key, min)
     if measure is None:
         return ()
     low, high = measure.estimate.low, measure.estimate.high
     if low is None or high is None:
-        begin = f"The owner's edge{where} was measured without an interval"
+        begin = f"The owner's edge{scope} was measured without an interval"
     elif low > 0:
-        begin = f"The owner's model is better than the clients' model{where}"
+        begin = f"The owner's model is better than the clients' model{scope}"
     elif high < 0:
-        begin = f"The clients' model is better than the owner's model{where}"
+        begin = f"The clients' model is better than the owner's model{scope}"
     else:
-        begin = f"These records do not show which model is better{where}, the owner's or the clients'"
-    return (f"{begin}: {said}", shown(measure), ".")
+        begin = f"These records do not show which model is better{scope}, the owner's or the clients'"
+    return (f"{begin}: {subject}", shown(measure), ".")
 
 
-def _extracted(mine: Sequence[Configuration]) -> Sentence:
-    """Return how far the strongest attack gets, which one it is, and what the API tells it."""
-    strongest = _strongest(mine, ip.EXTRACTION_R.key)
+def _extracted(group: Sequence[Configuration]) -> Sentence:
+    """Return how far the strongest attack gets, which one it is, and what the API returns to it."""
+    strongest = _strongest(group, ip.EXTRACTION_R.key)
     if strongest is None:
         return (NOT_ATTACKED,)
     number, configuration, finding = strongest
-    told = configuration.api_answers
+    answers = configuration.api_answers
     who = f"{finding.id} from {finding.view.replace('_', ' ')}, {finding.profile}"
     unsure = ", inconclusive" if finding.outcome == Outcome.INCONCLUSIVE else ""
     return (
@@ -112,14 +112,14 @@ def _extracted(mine: Sequence[Configuration]) -> Sentence:
         number,
         " of the way from the tuned proxy to the fused LLM (",
         Verbatim(who + unsure),
-        *((f", through an API that returns {API_WORDS[told]}",) if told else ()),
+        *((f", through an API that returns {API_WORDS[answers]}",) if answers else ()),
         ").",
     )
 
 
-def _left(mine: Sequence[Configuration]) -> Sentence:
+def _left(group: Sequence[Configuration]) -> Sentence:
     """Return how far the best copy stays from the LLM, in nats."""
-    nearest = _strongest(mine, ip.KL_LEFT_NATS.key, choose=min)
+    nearest = _strongest(group, ip.KL_LEFT_NATS.key, choose=min)
     if nearest is None:
         return ()
     return (
@@ -129,8 +129,8 @@ def _left(mine: Sequence[Configuration]) -> Sentence:
     )
 
 
-def _healed(mine: Sequence[Configuration]) -> Sentence:
-    strongest = _strongest(mine, ip.HEALING_R.key)
+def _healed(group: Sequence[Configuration]) -> Sentence:
+    strongest = _strongest(group, ip.HEALING_R.key)
     if strongest is None:
         return ()
     return (
@@ -141,18 +141,18 @@ def _healed(mine: Sequence[Configuration]) -> Sentence:
 
 
 def _strongest(
-    mine: Sequence[Configuration], key: str, choose: Callable[..., Any] = max
+    group: Sequence[Configuration], key: str, choose: Callable[..., Any] = max
 ) -> tuple[Number, Configuration, Finding] | None:
-    """Return the largest number, or another, that findings have of a measure, and where it is from."""
-    found = [
+    """Return the number that `choose` takes from the findings' numbers of a measure, with its origin."""
+    entries = [
         (Number(estimate, c.source_of(f)), c, f)
-        for c in mine
+        for c in group
         for f in c.findings
         for estimate in f.numbers(key)
     ]
-    return choose(found, key=lambda entry: entry[0].estimate.value) if found else None
+    return choose(entries, key=lambda entry: entry[0].estimate.value) if entries else None
 
 
-def _worst(mine: Sequence[Configuration], key: str, choose: Callable[..., Measure]) -> Measure | None:
-    measures = [m for c in mine if (m := c.measure(key)) is not None]
+def _worst(group: Sequence[Configuration], key: str, choose: Callable[..., Measure]) -> Measure | None:
+    measures = [m for c in group if (m := c.measure(key)) is not None]
     return choose(measures, key=lambda m: m.estimate.value) if measures else None

@@ -1,7 +1,7 @@
 """The report in plain words: what each protection gives and costs, and what the seeds cannot tell apart.
 
-A sentence is a sequence of parts: `Number` (shown with what it rests on), `Verbatim` (a name or a
-quotation), and plain words, in which no digit may stand.
+A sentence is a sequence of parts: `Number` (shown with its interval and source), `Verbatim` (a name or a
+quotation), and plain words, which must not contain digits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Sentence = tuple[Part, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a protection gives on each axis, and how its attacks ended."""
+    """The results of a protection on each axis, and how its attacks ended."""
 
     kind: str
     lines: tuple[tuple[str, Sentence], ...]
@@ -61,14 +61,14 @@ def scope(report: Report) -> Sentence:
     """Return the sentence about what was run."""
     seeds = Verbatim(", ".join(map(str, report.seeds)))
     if report.configurations:
-        what, count = "configurations", len(report.configurations)
+        noun, count = "configurations", len(report.configurations)
     else:
-        what, count = "methods", len(report.rows)
+        noun, count = "methods", len(report.rows)
     if count == 1:
-        what = what.removesuffix("s")
+        noun = noun.removesuffix("s")
     parts: list[Part] = [
-        _count(report, count, what, REPORT_JSON),
-        f" {what}, seed{'s' * (len(report.seeds) > 1)} ",
+        _count(report, count, noun, REPORT_JSON),
+        f" {noun}, seed{'s' * (len(report.seeds) > 1)} ",
         seeds,
         ".",
     ]
@@ -82,16 +82,18 @@ def cards(report: Report) -> list[Card]:
     items = labelled(report.configurations)
     result = []
     for kind in kinds_of(items):
-        mine = [i for i in items if i.kind == kind]
+        group = [i for i in items if i.kind == kind]
         lines = [
             (AXIS_NAMES[axis], sentence)
             for axis in TRILEMMA
             if (key := headline(report.configurations, axis)) is not None
-            and (sentence := _range(mine, key))
+            and (sentence := _range(group, key))
         ]
-        if attacks := _attacks(report, mine):
+        if attacks := _attacks(report, group):
             lines.append(("Attacks", attacks))
-        result.append(Card(kind=kind, lines=tuple(lines), unsafe=any(i.configuration.unsafe for i in mine)))
+        result.append(
+            Card(kind=kind, lines=tuple(lines), unsafe=any(i.configuration.unsafe for i in group))
+        )
     return result
 
 
@@ -114,7 +116,7 @@ def contrasts(report: Report) -> list[Contrast]:
 def missing(report: Report) -> list[Sentence]:
     """Return sentences about what the report cannot say.
 
-    These are seeds that failed, findings that show nothing, and what nobody measured.
+    They count seeds that failed, findings that show nothing, and what was not measured.
     """
     sentences: list[Sentence] = []
     failed = sum(len(c.failed) for c in report.configurations)
@@ -142,7 +144,7 @@ def missing(report: Report) -> list[Sentence]:
 
 
 def compared(report: Report) -> list[Sentence]:
-    """Return sentences about a comparison of methods: the best ones, and what their intervals say."""
+    """Return sentences about a comparison of methods: the best ones, and which intervals overlap theirs."""
     rows = list(enumerate(report.rows))
     right = [(i, r, r.average) for i, r in rows if r.average is not None]
     lost = [(i, r, r.loss) for i, r in rows if r.loss is not None]
@@ -163,7 +165,7 @@ def _best(
         return []
     i, best, estimate = choose(rows, key=lambda entry: entry[2].value)
     ratio = "" if best.remove_ratio is None else f" at {percent(best.remove_ratio)} % removed"
-    level = [r for _, r, other in rows if r is not best and interval_overlaps(other, estimate)]
+    level = [r for _, r, rival in rows if r is not best and interval_overlaps(rival, estimate)]
     sentences: list[Sentence] = [
         (
             begin,
@@ -205,29 +207,33 @@ def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
     won = [f for f in findings if f.outcome == Outcome.SUCCEEDED]
     resisted = sum(f.outcome == Outcome.RESISTED for f in findings)
     applied = sum(f.outcome != Outcome.NOT_APPLICABLE for f in findings)
-    where = pointer("configurations")
+    source = pointer("configurations")
     parts: list[Part] = [
-        _count(report, len(won), "attacks that succeeded", where),
+        _count(report, len(won), "attacks that succeeded", source),
         " of ",
-        _count(report, applied, "attacks that had something to attack", where),
+        _count(report, applied, "attacks that had something to attack", source),
         " succeeded",
     ]
     if won:
         parts += [": ", Verbatim(", ".join(dict.fromkeys(id for id, _ in attacks_in_order(won))))]
     if resisted:
-        number = _count(report, resisted, "attacks that were resisted", where)
+        number = _count(report, resisted, "attacks that were resisted", source)
         parts += ["; ", number, " resisted, which does not prove safety"]
-    if rest := applied - len(won) - resisted:
-        parts += ["; ", _count(report, rest, "inconclusive attacks", where), " inconclusive or failed"]
+    if undecided := applied - len(won) - resisted:
+        parts += [
+            "; ",
+            _count(report, undecided, "inconclusive attacks", source),
+            " inconclusive or failed",
+        ]
     return tuple(parts)
 
 
 def _contrast(
     report: Report, items: Sequence[Labelled], base: str, kind: str, key: str
 ) -> tuple[str, Sentence]:
-    """Return a measure's title and how pairs end, such as `better in 2 of 2 pairs`.
+    """Return a measure's title and the verdicts on pairs, such as `better in 2 of 2 pairs`.
 
-    The two configurations of a pair differ in the protection only.
+    The two configurations of a pair differ only in the protection.
     """
     pairs = [
         (a, b)
@@ -273,5 +279,5 @@ def _plural(count: int, word: str) -> str:
 
 
 def attacks_in_order(findings: Sequence[Finding]) -> list[tuple[str, str]]:
-    """Return (id, name) of each attack once, A2 before A10."""
+    """Return (id, name) of each attack without repeats, A2 before A10."""
     return sorted({(f.id, f.attack) for f in findings}, key=lambda pair: (in_order(pair[0]), pair[1]))

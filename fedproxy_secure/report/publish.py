@@ -2,7 +2,7 @@
 
 report.html    for people: a page that opens offline
 report.md      for people: text
-report.json    for programs and gates; written last, so that where it exists, the others do
+report.json    for programs and gates; written last, so that the others exist if it does
 report.sarif   for dashboards of code scanners
 summary.md     for a pull request
 *.png          the page's charts
@@ -23,9 +23,9 @@ from fedproxy_secure.runtime.files.names import REPORT_MARKDOWN
 
 
 def publish(report: Report, folder: Path) -> Path:
-    """Write every form, each file whole or not at all, and return the path of `report.html`.
+    """Write every form, each file atomically, and return the path of `report.html`.
 
-    Raises `RunFolderError` if the folder cannot be written; files that are already there then stay.
+    Raises `RunFolderError` if the folder cannot be written; existing files then stay.
     """
     page = write_page(report, folder)
     write_pngs(report, folder)
@@ -36,9 +36,9 @@ def publish(report: Report, folder: Path) -> Path:
 
 
 def write_texts(report: Report, folder: Path) -> Path:
-    """Write `report.md` and `report.json` only, each whole or not at all; return the latter's path.
+    """Write only `report.md` and `report.json`, each atomically; return the path of `report.json`.
 
-    Raises `RunFolderError` if the folder cannot be written; files that are already there then stay.
+    Raises `RunFolderError` if the folder cannot be written; existing files then stay.
     """
     write_bytes(folder / REPORT_MARKDOWN, markdown_report(report).encode())
     return report.write(folder)

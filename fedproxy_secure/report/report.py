@@ -1,7 +1,7 @@
 """The report of a run, and `report.json`, its form for programs.
 
 The JSON follows `report.schema.json`, which ships beside this module and is generated from these classes by
-`python -m fedproxy_secure.report.schema`. `schema_version` grows when a reader of the old version would
+`python -m fedproxy_secure.report.schema`. `schema_version` increases if a reader of the old version would
 misread the new one.
 """
 
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 6
 
 
 def pointer(path: str) -> str:
-    """Return where a value of a report is looked up: `report.json` and, after `#`, its JSON pointer.
+    """Return the source of a value of a report: `report.json` and, after `#`, its JSON pointer.
 
     >>> pointer("rows/0/average")
     'report.json#/rows/0/average'
@@ -36,11 +36,11 @@ def pointer(path: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """One method at one remove ratio; None where a number does not apply or was not measured.
+    """One method at one remove ratio; None for a number that does not apply or was not measured.
 
-    All have the unit `share` (1 = everything), but losses `nats`: per token of free text's responses, which
-    are in no accuracy. Accuracy is lm-eval's `acc`, and so are all numbers of accuracy whose names do not
-    end in `_norm`; those are by its `acc_norm`, with log-likelihoods per character of the choice.
+    Losses have the unit `nats`, per token of free text's responses, which no accuracy includes. All other
+    numbers have the unit `share` (1 = everything). They use lm-eval's `acc`, but those whose names end in
+    `_norm` use its `acc_norm`, with log-likelihoods per character of the choice.
     """
 
     method: str
@@ -75,13 +75,13 @@ class MethodDifference:
         method: the method.
         against: the method that is subtracted.
         remove_ratio: of both; of one of them if the other has no proxy; None if both have none.
-        average: the difference of the fused LLMs' mean accuracies over tasks, by `acc`; unit `share`. What
-            both share, such as a seed's records, cancels out, so its interval may leave out 0 where the
-            methods' own intervals overlap. None where all tasks are free text.
+        average: the difference of the fused LLMs' mean accuracies over tasks, by `acc`; unit `share`.
+            Effects that both share, such as a seed's records, cancel out, so its interval may exclude 0
+            although the methods' own intervals overlap. None if all tasks are free text.
         average_norm: the same by `acc_norm`.
         tasks: `average` task by task.
-        loss: the difference of their mean losses on free text; unit `nats`, below 0 where the method loses
-            less. None where there is none.
+        loss: the difference of their mean losses on free text; unit `nats`, below 0 if the method's loss is
+            smaller. None without free text.
         tasks_loss: `loss` task by task.
     """
 
@@ -97,11 +97,11 @@ class MethodDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScale:
-    """What a coded task of a comparison can show: the ends of its scale, by `acc`, unit `share`.
+    """The scale of a coded task of a comparison: its ends and a constant answer, by `acc`, unit `share`.
 
     Args:
         task: the task.
-        constant: accuracy of the answer that is most frequent in training records, given to every record.
+        constant: accuracy of the most frequent answer of training records, given to every test record.
         zero_shot: accuracy of the LLM before tuning.
         ceiling: accuracy of the LLM tuned on all records together.
         above_constant, above_zero_shot: the ceiling minus each of the two, paired.
@@ -119,13 +119,13 @@ class TaskScale:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """How like its LLM a proxy is, on public text that healing does not read.
+    """How close a proxy is to its LLM, on public text that healing does not read.
 
     Args:
         kl: KL(LLM || proxy) of next-token distributions, nats a token.
         agreement: share of positions where both predict the same token.
-        llm_perplexity, proxy_perplexity: of both.
-        cka: linear CKA of what proxy blocks and their LLM originals pass on, mean over blocks; None where
+        llm_perplexity, proxy_perplexity: perplexities of both.
+        cka: linear CKA of the outputs of proxy blocks and of their LLM originals, mean over blocks; None if
             proxy blocks have no originals.
         verbatim: share of the LLM's parameters that the proxy holds bit for bit.
     """
@@ -143,9 +143,9 @@ class ProxyRow:
     """A comparison's proxy at one remove ratio, before any tuning.
 
     Args:
-        remove_ratio: share of the LLM that it does without.
-        fidelity: of the proxy that clients get; None where no record of it is there.
-        before_healing: of the same proxy before it was healed; None if it was not.
+        remove_ratio: share of the LLM that it lacks.
+        fidelity: fidelity of the proxy that clients get; None without a record of it.
+        before_healing: fidelity of the same proxy before it was healed; None if it was not healed.
         above_llm: accuracy of the proxy minus the LLM's, by `acc`, both untuned; unit `share`. None unless
             the comparison has both, and a task that is not free text.
     """
@@ -158,7 +158,7 @@ class ProxyRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that a run found, and what it takes to reproduce it.
+    """All results of a run, and what is needed to reproduce it.
 
     Args:
         name: name of the run.
@@ -169,18 +169,18 @@ class Report:
         estimates: numbers outside `rows` and `configurations`, such as a proxy's fidelity.
         rows: the methods of a comparison.
         differences: pairs of its methods: each method minus those that `compare.against` names.
-        task_scales: what each task of a comparison can show, where that is known.
+        task_scales: the scale of each task of a comparison, if it is known.
         proxies: a comparison's proxies, one for each remove ratio.
-        notes: what a reader must know before believing a number, such as truncated prompts or unsafe
+        notes: what a reader must know to interpret the numbers, such as truncated prompts or unsafe
             settings.
         guarantees: what holds and what does not, in sentences.
         configurations: the trilemma's configurations with their measures.
-        attack_differences: each attack under each protection, beside the same without protection.
-        not_measured: what nobody measured, and why.
+        attack_differences: each attack under each protection, compared with no protection.
+        not_measured: what was not measured, and why.
         audit_head: hash of the audit log's last line, hex, over which the report is signed; None without a
             log.
-        total_epsilon: epsilon of all configurations together, which train on the same records; None where
-            it is not finite or not known.
+        total_epsilon: epsilon of all configurations together, which train on the same records; None if it
+            is not finite or not known.
         composition: sentences about `total_epsilon`, and about which privacy costs add up.
         schema_version: version of the form.
     """
@@ -217,21 +217,21 @@ class Report:
     def write(self, folder: Path) -> Path:
         """Write `report.json` atomically and return its path.
 
-        Raises `RunFolderError` if the folder cannot be written; a file that is already there then stays.
+        Raises `RunFolderError` if the folder cannot be written; an existing file then stays.
         """
         artifacts.write_bytes(folder / REPORT_JSON, self.to_json().encode())
         return folder / REPORT_JSON
 
     @classmethod
     def load(cls, folder: Path) -> Report:
-        """Read the report in `folder`; raises what `read` raises."""
+        """Read the report in `folder`; raises as `read` does."""
         return cls.read(folder / REPORT_JSON)
 
     @classmethod
     def read(cls, path: Path) -> Report:
         """Read a report's JSON.
 
-        Raises `RunFolderError` if there is none, or it is damaged or of another schema version.
+        Raises `RunFolderError` if it is missing, damaged or of another schema version.
         """
         return cls.parse(read_file(path), path)
 

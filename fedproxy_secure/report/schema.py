@@ -1,6 +1,6 @@
 """Write `report.schema.json` from the report's classes: `python -m fedproxy_secure.report.schema`.
 
-A test checks that the file is what this module writes, and that a written report is valid under it.
+A test checks that the file equals this module's output, and that a written report is valid under it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def report_schema() -> dict[str, Any]:
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema, changed in place: objects have all of their keys, no others, and no defaults."""
+    """Require all keys of objects, allow no others, remove defaults, in place; return the schema."""
     for part in (schema, *schema["$defs"].values()):
         if part.get("type") == "object" and "properties" in part:
             part["additionalProperties"] = False

@@ -1,7 +1,7 @@
-"""What attacks on one configuration have shown together, which is what a gate may rely on.
+"""The joint outcome of attacks on one configuration, on which a gate may rely.
 
-A resisted attempt counts only where there is one on every seed. An attack that was inconclusive, or raised,
-makes the evidence inconclusive, whatever others have shown.
+Resistance counts only if there is a resisted attempt on every seed. An attack that was inconclusive or
+raised an error makes the evidence inconclusive, unless an attack succeeded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Attempts:
 
     @classmethod
     def by_attack(cls, configuration: Configuration, name: str, view: str | None = None) -> Attempts:
-        """Return all attempts of an attack, by its name or id, from one view or from any."""
+        """Return all attempts of an attack, by its name or id, from one view or from all views."""
         findings = [
             f
             for f in configuration.findings
@@ -54,8 +54,8 @@ class Attempts:
         """Return the outcome of all attempts together, and the sentence that decides it.
 
         One success makes it a success; otherwise one undecided attempt makes it undecided. RESISTED: on
-        every seed some attempt was resisted. NOT_APPLICABLE: there was an attempt on every seed, and none
-        had anything to attack. None: it was not tried.
+        every seed some attempt was resisted. NOT_APPLICABLE: on every seed there was an attempt that had
+        nothing to attack. None: otherwise.
         """
         for outcome in (Outcome.SUCCEEDED, *UNDECIDED):
             if first := self._first(outcome):
@@ -67,9 +67,9 @@ class Attempts:
         return None, self._untried
 
     def weakness(self) -> tuple[Outcome | None, str] | None:
-        """Return why a number that these attempts measured proves nothing; None if it may be relied on.
+        """Return why a number from these attempts proves nothing; None if it is reliable.
 
-        The outcome is that of an undecided attempt; it is None where some seed has no decided attempt.
+        The outcome is that of an undecided attempt; it is None if some seed has no decided attempt.
         """
         for outcome in UNDECIDED:
             if first := self._first(outcome):

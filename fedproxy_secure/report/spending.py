@@ -1,8 +1,8 @@
-"""Epsilon on a report, for one configuration and for all together, in numbers and in sentences.
+"""Epsilon in a report, for one configuration and for all together, in numbers and in sentences.
 
-The number that counts is `epsilon_spent`: it covers all trainings of a configuration together, including
-those of seeds that did not finish. `epsilon_spent_one_seed` and `epsilon_claimed` cover one training alone
-and say so.
+The main number is `epsilon_spent`: it covers all trainings of a configuration together, including those of
+seeds that did not finish. `epsilon_spent_one_seed` and `epsilon_claimed` cover only one training, and their
+titles say so.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ CEILING_NOT_COUNTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class SpentTotal:
-    """What all configurations of a report spent together.
+    """The privacy cost of all configurations of a report together.
 
     Args:
-        epsilon: the number; None where no finite number is known.
+        epsilon: the number; None if no finite number is known.
         says: sentences about what composes with what, and why there is no number.
     """
 
@@ -54,10 +54,10 @@ class SpentTotal:
 
 
 def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
-    """Return what a seed spent that did not finish, since it trained on the same records too.
+    """Return the training of a seed that did not finish, because it used the same records, too.
 
-    The result is empty if the seed did not begin to train. A ledger that cannot be read makes a training of
-    unknown cost.
+    The result is empty if the seed did not begin to train. An unreadable ledger gives a training of unknown
+    cost.
     """
     folder, delta = run / seed_folder(seed) / FEDERATION / PRIVACY, config.privacy.target_delta
     if config.privacy.unit == "none" or not folder.is_dir():
@@ -72,7 +72,7 @@ def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
 def epsilons(
     config: Config, trainings: Sequence[Training], *, seeds: Sequence[int], place: str
 ) -> list[Measure]:
-    """Return what is claimed, and what was spent by all trainings together and by one alone.
+    """Return the claimed epsilon, and those spent by all trainings together and by one alone.
 
     Args:
         config: the settings.
@@ -90,13 +90,13 @@ def epsilons(
         ),
         _measure(kinds.DELTA, delta, "delta", settings, seeds),
     ]
-    if cost is None or alone is None or not cost.finite:  # the clients keep the ledgers
+    if cost is None or alone is None or not cost.finite:  # such as if the ledgers are with the clients
         return promised
-    many = _measure(kinds.EPSILON_SPENT, cost.epsilon, f"epsilon spent, {_together(cost)}", result, seeds)
-    how = f"{many.estimate.how}: the client that spent most, {cost.how}"
+    spent = _measure(kinds.EPSILON_SPENT, cost.epsilon, f"epsilon spent, {_together(cost)}", result, seeds)
+    how = f"{spent.estimate.how}: the client that spent most, {cost.how}"
     return [
         *promised,
-        replace(many, estimate=replace(many.estimate, how=how)),
+        replace(spent, estimate=replace(spent.estimate, how=how)),
         _measure(kinds.EPSILON_SPENT_ONE_SEED, alone, "epsilon spent, one seed alone", result, seeds),
     ]
 
@@ -126,12 +126,12 @@ def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, .
 
 
 def total(configurations: Sequence[Configuration], *, same_records: bool) -> SpentTotal:
-    """Return what all configurations of a report cost together, as they train on the same records.
+    """Return the cost of all configurations of a report together, as they train on the same records.
 
     Args:
         configurations: the report's configurations.
-        same_records: whether the records are known to be the same; if not, it is assumed, and epsilons are
-            added up.
+        same_records: whether the records are known to be the same; if not, this is assumed, and epsilons
+            are added up.
     """
     ran = [c for c in configurations if c.seeds or c.spends]
     private = [c for c in ran if c.privacy_unit != "none"]

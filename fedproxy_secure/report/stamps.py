@@ -1,4 +1,4 @@
-"""What a report must say of unsafe settings, and how many clients a sum hides an update among."""
+"""A report's stamps for unsafe settings, and the number of clients among which a sum hides an update."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fedproxy_secure.protect.base import protection_of
 
 
 def unsafe_stamps(config: Config) -> tuple[str, ...]:
-    """Return what every report on these settings must say first; () if nothing in them is unsafe."""
+    """Return the warnings at the top of every report on these settings; () if all settings are safe."""
     stamps = [*protection_of(config.protect).unsafe(config.protect)]
     if simulated_noise(config):
         stamps.append(SIMULATED_NOISE)
@@ -16,12 +16,12 @@ def unsafe_stamps(config: Config) -> tuple[str, ...]:
 
 
 def simulated_noise(config: Config) -> bool:
-    """Return whether the noise of differential privacy follows from the seed: nothing is private."""
+    """Return whether differential privacy draws its noise from the seed, so that nothing is private."""
     return config.privacy.unit != "none" and config.privacy.randomness == "unsafe_simulated"
 
 
 def effective_cohort(config: Config, *, fewest: int) -> int:
-    """Return the size of the smallest group that an update hides in, minus those that may collude.
+    """Return the size of the smallest group that hides an update, minus the clients that may collude.
 
     Args:
         config: the settings.

@@ -1,4 +1,4 @@
-"""The words for what was swept, the headline measure of each axis, and the Pareto front."""
+"""Words for swept settings, the headline measure of each axis, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedproxy_secure.evidence.measures.privacy import EPSILON_CLAIMED
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.trilemma import Configuration, Measure
 
-PROXY_SETTINGS = ("compression", "remove_ratio")  # what makes a proxy
+PROXY_SETTINGS = ("compression", "remove_ratio")  # settings that determine a proxy
 PLAINTEXT = "unsafe_plaintext"  # the scheme without protection
-UNPROTECTED = "no protection"  # words for it as a kind, which is drawn in red
+UNPROTECTED = "no protection"  # its kind in words, drawn in red
 TRILEMMA: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
 AXIS_NAMES: Mapping[Axis, str] = {
     "performance": "Performance",
@@ -26,7 +26,7 @@ AXIS_NAMES: Mapping[Axis, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A configuration with its words: `kind`, the protection; `rest`, all else that differs."""
+    """A configuration with its words: `kind`, the protection; `rest`, all other settings that vary."""
 
     configuration: Configuration
     kind: str
@@ -43,13 +43,13 @@ class Labelled:
         return _in_plaintext(self.configuration) and not self.configuration.recipe
 
     def number(self, key: str) -> Number | None:
-        """Return the measure with this key for display, or None without one."""
+        """Return the measure with this key for display; None if it was not measured."""
         measure = self.configuration.measure(key)
         return None if measure is None else shown(measure)
 
 
 def shown(measure: Measure) -> Number:
-    """Return a measure as people see it."""
+    """Return a measure for display."""
     return Number(measure.estimate, measure.source, signed=measure.kind.signed)
 
 
@@ -74,12 +74,12 @@ def labelled(configurations: Sequence[Configuration]) -> list[Labelled]:
 
 
 def kinds_of(items: Sequence[Labelled]) -> list[str]:
-    """Return each kind once, no protection first, then the others in order."""
+    """Return the kinds without repeats, no protection first, then the others in order."""
     return list(dict.fromkeys(item.kind for item in sorted(items, key=lambda item: not item.is_baseline)))
 
 
 def common_settings(configurations: Sequence[Configuration]) -> list[str]:
-    """Return what all configurations have in common, in words such as `fusion fedavg`."""
+    """Return the settings that all configurations share, in words such as `fusion fedavg`."""
     phrases = []
     for key in _swept(configurations):
         values = {c.settings.get(key) for c in configurations}
@@ -101,10 +101,10 @@ def kind_of_measure(configurations: Sequence[Configuration], key: str) -> Measur
 
 
 def headline(configurations: Sequence[Configuration], axis: Axis) -> str | None:
-    """Return the measure that stands for an axis, or None where no measure of it has a better direction.
+    """Return the measure that represents an axis, or None if no measure of it has a better direction.
 
-    Of the measures that most configurations have, it is the one with the highest rank. Where their proxies
-    differ, those that count from the proxy come last.
+    It is the highest-ranked of the measures that most configurations have. If the configurations' proxies
+    differ, measures relative to the proxy rank last.
     """
     counts: dict[str, int] = {}
     for key in keys_of(configurations, axis):
@@ -113,18 +113,18 @@ def headline(configurations: Sequence[Configuration], axis: Axis) -> str | None:
             counts[key] = len(measures)
     if not counts:
         return None
-    most = [key for key, count in counts.items() if count == max(counts.values())]
+    most_common = [key for key, count in counts.items() if count == max(counts.values())]
     proxies = {tuple(c.settings.get(key) for key in PROXY_SETTINGS) for c in configurations}
 
     def rank(key: str) -> tuple[bool, int]:
         kind = kind_of_measure(configurations, key)
         return not (kind.relative and len(proxies) > 1), kind.headline
 
-    return max(most, key=rank)
+    return max(most_common, key=rank)
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Return which points no other beats in one number without losing in the other; higher is better.
+    """Return which points are on the Pareto front, where higher is better in both numbers.
 
     Only values count: two points whose intervals overlap may change places with other seeds.
     """
@@ -139,7 +139,7 @@ def setting_words(key: str, value: str) -> str:
 
 
 def percent(ratio: float) -> str:
-    """Return a remove ratio in percent, without the sign; as exact as settings tell ratios apart.
+    """Return a remove ratio in percent, without the sign, as exactly as settings distinguish ratios.
 
     >>> percent(0.5), percent(0.125)
     ('50', '12.5')

@@ -1,8 +1,8 @@
 """The trilemma of one configuration: performance, privacy and IP, measured together, and the cost.
 
-A **measure** is an estimate on one axis, under a key that policies name, with the record that it came from.
-A **configuration** is one way to run the pipeline (protection, remove ratio, fusion, adapter); its measures
-join the seeds. There is no single score, so that no axis is hidden.
+A **measure** is an estimate on one axis, under a key that policies name, with its source. A
+**configuration** is one way to run the pipeline (protection, remove ratio, fusion, adapter); its measures
+are joined over seeds. There is no single score, which would hide an axis.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Measure:
     """One number of an axis.
 
     Args:
-        axis, better: those of its kind. They stand in the report so that a reader who lacks the kind can
-            still show the number.
+        axis, better: those of its kind. They are in the report so that a program without the kind can still
+            show the number.
         key: name for programs, such as `gap_closed`, the same in every configuration.
         estimate: the number.
-        source: where it can be looked up: a path relative to the report's folder and, after `#`, the place
-            in that file.
+        source: where it comes from: a path relative to the report's folder and, after `#`, the place in
+            that file.
     """
 
     axis: Axis
@@ -69,7 +69,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """Who saw what: one kind of message to one party, all rounds and seeds together."""
+    """One kind of message to one party, all rounds and seeds together."""
 
     message: str
     party: str
@@ -81,27 +81,27 @@ class LedgerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackDifference:
-    """One attack from one view under a protection, beside the same without protection.
+    """One attack from one view under a protection, compared with the same attack without protection.
 
     Args:
-        attack, id, view: the attack and where it looked from.
-        surface: the surface of privacy that it read without protection (`evidence.surfaces`); empty if it
-            speaks of none.
-        surface_here: the same under the protection, where it may have had less to read.
-        measure: key of the measure of privacy that its headline is a number of; empty if there is none.
+        attack, id, view: the attack and its view.
+        surface: the surface of privacy that it read without protection (`evidence.surfaces`); empty if
+            there is none.
+        surface_here: the same under the protection, which may leave it less to read.
+        measure: key of the headline's measure of privacy; empty if there is none.
         configuration: name of the protected configuration.
-        against: name of the configuration without protection that is alike in all else.
-        chance, bar: the headline's value where there is nothing to find, and what its interval must lie
-            above.
+        against: name of the otherwise equal configuration without protection.
+        chance, bar: the headline's value if there is nothing to find, and the value that its interval must
+            lie above.
         base: the headline without protection, over the seeds that both have.
         shows: whether that is above the bar, so that there is something to protect.
         could_show: the smallest value that the unprotected run would have shown; None if that is not known.
-        value: the headline under the protection; None where the attack left no number there.
+        value: the headline under the protection; None if the attack has no number there.
         difference: `value - base`, paired by seed and, if `paired`, by target; None without a value.
-        paired: whether the same targets were asked about on every seed.
-        outcome: how the attack ended under the protection: SUCCEEDED if on some seed, RESISTED if on every
-            one, else INCONCLUSIVE; without a value, how it ended on the first seed.
-        why: why there is no value, or why what it shows is not decided; empty otherwise.
+        paired: whether the targets were the same on every seed.
+        outcome: the attack's outcome under the protection: SUCCEEDED if it succeeded on some seed, RESISTED
+            if it was resisted on every seed, else INCONCLUSIVE; without a value, that of the first seed.
+        why: why there is no value, or why the outcome is undecided; empty otherwise.
     """
 
     attack: str
@@ -133,21 +133,20 @@ class Configuration:
         scheme: name of the protection.
         settings: what was swept, such as `{"protection": "masking", "remove_ratio": "0.5"}`.
         seeds: the seeds that finished.
-        recipe: in words, the options and the settings of its own that a swept protection has; empty if it
-            has none.
+        recipe: a swept protection's options and own settings, in words; empty if it has none.
         measures: its numbers.
         curves: its numbers round by round.
-        findings: what attacks found.
-        ledger: who saw what.
+        findings: the findings of attacks.
+        ledger: which party saw which messages.
         guarantees: what holds and what does not, in sentences.
-        unsafe: stamps: sentences that stand on every report.
+        unsafe: stamps: warnings that every report shows.
         failed: seeds that did not finish, and why.
         commands: commands that run this configuration alone.
         folders: for each seed's folder name, such as `seed-0`, its run's folder relative to the report's.
         privacy_unit: what differential privacy hides: `record`, `client` or `none`.
         simulated_noise: whether the noise of differential privacy follows from the seed, so that nothing
             is private.
-        api_answers: what customers of the fused LLM are assumed to be told; None if that is not known.
+        api_answers: what an API of the fused LLM is assumed to return; None if that is not known.
         spends: privacy events of all trainings by client, equal ones joined into one; {} if not all are
             known.
     """
@@ -172,7 +171,7 @@ class Configuration:
     spends: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
 
     def measure(self, key: str) -> Measure | None:
-        """Return the measure with this key, or None where it was not measured."""
+        """Return the measure with this key, or None if it was not measured."""
         return next((m for m in self.measures if m.key == key), None)
 
     def file_of(self, finding: Finding, name: str) -> str:
@@ -181,6 +180,6 @@ class Configuration:
         return name if folder in ("", ".") else f"{folder}/{name}"
 
     def source_of(self, finding: Finding) -> str:
-        """Return where a finding can be looked up."""
+        """Return the source of a finding."""
         record = self.file_of(finding, FINDINGS)
         return f"{record}#{finding.attack} from {finding.view}, {finding.seed_folder}"

@@ -1,16 +1,16 @@
-"""The folder of a run: it belongs to one set of settings, and its files are written whole or not at all.
+"""The folder of a run: it belongs to one set of settings, and its files are written atomically.
 
     manifest.json      SHA-256 of the settings; written first
     config.yaml        the resolved settings, every default spelled out
-    environment.json   Python, packages, those that plug something in too, platform
+    environment.json   Python, packages (plug-ins included), platform
     running.json       while a process works here (`only_one`)
     ...                whatever the run writes
 
-Every write goes to a temporary file beside the target, is flushed to the disk and then renamed over
-it. A crash or a full disk leaves the old file or none, never half of one.
+Every write goes to a temporary file beside the target, is flushed to the disk and then renamed over the
+target. A crash or a full disk leaves the old file or none, never a part of one.
 
-Files that others wrote are read by `fedproxy_secure.runtime.untrusted`, so that nothing in a file can
-exhaust the stack.
+Files of other parties are read by `fedproxy_secure.runtime.untrusted`, so that no file can exhaust the
+stack.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Settings(Protocol):
 class RunFolder:
     """A folder that belongs to one resolved config. One process writes to it at a time.
 
-    `private`: only the owner may read its files (0600, see `private_folder`), whatever the umask.
+    `private`: only the owner may read its files (0600, see `private_folder`), regardless of the umask.
     """
 
     path: Path
@@ -70,9 +70,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Settings) -> RunFolder:
-        """Make a new run folder; the folder may exist if it is empty.
+        """Create a run folder; the folder may exist if it is empty.
 
-        Raises `RunFolderError` if there is something in it, or it cannot be written.
+        Raises `RunFolderError` if it is not empty or cannot be written.
         """
         _check_empty(path)
         folder = cls(path=path)
@@ -84,7 +84,7 @@ class RunFolder:
     def resume(cls, path: Path, config: Settings) -> RunFolder:
         """Go on in a run folder; create it if it does not exist or is empty.
 
-        What a kill while it was created has left out is written now.
+        Files that are missing because its creation was killed are written now.
 
         Raises `RunFolderError` if it belongs to other settings, or is not a run folder.
         """
@@ -134,8 +134,8 @@ class RunFolder:
     def append_jsonl(self, name: str, record: dict[str, Any]) -> Path:
         """Add one line of JSON and flush it to the disk.
 
-        A last line that a crash left unfinished is dropped first. Raises `RunFolderError` if the
-        line cannot be written; the file is then as it was.
+        A last line that a crash left unfinished is dropped first. Raises `RunFolderError` if the line
+        cannot be written; the file is then unchanged.
         """
         path = self.path / name
         line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
@@ -144,7 +144,7 @@ class RunFolder:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             with open(os.open(path, flags, 0o600 if self.private else 0o666), "ab+", buffering=0) as file:
                 if self.private:
-                    os.fchmod(file.fileno(), 0o600)  # a file that was there may have any mode
+                    os.fchmod(file.fileno(), 0o600)  # an existing file may have any mode
                 end = _end_of_last_whole_line(file.seek(0, os.SEEK_END), path)
                 file.truncate(end)
                 try:
@@ -160,9 +160,9 @@ class RunFolder:
         return path
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        """Return the whole lines of a file made by `append_jsonl`; none if there is no such file.
+        """Return the complete lines of a file of `append_jsonl`; none if there is no such file.
 
-        Raises `RunFolderError` if a whole line is not JSON.
+        Raises `RunFolderError` if a complete line is not JSON.
         """
         path = self.path / name
         try:
@@ -177,9 +177,9 @@ class RunFolder:
 
 
 def check_new(path: Path) -> None:
-    """Raise `RunFolderError` if there is something in the folder that no other process seems to work in.
+    """Raise `RunFolderError` if the folder is not empty, unless another process seems to work in it.
 
-    `RunFolder.create` asks again. This is for before it, so that nobody waits for what is refused then.
+    `RunFolder.create` checks again; this earlier check reports the error before any slow work.
     """
     if not (path / RUNNING).exists():
         _check_empty(path)
@@ -193,20 +193,20 @@ def json_bytes(value: Any) -> bytes:
 def private_folder(path: Path) -> Path:
     """Create a folder with mode 0700, or set that mode on an existing one, and return it.
 
-    Folders above it get their usual mode: whoever may not enter `path` reaches nothing below it.
+    Folders above it get their usual mode: users who may not enter `path` reach nothing below it.
 
-    Raises `RunFolderError` if it cannot be made.
+    Raises `RunFolderError` if it cannot be created.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)  # whatever the umask and the mode that an existing folder had
+        path.chmod(0o700)  # regardless of the umask and of an existing folder's mode
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
     return path
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file that a run wrote. Raises `RunFolderError` if there is none, or it is too large."""
+    """Read a file of a run; raises `RunFolderError` if there is none, or it is too large."""
     try:
         return read_bytes(path)
     except OSError as error:
@@ -216,13 +216,14 @@ def read_file(path: Path) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Write `data` to `path` atomically, and make its folder if there is none.
+    """Write `data` to `path` atomically, and create its folder if there is none.
 
-    A `private` file has mode 0600 whatever the umask, any other the mode of any new file. Several processes
-    may write a file at once, but only one a private file: what a kill leaves of it, the next call removes.
+    A `private` file has mode 0600 regardless of the umask; other files have the usual mode of a new file.
+    Several processes may write a file at once, but only one a private file, because the next call removes
+    the unfinished private file that a kill leaves.
 
-    Raises `RunFolderError` if the disk is full or the folder cannot be written; the file that was at `path`
-    before is then still there, whole.
+    Raises `RunFolderError` if the disk is full or the folder cannot be written; an earlier file at `path`
+    is then unchanged.
     """
     with replacing(path, private=private, at_once=not private) as partial:
         partial.write_bytes(data)
@@ -241,15 +242,17 @@ def environment(device: str | None = None) -> dict[str, Any]:
 
 
 def _packages() -> tuple[str, ...]:
-    """Return the main packages, then those that plug something in: what they add may change with them."""
-    found = metadata.entry_points()
-    points = [p for g in found.groups if g.startswith("fedproxy_secure.") for p in found.select(group=g)]
+    """Return the main packages, then those with plug-ins, whose versions may change results, too."""
+    all_points = metadata.entry_points()
+    points = [
+        p for g in all_points.groups if g.startswith("fedproxy_secure.") for p in all_points.select(group=g)
+    ]
     plug_ins = {p.dist.name for p in points if p.dist is not None and "Name" in p.dist.metadata}
     return (*_PACKAGES, *sorted(plug_ins - {*_PACKAGES}))
 
 
 def installed(package: str) -> str | None:
-    """Return the version of `package` that is installed, or None."""
+    """Return the installed version of `package`, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -262,7 +265,7 @@ def _check_empty(path: Path) -> None:
 
 
 def _contents(path: Path) -> list[str]:
-    """Return the names in the folder, without what an interrupted write or process may have left."""
+    """Return the names in the folder, without leftovers of an interrupted write or process."""
     try:
         return [n for n in os.listdir(path) if not n.startswith(PARTIAL) and n != RUNNING]
     except FileNotFoundError:

@@ -1,12 +1,13 @@
-"""Escape text that somebody else may have chosen, for terminals and Markdown.
+"""Escape text that another party may have chosen, for terminals and Markdown.
 
 Names and details in a report come from settings, attacks and clients. They are shown letter by letter and
 have no effect: no markup, no link, no cell or line of a table, no terminal sequence. HTML is escaped by the
 page's own templates, JSON by its writer.
 
-Guarantees: `printable` holds no control, format or surrogate character, so no escape sequence and no change
-of the reading direction. `escaped`, put into a line or a cell of a table, renders to its own letters alone,
-in CommonMark and in GitHub's Markdown. Not guaranteed: that GitHub makes no mention of an `@name`.
+Guarantees: text of `printable` has no control, format or surrogate character, so no escape sequence and no
+change of the reading direction. Text of `escaped`, in a line or a cell of a table, renders to exactly its
+own letters, in CommonMark and in GitHub's Markdown. Not guaranteed: that GitHub does not turn an `@name`
+into a mention.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SIGNS = re.compile(r"[\\`*|~$]|\[(?=\^)|\](?=[(\[:])")  # brackets where they make a link or a footnote
-_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # within a word it is a letter
-_BLOCK = re.compile(r"^(?:[#+>=:\[-]|\d{1,9}(?=[.)]))")  # begins a block at the beginning of a line
+_SIGNS = re.compile(r"[\\`*|~$]|\[(?=\^)|\](?=[(\[:])")  # brackets only if they make a link or a footnote
+_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # not within a word, where it has no effect
+_BLOCK = re.compile(r"^(?:[#+>=:\[-]|\d{1,9}(?=[.)]))")  # starts a block at the start of a line
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 class Markdown(str):
-    """Text that is Markdown already: `escaped` leaves it as it is."""
+    """Text that is Markdown already, which `escaped` does not change."""
 
     __slots__ = ()
 
@@ -57,7 +58,7 @@ def escaped(text: str) -> Markdown:
 
 
 def escaped_line(text: str) -> Markdown:
-    """Return what `escaped` returns, for text that begins a line, an item or a quotation."""
+    """Return text as `escaped` does, for the start of a line, an item or a quotation."""
     line = escaped(text)
     if isinstance(text, Markdown):
         return line
@@ -70,5 +71,5 @@ def code(text: str) -> Markdown:
 
 
 def _behind(match: re.Match[str]) -> str:
-    """Return a matched Markdown sign escaped by a backslash; in `1.` the sign is the dot."""
+    """Return a matched Markdown sign with a backslash, which in `1.` stands before the dot."""
     return match[0] + "\\" if match[0].isdigit() else "\\" + match[0]

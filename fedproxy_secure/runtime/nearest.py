@@ -1,4 +1,4 @@
-"""Suggest the known name nearest to an unknown one, and find the shipped file that a name stands for."""
+"""Suggest the known name nearest to an unknown one, and find the shipped file of a name."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def file_or_shipped(name: str, folders: Sequence[Path], *, kind: str) -> Path:
     """Return the YAML file called `name`, or the one in `folders` of that name, with or without `.yaml`.
 
     Args:
-        kind: what such a file is, for the error: "config".
+        kind: what such a file is called in the error, such as "config".
 
-    Raises `ConfigError` that names the nearest shipped file, or all of them.
+    Raises `ConfigError`, which names the nearest shipped file or all of them.
     """
     if Path(name).is_file():
         return Path(name)
     shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-    found = shipped.get(name.removesuffix(".yaml"))
-    if found is None:
+    match = shipped.get(name.removesuffix(".yaml"))
+    if match is None:
         raise ConfigError(f"{name}: there is no such file or shipped {kind}; {nearest(name, shipped)}")
-    return found
+    return match

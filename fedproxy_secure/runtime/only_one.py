@@ -1,11 +1,11 @@
 """Lock a folder for one process at a time; the lock ends with the process.
 
-    running.json    id and start of the process that holds the folder; removed when it lets go
+    running.json    id and start of the process that holds the folder; removed on release
 
-Guarantees: at most one holder, threads of one process included; the operating system frees the lock when
-its holder ends, however it ends, so none is ever left over, and no program that the holder has started
-keeps it. Not guaranteed: between machines on a network file system that locks on each alone, or after
-somebody deletes the file while it is held.
+Guarantees: at most one holder, threads of one process included. The operating system frees the lock when
+its holder ends in any way, so no stale lock remains, and no program that the holder has started keeps it.
+Not guaranteed: between machines on a network file system that locks on each machine separately, or after
+the file is deleted while it is held.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fedproxy_secure.runtime.files.locks import locked, waited_for
 from fedproxy_secure.runtime.files.names import RUNNING
 from fedproxy_secure.runtime.untrusted import parse_json
 
-MOST_BYTES = 4096  # of the file that are read
-WAIT_S = 0.6  # `running` holds the lock for a moment, too
-WORKERS_S = 30.0  # within which a worker has ended whose parent was killed
+MOST_BYTES = 4096  # most bytes of the file that are read
+WAIT_S = 0.6  # above 0, because `running` holds the lock for a moment, too
+WORKERS_S = 30.0  # time in which a worker ends after its parent was killed
 POLL_S = 0.2
 
 
@@ -35,11 +35,11 @@ def the_only_one(folder: Path, what: str, *, remedy: str, wait_s: float = WAIT_S
     """Hold the folder for this process in a `with` block.
 
     Args:
-        what, remedy: for the message, if another process holds it: what runs here already, what to do.
-        wait_s: how long to wait for another process to let go.
+        what, remedy: for the message if another process holds the folder: what runs there, what to do.
+        wait_s: how long to wait for another process to release it.
 
-    Raises `FolderInUse` if another process holds it, and then has written nothing; `RunFolderError` if it
-    cannot be written or locked.
+    Raises `FolderInUse`, without having written anything, if another process holds the folder;
+    `RunFolderError` if it cannot be written or locked.
     """
     path = folder / RUNNING
     file = waited_for(lambda: _held(path), wait_s=wait_s, poll_s=POLL_S)
@@ -56,13 +56,13 @@ def the_only_one(folder: Path, what: str, *, remedy: str, wait_s: float = WAIT_S
         try:
             yield
         finally:
-            with suppress(OSError):  # the lock is what counts
+            with suppress(OSError):  # closing the file frees the lock in any case
                 path.unlink()
 
 
 @contextmanager
 def only_run_in(folder: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Hold the folder of a run, a comparison or a matrix in a `with` block; make it if there is none.
+    """Hold the folder of a run, a comparison or a matrix in a `with` block; create it if there is none.
 
     Raises `FolderInUse` if another process works in it, `RunFolderError` if it cannot be written.
     """
@@ -88,9 +88,9 @@ def running(folder: Path) -> int | None:
 
 
 def _held(path: Path) -> BinaryIO | None:
-    """Return the file, open and locked, or None if another process holds it or has just let go."""
+    """Return the file, open and locked, or None if another process holds it or has just released it."""
     try:
-        file = path.open("a+b")  # not inherited by programs that are started
+        file = path.open("a+b")  # started programs do not inherit it
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
     try:
@@ -101,7 +101,7 @@ def _held(path: Path) -> BinaryIO | None:
     except OSError as error:
         file.close()
         raise RunFolderError(f"{path}: cannot be locked: {error.strerror}") from error
-    file.close()  # it is another's, or its last holder has removed it
+    file.close()  # another process holds it, or its last holder has removed it
     return None
 
 

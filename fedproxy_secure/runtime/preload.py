@@ -1,8 +1,8 @@
-"""A server that forks processes with the slow imports done: torch and transformers take seconds to import.
+"""A server that forks processes that have imported torch and transformers, which takes seconds.
 
 `warm_up` starts the server. Processes of `multiprocessing`'s context "forkserver" are forked from it
-without a delay. It holds no secret and draws no randomness, which comes from named streams or from the
-operating system.
+without that delay. The server has no secret and draws no randomness; randomness comes from named streams or
+from the operating system.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def warm_up(modules: Sequence[str]) -> None:
-    """Start the server and have it import those of `modules` that exist, without waiting for it.
+    """Start the server and make it import those of `modules` that exist, without waiting for it.
 
-    The program's main module comes first: otherwise each process would import it again. Each process gets
-    one thread: threads that contend for the cores make all processes many times slower.
+    The program's main module comes first, because otherwise each process would import it again. Each
+    process gets one thread, because threads contending for cores make all processes many times slower.
     """
     for name in THREADS:
         os.environ.setdefault(name, "1")

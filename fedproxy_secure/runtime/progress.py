@@ -1,13 +1,13 @@
-"""Report the progress of long work to whoever listens, and measure its seconds.
+"""Report the progress of long work, and measure its seconds.
 
 >>> progress: Progress = NoProgress()
 >>> progress.start("seed 0", total=2)
 >>> progress.advance("seed 0", note="loss 1.25")
 >>> progress.done("seed 0")
 
-`Named` and `Weighed` pass calls on to another `Progress`: work inside work tells who it is, and how much
-of all of it is done. `Relayed` and `Replay` are the two ends of a connection: one makes snapshots of what
-it is told, the other tells a `Progress` what has changed since the last.
+`Named` and `Weighed` pass calls on to another `Progress`: the first under the name of a piece of work, the
+second with the share of the piece that is done. `Relayed` and `Replay` are the two ends of a connection:
+the first sends snapshots of its open tasks, the second reports the changes between them to a `Progress`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 WORK = "work"  # the name of the task that counts all the work of a piece, in units of its own
-RELAY_SECONDS = 0.2  # at least, between two snapshots
+RELAY_SECONDS = 0.2  # least time between two snapshots
 LONGEST_TEXT = 80  # characters of a name or a note in a snapshot
 
 
@@ -31,13 +31,13 @@ def duration(seconds: float) -> str:
 
 
 def time_left(steps: float, total: float, elapsed: float) -> float | None:
-    """Return how long the rest takes at the mean pace so far, in the unit of `elapsed`; None if unknown."""
+    """Return the time left at the mean pace so far, in the unit of `elapsed`; None if unknown."""
     return elapsed / steps * (total - steps) if 0 < steps < total else None
 
 
 @dataclass(kw_only=True)
 class StageClock:
-    """Wall-clock seconds per stage in this process; a stage that was killed counts from the resume on."""
+    """Wall-clock seconds per stage in this process; a killed stage counts from its resumption."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
@@ -45,7 +45,7 @@ class StageClock:
     def stop(self, stage: str, *, at_least: float = 0.0) -> None:
         """Add the seconds since the last stop to `stage`.
 
-        `at_least`: the seconds that its finished parts are known to have taken, also in earlier processes.
+        `at_least`: the known seconds of its finished parts, including those in earlier processes.
         """
         now = time.perf_counter()
         self.seconds[stage] = max(at_least, self.seconds.get(stage, 0.0) + now - self.began)
@@ -80,18 +80,18 @@ class NoProgress:
 
 @dataclass(kw_only=True)
 class Weighed:
-    """A `Progress` that passes calls on and adds what a task does to the task `WORK`.
+    """A `Progress` that passes calls on and counts the steps of every task as units of the task `WORK`.
 
     Args:
         shown: where calls are passed on to.
-        units: what all steps of any one task are worth together, in the units in which `WORK` counts, or
-            what tells this for a task's name.
+        units: the units of `WORK` that all steps of a task are worth together, or a function that returns
+            them for a task's name.
     """
 
     shown: Progress
     units: float | Callable[[str], float]
     _each: dict[str, float] = field(default_factory=dict)  # units per step, by task
-    _owed: float = 0.0  # units done that are not yet a whole one
+    _owed: float = 0.0  # units done but not counted, less than one
 
     def start(self, task: str, total: int) -> None:
         """Begin `task`."""
@@ -120,7 +120,7 @@ class Named:
     Args:
         shown: where they are shown.
         name: the name of this piece of work.
-        hidden: tasks that are not shown, such as one that lasts while others come and go.
+        hidden: tasks that are not shown, such as one that outlasts the others.
         on_work: called with the units that the task `WORK` advances by; `WORK` itself is not shown.
     """
 
@@ -149,7 +149,7 @@ class Named:
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
-    """A task that was started and is not done. `number`: two tasks of one name differ in it."""
+    """A task that was started and is not done; `number` distinguishes tasks of the same name."""
 
     task: str
     number: int
@@ -163,9 +163,9 @@ Snapshot = tuple[Open, ...]
 
 @dataclass(kw_only=True)
 class Relayed:
-    """A `Progress` that hands on snapshots of its open tasks: at each start, and between as time passes.
+    """A `Progress` that hands on snapshots of its open tasks: at each start, and then at intervals.
 
-    A snapshot that is not taken is lost without harm, since the next has all that it had. For one thread.
+    A snapshot that is not taken does no harm, since the next one contains the same tasks. Not thread-safe.
 
     Args:
         hand_on: takes a snapshot and returns whether it could; must not block.
@@ -180,7 +180,7 @@ class Relayed:
     _last: float = float("-inf")
 
     def start(self, task: str, total: int) -> None:
-        """Begin `task` and hand on a snapshot at once: its first step may take long."""
+        """Begin `task` and hand on a snapshot at once, because the first step may take long."""
         self._begun += 1
         task = task[:LONGEST_TEXT]
         self._open.pop(task, None)  # to the end of the order
@@ -188,10 +188,12 @@ class Relayed:
         self._hand_on()
 
     def advance(self, task: str, steps: int = 1, note: str = "") -> None:
-        """Count, and hand on a snapshot if the last is old enough."""
+        """Count steps of `task`, and hand on a snapshot if the last one is old enough."""
         task = task[:LONGEST_TEXT]
-        if (now := self._open.get(task)) is not None:
-            self._open[task] = replace(now, steps=now.steps + steps, note=note[:LONGEST_TEXT] or now.note)
+        if (state := self._open.get(task)) is not None:
+            self._open[task] = replace(
+                state, steps=state.steps + steps, note=note[:LONGEST_TEXT] or state.note
+            )
             if self.clock() - self._last >= self.every:
                 self._hand_on()
 
@@ -206,13 +208,13 @@ class Relayed:
 
 @dataclass(kw_only=True)
 class Replay:
-    """Tells a `Progress` what changes from one snapshot to the next."""
+    """The receiving end of `Relayed`: reports the changes between snapshots to a `Progress`."""
 
     shown: Progress
     _open: dict[str, Open] = field(default_factory=dict)
 
     def here(self) -> Relayed:
-        """Return the other end, in this process; nothing it is told is held back."""
+        """Return a sending end in this process, which hands on every call at once."""
 
         def hand_on(snapshot: Snapshot) -> bool:
             self.to(snapshot)
@@ -221,13 +223,13 @@ class Replay:
         return Relayed(hand_on=hand_on, every=0.0)
 
     def to(self, snapshot: Snapshot) -> None:
-        """Tell what has changed; `()` ends all tasks."""
-        now = {o.task: o for o in snapshot}
-        for task, known in list(self._open.items()):
-            if task not in now or now[task].number != known.number:
+        """Report the changes since the last snapshot; `()` ends all tasks."""
+        current_tasks = {o.task: o for o in snapshot}
+        for task, open_task in list(self._open.items()):
+            if task not in current_tasks or current_tasks[task].number != open_task.number:
                 del self._open[task]
                 self.shown.done(task)
-        for task, current in now.items():
+        for task, current in current_tasks.items():
             before = self._open.get(task)
             if before is None:
                 before = replace(current, steps=0, note="")

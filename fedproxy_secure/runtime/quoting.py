@@ -1,14 +1,14 @@
 """Quoting of other parties' text, made safe for errors, logs and terminals.
 
 Guarantees: the returned text has no control, format or other unprintable character (no escape sequence, no
-line break, no reversal of the reading direction), and a bounded length. The work done is bounded too,
-whatever was received. Not guaranteed: that the text is true, or that it is not markup of some other format.
+line break, no reversal of the reading direction), and a bounded length. The work is bounded for any input.
+Not guaranteed: that the text is true, or that it is not markup of some other format.
 """
 
 from __future__ import annotations
 
 MOST_VALUE = 80  # characters of a quoted value
-MOST_LINE = 400  # of a line that another party wrote
+MOST_LINE = 400  # characters of a line from another party
 _UNPRINTABLE = "?"
 
 
@@ -18,14 +18,14 @@ def one_line(text: str, most: int = MOST_LINE) -> str:
     >>> one_line("fine\x1b[31m\nand more")
     'fine?[31m?and more'
     """
-    kept = "".join(c if c.isprintable() else _UNPRINTABLE for c in text[: most + 1])
-    return kept if len(kept) <= most else kept[: most - 3] + "..."
+    safe = "".join(c if c.isprintable() else _UNPRINTABLE for c in text[: most + 1])
+    return safe if len(safe) <= most else safe[: most - 3] + "..."
 
 
 def quoted(value: object) -> str:
     """Return a received value as `repr` shows it, but in at most `MOST_VALUE` characters.
 
-    Numbers too large to print, and everything that holds other values, are described by type and length.
+    Large integers are described by their number of bits, bytes and containers by type and length.
     """
     if isinstance(value, str):
         return one_line(repr(value[:MOST_VALUE]), MOST_VALUE)

@@ -1,7 +1,7 @@
-"""Registries of what others can add: one per kind, filled by this project and by entry points.
+"""Registries of extensible kinds of things, filled by this project and by entry points.
 
-A registry knows where each thing of its kind is defined and loads it when it is first asked for, so that
-reading settings stays fast and does not import what the settings do not use.
+A registry knows where each thing of its kind is defined and loads it on first use, so that reading settings
+stays fast and does not import what the settings do not use.
 
     PROTECTIONS = Registry[Protection](
         kind="protection",
@@ -14,11 +14,11 @@ Another project adds one in its `pyproject.toml`:
     [project.entry-points."fedproxy_secure.protections"]
     my_scheme = "my_package.my_scheme:MY_SCHEME"
 
-A script or notebook adds one with `PROTECTIONS.add("my_scheme", MY_SCHEME)`. Such an addition lasts as long
-as the process. Processes that a matrix or a comparison starts do not have it: they find entry points alone.
-With `compare.jobs` or `matrix.jobs` 1 no process is started, and what the script has added is found.
+A script or notebook adds one with `PROTECTIONS.add("my_scheme", MY_SCHEME)`. This addition lasts as long as
+the process. Processes that a matrix or a comparison starts find only entry points. With `compare.jobs` or
+`matrix.jobs` 1 no process is started, so that the script's additions are found.
 
-Other groups of entry points name functions, of which all are asked (`plugged_in`, `answers_of`).
+Other groups of entry points name functions, all of which are called (`plugged_in`, `answers_of`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.runtime.nearest import nearest
 
 T = TypeVar("T")
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names stand in the names of files and folders
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # names become parts of names of files and folders
 
 
 class Registry(Generic[T]):
     """The known things of one kind, by name.
 
-    `own`: names of this project's things, which do not change with what else is installed.
+    The attribute `own` has the names of this project's things, which do not depend on other packages.
 
     Args:
         kind: what a thing is called in errors, such as `protection`.
@@ -48,7 +48,7 @@ class Registry(Generic[T]):
         own: this project's things, as name -> `module:attribute`. They come first, in this order.
         base: the class that all things are objects of, as `module:attribute`; None: any.
         texts: attributes that must be texts.
-        named_by: the one of them that must be the registered name; None: none.
+        named_by: the one of `texts` that must equal the registered name; None: no such attribute.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Registry(Generic[T]):
         self._looked = False
 
     def names(self) -> tuple[str, ...]:
-        """Return all names: this project's in their order, then the others' by name. Loads nothing.
+        """Return all names, this project's first in their order, then others sorted; load nothing.
 
-        Raises `ConfigError` if an entry point takes a name that is there already.
+        Raises `ConfigError` if an entry point uses a name that exists already.
         """
         if not self._looked:
             for point in sorted(entry_points(group=self.group), key=lambda p: p.name):
@@ -84,7 +84,7 @@ class Registry(Generic[T]):
         return tuple(dict.fromkeys([*self._places, *self._loaded]))
 
     def check(self, name: str, *, where: str = "") -> None:
-        """Raise `ConfigError` with the nearest name unless `name` is known. Loads nothing.
+        """Raise `ConfigError` with the nearest name unless `name` is known; load nothing.
 
         Args:
             where: the setting that has the name, such as `protect.scheme`.
@@ -104,7 +104,7 @@ class Registry(Generic[T]):
             place = self._places[name]
             try:
                 thing = _at(place)
-            except Exception as error:  # somebody else's module may raise anything
+            except Exception as error:  # another project's module may raise anything
                 if name in self.own:
                     raise
                 raise ConfigError(f"{self.kind} {name!r}: {place}: cannot be loaded: {error}") from error
@@ -114,25 +114,25 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def _check_thing(self, name: str, thing: object, place: str = "") -> None:
-        """Raise `ConfigError` for what another project or a script registers, unless it is of this kind."""
-        where = f"{self.kind} {name!r}: {place}: " if place else f"{self.kind} {name!r}: "
+        """Raise `ConfigError` unless a thing of another project or a script is of this kind."""
+        prefix = f"{self.kind} {name!r}: {place}: " if place else f"{self.kind} {name!r}: "
         if self._base is not None and not isinstance(thing, _at(self._base)):
             base = self._base.replace(":", ".")
-            found = "is a class" if isinstance(thing, type) else f"is a {type(thing).__name__}"
-            raise ConfigError(f"{where}{found}; must be an instance of {base}")
+            problem = "is a class" if isinstance(thing, type) else f"is a {type(thing).__name__}"
+            raise ConfigError(f"{prefix}{problem}; must be an instance of {base}")
         for attribute in self._texts:
             text = getattr(thing, attribute, None)
             if not isinstance(text, str) or not text:
-                raise ConfigError(f"{where}{attribute}={text!r}; must be a text")
+                raise ConfigError(f"{prefix}{attribute}={text!r}; must be a text")
         if self._named_by is None:
             return
         if (stated := getattr(thing, self._named_by, None)) != name:
-            raise ConfigError(f"{where}{self._named_by}={stated!r}; must be {name!r}, as it is registered")
+            raise ConfigError(f"{prefix}{self._named_by}={stated!r}; must be {name!r}, as it is registered")
         if not NAME.fullmatch(name):
-            raise ConfigError(f"{where}its name must be 1 to 64 letters, digits, '.', '_' and '-'")
+            raise ConfigError(f"{prefix}its name must be 1 to 64 letters, digits, '.', '_' and '-'")
 
     def every(self) -> dict[str, T]:
-        """Return all things by name, loaded. Raises what `get` raises."""
+        """Return all things by name, loaded; raises as `get` does."""
         return {name: self.get(name) for name in self.names()}
 
     def add(self, name: str, thing: T) -> None:
@@ -156,14 +156,14 @@ class Registry(Generic[T]):
 
 
 def _at(place: str) -> Any:
-    """Return what is at `module:attribute`, as entry points write it. Raises whatever the module raises."""
+    """Return the object at `module:attribute`, as entry points write it; raises the module's own errors."""
     return EntryPoint(name="", value=place, group="").load()
 
 
 def plugged_in(group: str) -> list[Callable[..., Any]]:
     """Return the functions that the entry points of a group name.
 
-    Raises `ConfigError` for one that cannot be loaded, or is no function.
+    Raises `ConfigError` for one that cannot be loaded or is not a function.
     """
     return [_function(point) for point in entry_points(group=group)]
 
@@ -178,7 +178,7 @@ def answers_of(group: str, *given: object) -> list[Any]:
         function = _function(point)
         try:
             answers.append(function(*given))
-        except Exception as error:  # somebody else's function may raise anything
+        except Exception as error:  # another project's function may raise anything
             reason = str(error) if isinstance(error, FedProxyError) else f"{type(error).__name__}: {error}"
             raise ConfigError(f"{_named(point)}: {reason}") from error
     return answers
@@ -187,7 +187,7 @@ def answers_of(group: str, *given: object) -> list[Any]:
 def _function(point: EntryPoint) -> Callable[..., Any]:
     try:
         function: Any = point.load()
-    except Exception as error:  # somebody else's module may raise anything
+    except Exception as error:  # another project's module may raise anything
         raise ConfigError(f"{_named(point)}: cannot be loaded: {error}") from error
     if not callable(function):
         raise ConfigError(f"{_named(point)}: is of {type(function).__name__}; must be a function")

@@ -1,14 +1,14 @@
-"""Reading of JSON and YAML that somebody else wrote: any text gives a value or one expected error.
+"""Reading of JSON and YAML from other parties: any text gives a value or one expected error.
 
     nesting   at most `MOST_NESTED` levels: a line of 200,000 brackets exhausts the stack of any parser
     size      files have at most `MOST_BYTES`, and no more than that is ever read into memory
-    files     of a folder that somebody else filled `read_plain_file` reads no links, pipes or devices
-    YAML      at most `MOST_NODES` values once references are followed: ten lines can name a billion; a key
-              that is given twice is refused, where YAML would let the last one win, and so is a number of
-              more than 64 bits, or to base 60, which `12:30` is to YAML: both take quadratic time
+    files     `read_plain_file` reads no links, pipes or devices, for folders that another party filled
+    YAML      at most `MOST_NODES` values after references are followed, because ten lines can name a
+              billion; no key twice in a mapping, where YAML would use the last; no number of more than 64
+              bits or to base 60 (such as `12:30`), because both take quadratic time
 
-Guarantees: no text ends in a `RecursionError`, and no returned value is nested so deeply that printing it
-ends in one. Not guaranteed: that the value means anything; readers check types and ranges themselves.
+Guarantees: no text causes a `RecursionError`, and neither does printing a returned value. Not guaranteed:
+that the value is meaningful; readers check types and ranges themselves.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from fedproxy_secure.runtime.quoting import MOST_VALUE, one_line
 
 MOST_NESTED = 64
 MOST_BYTES = 2**28
-MOST_LINE_BYTES = 2**24  # in a line of a file of records; a record is cut to a few thousand tokens
+MOST_LINE_BYTES = 2**24  # of a line in a file of records; a record is cut to a few thousand tokens
 MOST_NODES = 100_000
-_MOST_DIGITS = 200  # of an integer; 64 of them are bits, and there may be a sign, `0b` and underscores
+_MOST_DIGITS = 200  # of an integer: up to 64 bits, a sign, `0b` and underscores
 
 
 def parse_json(raw: str | bytes) -> Any:
-    """Return the value of a JSON text in UTF-8; raise `ValueError` for other text, or if nested too deeply.
+    """Return the value of a JSON text in UTF-8; raise `ValueError` for other or too deeply nested text.
 
     >>> parse_json('{"a": [1, 2]}')
     {'a': [1, 2]}
@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content. Raises `OSError`, and `ValueError` above `MOST_BYTES`."""
+    """Return a file's content; raises `OSError`, and `ValueError` above `MOST_BYTES`."""
     with path.open("rb") as file:
         raw = file.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
@@ -70,9 +70,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_plain_file(path: Path, *, most: int = MOST_BYTES) -> bytes:
-    """Return the content of a file that is no link; a pipe or a device is neither waited for nor read.
+    """Return the content of a regular file; do not follow links, or wait for or read pipes and devices.
 
-    Raises `OSError` if it cannot be opened, `ValueError` for anything but a file, and above `most` bytes.
+    Raises `OSError` if it cannot be opened, `ValueError` if it is not a regular file or has more than
+    `most` bytes.
     """
     try:
         with open(path, "rb", opener=_no_link) as file:
@@ -96,7 +97,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
 class _TooMuch(ValueError):
-    """A value that is nested too deeply or too large, or a number that nobody writes; its text is YAML."""
+    """A value that is nested too deeply or too large, or a refused number of a YAML text."""
 
 
 class GivenTwice(yaml.YAMLError):
@@ -104,12 +105,12 @@ class GivenTwice(yaml.YAMLError):
 
 
 class _Strict(yaml.SafeLoader):
-    """A YAML loader that refuses a key that is given twice, and numbers of odd forms or sizes."""
+    """A YAML loader that refuses repeated keys, numbers to base 60 and integers above 64 bits."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return what the base class returns, after checking that no key repeats in any mapping of it.
+        """Return the base class's result, after checking that no mapping in it repeats a key.
 
-        Here and not when mappings are made: by then `<<` has put the keys of others among a mapping's own.
+        The check must precede the construction of mappings, in which `<<` merges in keys of others.
         """
         root: yaml.Node | None = super().get_single_node()
         waiting, seen = [root], set[int]()
@@ -126,29 +127,29 @@ class _Strict(yaml.SafeLoader):
         return root
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put the keys of others in the place of `<<`; refuse more than `MOST_NODES` of them."""
-        others = [value for key, value in node.value if key.tag == MERGE]
-        parts = [p for o in others for p in (o.value if isinstance(o, yaml.SequenceNode) else [o])]
+        """Replace `<<` by the keys of the mappings it names; refuse more than `MOST_NODES` of them."""
+        merged = [value for key, value in node.value if key.tag == MERGE]
+        parts = [p for o in merged for p in (o.value if isinstance(o, yaml.SequenceNode) else [o])]
         maps = [part for part in parts if isinstance(part, yaml.MappingNode) and part is not node]
         for part in maps:
-            self.flatten_mapping(part)  # in place: done once for each
+            self.flatten_mapping(part)  # in place, so once for each
         if sum(len(part.value) for part in maps) > MOST_NODES:
             raise _TooMuch(f"holds more than {MOST_NODES:,} values")
         super().flatten_mapping(node)
 
     def _check_keys(self, node: yaml.MappingNode) -> None:
-        given = set[Any]()
+        keys = set[Any]()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
                 continue  # keys that are lists or mappings are refused by the base class
-            equals = key.tag == "tag:yaml.org,2002:value"  # the key `=`, a text to the base class
-            made: Any = key.value if equals else self.construct_object(key)  # `on` and `true` are one key
-            if not isinstance(made, Hashable):
-                continue  # a tag made a list of it, which the base class refuses
-            if made in given:
+            equals = key.tag == "tag:yaml.org,2002:value"  # the key `=`, which the base class reads as text
+            value: Any = key.value if equals else self.construct_object(key)  # `on` and `true` are one key
+            if not isinstance(value, Hashable):
+                continue  # a tag made it a list, which the base class refuses
+            if value in keys:
                 name = one_line(str(key.value), MOST_VALUE)
                 raise GivenTwice(f"line {key.start_mark.line + 1}: {name} is given twice")
-            given.add(made)
+            keys.add(value)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Return an integer of at most 64 bits; refuse any other."""
@@ -183,21 +184,21 @@ def _place(node: yaml.ScalarNode, text: str) -> str:
 def parse_yaml(raw: str | bytes) -> Any:
     """Return the value of a YAML text.
 
-    Raises `yaml.YAMLError` for text that is not YAML, `GivenTwice` of these for a key that is given twice,
-    `ValueError` for a value nested too deeply or too large. `yaml_reason` says in one line what is wrong.
+    Raises `yaml.YAMLError` for text that is not YAML, its subclass `GivenTwice` for a repeated key, and
+    `ValueError` for a value nested too deeply or too large. `yaml_reason` describes the error in one line.
     """
     try:
         value = yaml.load(raw, Loader=_Strict)  # noqa: S506 - stricter than `SafeLoader`
     except RecursionError:
         raise _too_deep() from None
-    except (AttributeError, LookupError, TypeError, OverflowError):  # PyYAML takes a tag at its word
+    except (AttributeError, LookupError, TypeError, OverflowError):  # PyYAML does not check tags
         raise ValueError("has a value that is not of its tag") from None
     _check(value, most_nodes=MOST_NODES)
     return value
 
 
 def yaml_reason(error: yaml.YAMLError | ValueError) -> str:
-    """Return in one line, with the place where there is one, what `parse_yaml` found wrong with a text."""
+    """Return the reason of an error of `parse_yaml` in one line, with the place in the text if known."""
     if isinstance(error, GivenTwice | _TooMuch):
         return str(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark is not None:
@@ -212,7 +213,7 @@ def _too_deep() -> _TooMuch:
 def _check(value: Any, *, most_nodes: int | None) -> None:
     """Raise `ValueError` if a value is nested too deeply, or holds more than `most_nodes`."""
     layer, level = [value], 0
-    seen = 0
+    count = 0
     while layer:
         below: list[Any] = []
         for item in layer:
@@ -221,9 +222,9 @@ def _check(value: Any, *, most_nodes: int | None) -> None:
                 below += (k for k in item if isinstance(k, tuple))
             elif isinstance(item, list | tuple | set):
                 below += item
-            if most_nodes is not None and seen + len(below) > most_nodes:
+            if most_nodes is not None and count + len(below) > most_nodes:
                 raise _TooMuch(f"holds more than {most_nodes:,} values")
-        seen += len(below)
+        count += len(below)
         level += 1
         if level > MOST_NESTED + 1:
             raise _too_deep()

@@ -1,13 +1,12 @@
-"""Run tasks in processes of their own, so that a task that hangs or dies takes no other with it.
+"""Run each task in its own process, so that a task that hangs or dies does not affect others.
 
 This is the project's only pool: comparisons, matrices and suites of attacks run on it. Each task gets a new
-process. A process that is used again keeps what the last task left in memory, and if it is killed, the next
-task is lost with it. Processes from the server of `fedproxy_secure.runtime.preload` (`forkserver`) start in
-milliseconds; `spawn` imports everything anew.
+process, because a reused process keeps memory of the last task, and a kill would lose the next task, too.
+Processes from the server of `fedproxy_secure.runtime.preload` (`forkserver`) start in milliseconds; `spawn`
+imports everything anew.
 
-A task can tell its progress: what it tells travels through the pipe that brings its result, a few small
-messages a second. A message for which the pipe has no room is left out, so that a task never waits for
-whoever listens.
+A task can report its progress through the pipe of its result, in a few small messages a second. A message
+is dropped if the pipe has no room, so that a task never waits for the parent.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ R = TypeVar("R")
 Work = Callable[Concatenate[T, ...], R]
 Start = Literal["forkserver", "spawn"]
 
-GRACE_S = 30.0  # beyond a task's seconds: for start, clean-up, and library calls that take long
+GRACE_S = 30.0  # beyond a task's time limit, for start, clean-up, and long library calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +49,10 @@ class Lost:
         return "ran out of time" if self.timed_out else f"its process ended with code {self.code}"
 
     def reraise(self, what: str) -> NoReturn:
-        """Raise what says how the task, called `what`, ended; its name stands in it.
+        """Raise an error that names the task, `what`, and says how it ended.
 
-        An error raised on purpose is raised as one of its class, any other as it is, with a note. A task
-        without an error ends in a `FedProxyError`.
+        A `FedProxyError` is raised as a new error of its class, any other error unchanged, with a note. A
+        task without an error raises a `FedProxyError`.
         """
         if isinstance(self.error, FedProxyError):
             raise type(self.error)(f"{what}: {self.error}") from self.error
@@ -67,11 +66,11 @@ class Lost:
 class _Running:
     index: int
     process: BaseProcess
-    until: float | None  # time.monotonic() at which it is killed
+    until: float | None  # value of time.monotonic() at which it is killed
     replay: Replay | None
 
     def is_late(self) -> bool:
-        """Return whether it is to be killed now."""
+        """Return whether its time is over."""
         return self.until is not None and self.until < time.monotonic()
 
 
@@ -83,7 +82,7 @@ def run_tasks(
     on_cuda: bool,
     progress: Callable[[T], Progress] | None = None,
 ) -> Generator[tuple[int, R | Lost]]:
-    """Yield (index, result) of every task as it ends, with as many processes as the setting `jobs` asks.
+    """Yield (index, result) of every task as it ends, with as many processes as the setting `jobs` says.
 
     Args:
         jobs: 1 runs all in this process; 0 is one process per core, or on CUDA one process at a time.
@@ -102,7 +101,7 @@ def run_tasks(
 
 
 def processes_of(jobs: int, *, on_cuda: bool) -> int:
-    """Return how many tasks run at a time under a setting `jobs`, at least 1."""
+    """Return how many tasks run at a time with a setting `jobs`, at least 1."""
     return jobs or (1 if on_cuda else os.cpu_count() or 1)
 
 
@@ -117,66 +116,65 @@ def in_processes(
 ) -> Generator[tuple[int, R | Lost]]:
     """Yield (index, result) of every task as it ends, `jobs` at a time, begun in the order of `tasks`.
 
-    A process whose result is there has `GRACE_S` to end, then it is killed.
+    A process that has sent its result has `GRACE_S` to end, then it is killed.
 
-    Close the generator to end it early: processes that still run are then killed. An interrupt from the
-    keyboard reaches this process alone, and ends the others in the same way. They end with this process,
-    however it ends.
+    Close the generator to end it early, which kills the running processes. A keyboard interrupt reaches
+    only this process, and ends the others in the same way. They also end if this process ends in any way.
 
     Args:
-        work: a function at the top of a module; its tasks and results are pickled. What it raises comes as
+        work: a function at the top of a module; its tasks and results are pickled. Its errors arrive as
             `Lost.error`.
         tasks: the next task is taken when a process is free, so an iterator may stop early. While no task
-            is ready it yields None, which has no index, and is asked again when a task has ended.
-        seconds: a task that takes `GRACE_S` longer than this, or than this returns for it, is killed; None:
-            no limit.
-        start: `spawn` where tasks use CUDA.
-        progress: makes the `Progress` that is told in this process what a task tells in its own; `work` is
-            then called with a keyword `progress` too.
+            is ready it yields None, which has no index; it is asked again after a task has ended.
+        seconds: time limit of a task, or a function that returns it for a task; a task that takes `GRACE_S`
+            longer is killed; None: no limit.
+        start: `spawn` if tasks use CUDA.
+        progress: returns the `Progress` in this process that gets a task's progress; `work` is then called
+            with a keyword `progress`, too.
     """
-    for name in THREADS:  # inherited: threads that contend for a core are many times slower than one
+    for name in THREADS:  # inherited; threads that contend for a core are many times slower than one thread
         os.environ.setdefault(name, "1")
     context: SpawnContext | ForkServerContext
     context = get_context("spawn") if start == "spawn" else get_context("forkserver")
     running: dict[Connection, _Running] = {}
-    ending: list[_Running] = []  # their results are there
-    waiting, begun, ended = iter(tasks), 0, False
+    finishing: list[_Running] = []  # have sent their results
+    waiting, begun, exhausted = iter(tasks), 0, False
     try:
         while True:
-            while not ended and len(running) + len(ending) < jobs:
+            while not exhausted and len(running) + len(finishing) < jobs:
                 try:
                     task = next(waiting)
                 except StopIteration:
-                    ended = True
+                    exhausted = True
                     break
                 if task is None:
                     break
-                here, own = _begin(context, work, task, begun, seconds, progress)
-                running[here] = own
+                pipe, entry = _begin(context, work, task, begun, seconds, progress)
+                running[pipe] = entry
                 begun += 1
-            if not running and not ending:
+            if not running and not finishing:
                 return
-            for here in _ready(running, ending):
-                message = _message(here, running[here])
+            for pipe in _ready(running, finishing):
+                message = _message(pipe, running[pipe])
                 if isinstance(message, ProgressMessage):
-                    _replay(running[here], message.snapshot)
+                    _replay(running[pipe], message.snapshot)
                     continue
-                own = running.pop(here)
-                _replay(own, ())
-                ending.append(replace(own, until=time.monotonic() + GRACE_S))
-                yield own.index, message
-            for here in [here for here, own in running.items() if own.is_late()]:
-                own = running.pop(here)
-                _kill(own.process, here)
-                _replay(own, ())
-                yield own.index, Lost(timed_out=True, code=-signal.SIGKILL)
-            ending = [own for own in ending if not _has_ended(own)]
+                entry = running.pop(pipe)
+                _replay(entry, ())
+                finishing.append(replace(entry, until=time.monotonic() + GRACE_S))
+                yield entry.index, message
+            for pipe in [pipe for pipe, entry in running.items() if entry.is_late()]:
+                entry = running.pop(pipe)
+                _kill(entry.process, pipe)
+                _replay(entry, ())
+                yield entry.index, Lost(timed_out=True, code=-signal.SIGKILL)
+            finishing = [entry for entry in finishing if not _has_ended(entry)]
     finally:
-        for here, own in running.items():
-            _kill(own.process, here)
-        for own in ending:
-            own.process.join(GRACE_S)
-            own.process.kill()
+        for pipe, entry in running.items():
+            _kill(entry.process, pipe)
+        for entry in finishing:
+            entry.process.join(GRACE_S)
+            entry.process.kill()
 
 
 def in_this_process(
@@ -185,11 +183,11 @@ def in_this_process(
     *,
     progress: Callable[[T], Progress] | None = None,
 ) -> Generator[tuple[int, R | Lost]]:
-    """Yield what `in_processes` yields, but run one task after the other in this process.
+    """Yield as `in_processes` does, but run one task after the other in this process.
 
-    Objects that a script has added to a registry are known here, and to no other process. A task that hangs
-    or ends the process takes the others with it. Ends at the first None: no task is running that could
-    change it.
+    Objects that a script has added to a registry are known only in this process. A task that hangs or ends
+    the process affects all others. The iteration ends at the first None, because no running task could make
+    another one ready.
     """
     for index, task in enumerate(tasks):
         if task is None:
@@ -200,7 +198,7 @@ def in_this_process(
         except Exception as error:
             result = Lost(timed_out=False, code=1, error=error)
         if replay is not None:
-            replay.to(())  # ends what a task left open
+            replay.to(())  # ends progress that the task left open
         yield index, result
 
 
@@ -212,57 +210,57 @@ def _begin(
     seconds: float | Callable[[T], float] | None,
     progress: Callable[[T], Progress] | None,
 ) -> tuple[Connection, _Running]:
-    """Start a process for a task; return the end of the pipe that brings its result, and what is kept."""
-    # first: whoever raises here leaves no process that nobody ends
-    own_s = seconds(task) if callable(seconds) else seconds
+    """Start a process for a task; return the receiving end of its pipe, and its entry."""
+    # first, because these may raise, and then no process may be left running
+    limit_s = seconds(task) if callable(seconds) else seconds
     replay = None if progress is None else Replay(shown=progress(task))
-    here, there = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     tells = progress is not None
-    # a daemonic process may start none of its own; `in_processes` and `end_with_parent` end this one
-    process = context.Process(target=child, args=(there, work, task, tells), daemon=False)
+    # a daemonic process may not start others; `in_processes` and `end_with_parent` end this one
+    process = context.Process(target=child, args=(sender, work, task, tells), daemon=False)
     process.start()
-    there.close()
-    until = None if own_s is None else time.monotonic() + own_s + GRACE_S
-    return here, _Running(index=index, process=process, until=until, replay=replay)
+    sender.close()
+    until = None if limit_s is None else time.monotonic() + limit_s + GRACE_S
+    return receiver, _Running(index=index, process=process, until=until, replay=replay)
 
 
-def _ready(running: Mapping[Connection, _Running], ending: Sequence[_Running]) -> list[Connection]:
-    """Wait until a process tells something, ends or is late; return the pipes that have a message."""
-    ends = [own.until for own in (*running.values(), *ending) if own.until is not None]
-    left = max(0.0, min(ends) - time.monotonic()) if ends else None
-    ready = wait([*running, *(own.process.sentinel for own in ending)], timeout=left)
-    return [here for here in running if here in ready]
+def _ready(running: Mapping[Connection, _Running], finishing: Sequence[_Running]) -> list[Connection]:
+    """Wait until a process sends a message, ends or is late; return the pipes that have a message."""
+    deadlines = [entry.until for entry in (*running.values(), *finishing) if entry.until is not None]
+    timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+    ready = wait([*running, *(entry.process.sentinel for entry in finishing)], timeout=timeout)
+    return [pipe for pipe in running if pipe in ready]
 
 
-def _has_ended(own: _Running) -> bool:
-    """Return whether a process has ended; one that is late is killed, as a thread of its may go on."""
-    if own.is_late():
-        own.process.kill()
-        own.process.join()
-    return not own.process.is_alive()
+def _has_ended(entry: _Running) -> bool:
+    """Return whether a process has ended; kill it if it is late, because one of its threads may go on."""
+    if entry.is_late():
+        entry.process.kill()
+        entry.process.join()
+    return not entry.process.is_alive()
 
 
-def _message(here: Connection, own: _Running) -> Any:
-    """Return what the process sent: a `ProgressMessage`, its result, or how its task was lost."""
+def _message(pipe: Connection, entry: _Running) -> Any:
+    """Return the message of a process: a `ProgressMessage`, its result, or `Lost` if it ended without."""
     try:
-        message = here.recv()
-    except (EOFError, OSError):  # it ended before, or in the middle of, its result
-        own.process.join()
-        here.close()
-        return Lost(timed_out=False, code=own.process.exitcode or 0)
+        message = pipe.recv()
+    except (EOFError, OSError):  # it ended before or while it sent its result
+        entry.process.join()
+        pipe.close()
+        return Lost(timed_out=False, code=entry.process.exitcode or 0)
     if isinstance(message, ProgressMessage):
         return message
     result, error = message
-    here.close()
+    pipe.close()
     return result if error is None else Lost(timed_out=False, code=1, error=error)
 
 
-def _replay(own: _Running, snapshot: Snapshot) -> None:
-    if own.replay is not None:
-        own.replay.to(snapshot)
+def _replay(entry: _Running, snapshot: Snapshot) -> None:
+    if entry.replay is not None:
+        entry.replay.to(snapshot)
 
 
-def _kill(process: BaseProcess, here: Connection) -> None:
+def _kill(process: BaseProcess, pipe: Connection) -> None:
     process.kill()
     process.join()
-    here.close()
+    pipe.close()

@@ -10,5 +10,5 @@ withheld_bottom  the first blocks replaced by one that is trained on public text
 rotated          blocks whose hidden states are secretly rotated
 
 A proxy with every block keeps the LLM's depth, so a difference of a block belongs to the block of the same
-index. What its `remove_ratio` takes away is numbers of each block instead of blocks.
+index. Its `remove_ratio` is the share of each block's numbers to remove, not of blocks.
 """

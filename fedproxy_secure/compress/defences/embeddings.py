@@ -1,9 +1,10 @@
 """Embedding matrices of lower rank, for `low_rank`.
 
-Most LLMs use one matrix E, [V, h], twice: a row is looked up for a token that is read, and all rows are
-multiplied with the last hidden state to predict the next. Both uses count. E becomes E S U U^T S^-1, where
-S S^T is the second moment of those hidden states and U the first directions of E S, each row weighed by how
-often public text has its token. `make bench-embeddings` compares this with weighing the rows alone.
+Most LLMs use one matrix E, [V, h], twice: a row is looked up for each token read, and all rows are
+multiplied with the last hidden state to predict the next token. Both uses count. E becomes
+E S U U^T S^-1, where S S^T is the second moment of the last hidden states and U the first directions of
+E S, each row weighted by how often its token occurs in public text. `make bench-embeddings` compares this
+with weighting the rows alone.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from torch import nn
 
 from fedproxy_secure.compress.defences.moments import last_moment
 
-FLOOR = 0.01  # of the mean direction, for what no text used
+FLOOR = 0.01  # share of the mean moment that every direction gets, also one that no text used
 
 
 def reduce_embeddings(llm: nn.Module, model: nn.Module, windows: torch.Tensor, rank: int) -> None:
     """Lower the rank of a model's embedding matrix and of its head, in place.
 
     Args:
-        llm: what `model` is made from.
+        llm: the LLM that `model` is a copy of.
         model: a copy of the LLM (`sharing_copy`), which gets matrices of its own.
         windows: token ids of public text, int64 [n, tokens].
         rank: at most h.
@@ -42,24 +43,24 @@ def reduce_embeddings(llm: nn.Module, model: nn.Module, windows: torch.Tensor, r
 
 @torch.no_grad()
 def of_rank(weight: torch.Tensor, rank: int, moment: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
-    """Return a matrix, [V, h], at a rank, in its own dtype.
+    """Return the best approximation E P of a matrix, [V, h], at a rank, in the matrix's dtype.
 
     Args:
         weight: the matrix E.
         rank: at most h.
-        moment: S S^T, what errors of a row cost by direction, [h, h]; scale is of no effect.
+        moment: S S^T, what errors of a row cost by direction, [h, h]; its scale has no effect.
         frequency: what errors of each row cost, positive, [V].
 
-    Guarantees: of all E P with P of that rank, it has the least sum over rows of
-    frequency (e - e P) S S^T (e - e P)^T, where S S^T was given 1 % of its mean in every direction.
+    Guarantees: no E P with P of that rank has a smaller sum over rows of
+    frequency (e - e P) S S^T (e - e P)^T, where 1 % of its mean was added to S S^T in every direction.
     """
     matrix = weight.detach().double()
     metric = moment.double() * (len(moment) / moment.diagonal().sum())
     root = torch.linalg.cholesky(metric + FLOOR * torch.eye(len(metric), device=metric.device))
     turned = matrix @ root
     _, directions = torch.linalg.eigh((turned * frequency.double()[:, None]).T @ turned)
-    kept = directions[:, -rank:]
-    # turned U U^T root^-1, as a solution: numbers as good as the matrix allows
-    back = torch.linalg.solve_triangular(root, kept.T, upper=False, left=False)
-    projected: torch.Tensor = ((turned @ kept) @ back).to(weight.dtype)
+    leading = directions[:, -rank:]
+    # turned U U^T root^-1; solving is more precise than multiplying with an inverse
+    inverse = torch.linalg.solve_triangular(root, leading.T, upper=False, left=False)
+    projected: torch.Tensor = ((turned @ leading) @ inverse).to(weight.dtype)
     return projected

@@ -1,8 +1,8 @@
 """`low_rank`: every block stays, and each of its linear maps becomes the product of two thin factors.
 
 The factors are those that change the map's outputs on public text least: with E[x x^T] = S S^T, the first
-singular directions of W S, times S^-1 (Wang et al. 2024, SVD-LLM, arXiv 2403.12403, Eq. 5 and 6). What a
-client learns is added to the product, and so to the LLM's own map: both have the same shape.
+singular directions of W S, times S^-1 (Wang et al. 2024, SVD-LLM, arXiv 2403.12403, Eq. 5 and 6). A
+client's difference is added to the product, and so to the LLM's own map: both have the same shape.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class LowRank(Compression):
     """Maps of rank r, whose factors have `1 - remove_ratio` times the numbers of the maps.
 
     The embedding matrix and the head lose rank too: the option `embeddings` is the share of their numbers
-    to do without, by default half of `remove_ratio`, because they bear less. With 0 they stay as they are.
+    to remove, by default half of `remove_ratio`, because they tolerate less. With 0 they stay unchanged.
 
-    Guarantees: no linear map of a client's is one of the LLM's, and no embedding matrix unless `embeddings`
-    is 0. A client still learns the best approximation of each map that so many numbers allow. Files are not
+    Guarantees: no linear map in the proxy equals one of the LLM's, and no embedding matrix does unless
+    `embeddings` is 0. A client still learns the best approximation of each map at that rank. Files are not
     smaller: a factored map has no format of its own in transformers, so the products are written.
     """
 
@@ -43,7 +43,7 @@ class LowRank(Compression):
             raise ConfigError(f"compress.options.embeddings={share}: must be a number, 0 <= embeddings < 1")
 
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
-        """Return the proxy; while it is healed the factors are trained, so that the rank stays."""
+        """Return the proxy; healing trains the factors, so that the rank stays."""
         from torch.nn.utils import parametrize
 
         from fedproxy_secure.compress.defences.embeddings import reduce_embeddings
@@ -64,8 +64,8 @@ class LowRank(Compression):
                 left, right = factors(matrix, moments[name], rank)
                 ranks[name] = rank
                 pair = (right.T, left.T) if transposed else (left, right)
-                kept = [x.to(weight.dtype).contiguous() for x in pair]
-                parametrize.register_parametrization(linear, "weight", _product(*kept), unsafe=True)
+                thin = [x.to(weight.dtype).contiguous() for x in pair]
+                parametrize.register_parametrization(linear, "weight", _product(*thin), unsafe=True)
         details: dict[str, Any] = {"ranks": ranks}
         share = float(compress.options.get("embeddings", compress.remove_ratio / 2))
         if share > 0:
@@ -92,7 +92,7 @@ def rank_for(shape: tuple[int, ...], remove_ratio: float) -> int:
 
 
 def factors(matrix: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return L, float64 [out, rank], and R, [rank, in], of least error on a map's inputs.
+    """Return L, float64 [out, rank], and R, [rank, in], with the least error on a map's inputs.
 
     Args:
         matrix: the map W, [out, in].
@@ -112,7 +112,7 @@ def factors(matrix: torch.Tensor, moment: torch.Tensor, rank: int) -> tuple[torc
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> nn.Module:
-    """Return a parametrisation of a weight as `left @ right`, which start as they are given."""
+    """Return a parametrisation of a weight as `left @ right`, with these initial factors."""
     from torch import nn
 
     class Product(nn.Module):

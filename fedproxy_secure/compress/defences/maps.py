@@ -1,8 +1,8 @@
 """The parts of a decoder block that a compression may change, and whether it knows them.
 
-Low rank and rounding treat any linear map alike. To take out channels and heads, or to rotate hidden
-states, one must know what every part of a block does with its input. These functions know the blocks of
-Llama and of those that differ from it in biases alone: Mistral and Qwen2.
+Low rank and rounding treat any linear map alike. Removing channels and heads, or rotating hidden states,
+requires knowing what every part of a block does with its input. These functions know the blocks of Llama
+and of the families that differ from it in biases alone: Mistral and Qwen2.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def norm_before(reader: str) -> str:
 
 
 def require_known_blocks(llm: nn.Module, kind: str) -> None:
-    """Raise `ConfigError` unless the LLM is of `FAMILIES` and its blocks are as transformers made them."""
+    """Raise `ConfigError` unless the LLM is of `FAMILIES` and its blocks are those of transformers."""
     family = type(llm).__name__.removesuffix("ForCausalLM")
-    known = family in FAMILIES and all(_is_known(block, family) for block in blocks_of(llm))
-    if not known:
+    is_known = family in FAMILIES and all(_is_known(block, family) for block in blocks_of(llm))
+    if not is_known:
         raise ConfigError(
             f"compress.kind={kind}: the LLM is a {type(llm).__name__}; must be one of {', '.join(FAMILIES)}"
         )
@@ -45,7 +45,7 @@ def _is_known(block: Any, family: str) -> bool:
 
 
 def set_weight(linear: Any, weight: Any, bias: Any = None) -> None:
-    """Give a linear map new values of any shape, in memory of its own; a bias only where it had one."""
+    """Give a linear map new values of any shape, in memory of its own; set a bias only if it has one."""
     linear.weight = nn.Parameter(weight.to(linear.weight.dtype).contiguous(), requires_grad=False)
     linear.out_features, linear.in_features = linear.weight.shape
     if linear.bias is not None and bias is not None:
@@ -58,6 +58,6 @@ def make_ordinary(model: nn.Module) -> None:
         if parametrize.is_parametrized(module, "weight"):
             computed: Any = module
             for parameter in computed.parametrizations.parameters():
-                parameter.requires_grad_(True)  # torch would make a buffer of the weight otherwise
+                parameter.requires_grad_(True)  # otherwise torch turns the weight into a buffer
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
             computed.weight.requires_grad_(False)

@@ -1,6 +1,6 @@
-"""What the linear maps of an LLM read on public text: the second moments of their inputs.
+"""Second moments of what the linear maps of an LLM read on public text.
 
-An error of a weight costs what it does to the map's outputs. Over inputs x that is the trace of
+The cost of a weight's error is the error of the map's outputs. Over inputs x that is the trace of
 (W - W') E[x x^T] (W - W')^T, so E[x x^T] is all that a compression must know of the text.
 """
 
@@ -15,8 +15,8 @@ from torch import nn
 from fedproxy_secure.models.llm import blocks_of
 from fedproxy_secure.models.passes import windows_a_pass
 
-MOMENTS_BYTES = 2**31  # held at once; a larger LLM is read in several passes
-DAMPING = 1e-4  # of the mean diagonal, added so that directions that no text used have a weight too
+MOMENTS_BYTES = 2**31  # most bytes of moments in memory; a larger LLM is read in several passes
+DAMPING = 1e-4  # share of the mean diagonal that is added, so that directions no text used count too
 
 Moments = Mapping[str, torch.Tensor]  # name of a map in its block -> float64 [in, in]
 
@@ -45,7 +45,7 @@ def second_moments(llm: nn.Module, windows: torch.Tensor) -> Iterator[tuple[int,
         llm: causal LM; left as it is.
         windows: token ids of public text, int64 [n, tokens], n >= 1.
 
-    The moments are damped: positive definite for any text. They are on the LLM's device.
+    The moments are damped, so that they are positive definite for any text. They are on the LLM's device.
     """
     blocks = blocks_of(llm)
     width = sum(8 * inputs_of(m) ** 2 for m in linear_maps(blocks[0]).values())
@@ -93,11 +93,13 @@ def _moments_of(llm: nn.Module, windows: torch.Tensor, chosen: range) -> list[tu
     finally:
         for handle in handles:
             handle.remove()
-    found: list[tuple[int, Moments]] = []
+    moments: list[tuple[int, Moments]] = []
     for index in chosen:
-        own = {name: sums.pop((index, name)) for i, name in list(sums) if i == index}
-        found.append((index, {name: _damped(total / windows.numel()) for name, total in own.items()}))
-    return found
+        block_sums = {name: sums.pop((index, name)) for i, name in list(sums) if i == index}
+        moments.append(
+            (index, {name: _damped(total / windows.numel()) for name, total in block_sums.items()})
+        )
+    return moments
 
 
 def _damped(moment: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """`quantised`: the kept blocks, their weights rounded to a few bits.
 
 Blocks are dropped first, as `drop_blocks` drops them; `remove_ratio: 0` keeps all. Then the weights of each
-row are rounded in groups, each to multiples of a step of its own. Healing trains the weights behind the
+row are rounded in groups, each to multiples of its own step. Healing trains the weights behind the
 rounding and passes gradients straight through it (Bengio et al. 2013, arXiv 1308.3432), so that clients
-still get rounded ones. They train adapters on top, as QLoRA does (Dettmers et al. 2023, arXiv 2305.14314);
-what they learn is added to the LLM's own weights, which are not rounded.
+still get rounded weights. They train adapters on top, as QLoRA does (Dettmers et al. 2023, arXiv
+2305.14314); what they learn is added to the LLM's own weights, which are not rounded.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
     from fedproxy_secure.compress.proxy import Proxy
 
-BITS, GROUP = 4, 64  # of a weight; weights that share a step
+BITS = 4  # bits of a weight
+GROUP = 64  # how many weights share a step
 
 
 class Quantised(Compression):
     """Weights of `bits` bits (2 to 8), in blocks and embeddings; norms stay as they are.
 
-    Guarantees: every weight is an integer of `bits` bits times its group's step. Not guaranteed: that a
-    client cannot tell the LLM's weight: it lies within half a step. Files are not smaller: a proxy is
-    written in an ordinary floating-point format, which clients accept.
+    Guarantees: every weight is an integer of `bits` bits times its group's step. Not guaranteed: that the
+    LLM's weights stay hidden; each lies within half a step of the client's. Files are not smaller: a proxy
+    is written in an ordinary floating-point format, which clients accept.
     """
 
     name = "quantised"
@@ -61,23 +62,23 @@ class Quantised(Compression):
         with torch.no_grad():
             model: Any = proxy.model
             for outer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                outer.weight.data = rounded(outer.weight, bits)  # a tied head is rounded twice, to the same
+                outer.weight.data = rounded(outer.weight, bits)  # rounding a tied head twice is harmless
         return replace(proxy, finish=make_ordinary, details={"bits": bits})
 
 
 def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """Return a weight matrix, [rows, columns], rounded to `bits` bits, in its own dtype.
 
-    A step is the largest absolute value of a group over `2 ** (bits - 1) - 1`, so that rounding what was
-    rounded changes nothing but the last digit of a float. The last group of a row may be smaller.
+    A step is the largest absolute value of a group over `2 ** (bits - 1) - 1`, so that rounding twice
+    changes at most the last digit of a float. The last group of a row may be smaller.
     """
     import torch
 
     rows, columns = weight.shape
     padded = torch.nn.functional.pad(weight.float(), (0, -columns % GROUP)).reshape(rows, -1, GROUP)
     step = padded.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    whole = torch.where(step > 0, (padded / step.clamp_min(1e-30)).round() * step, padded)
-    return whole.reshape(rows, -1)[:, :columns].to(weight.dtype).contiguous()
+    values = torch.where(step > 0, (padded / step.clamp_min(1e-30)).round() * step, padded)
+    return values.reshape(rows, -1)[:, :columns].to(weight.dtype).contiguous()
 
 
 def _rounding(bits: int) -> nn.Module:

@@ -1,10 +1,10 @@
-"""`rotated`: blocks whose hidden states are secretly rotated, undone before the plug-back.
+"""`rotated`: blocks whose hidden states are secretly rotated; the plug-back undoes the rotation.
 
-A rotation Q of the residual stream, and a new order of each block's channels, leave what a model computes
-unchanged (as QuaRot uses it, arXiv 2404.00456), and none of its weights. The gains of the norms are first
-multiplied into the maps that read them, because a rotation does not go through them. With `W` a map that
-reads, `g` the gains before it and `V` one that writes, clients hold `W diag(g) Q` and `Q^T V`. Both are
-linear in W and V, so a difference is rotated back exactly.
+A rotation Q of the residual stream, and a new order of each block's channels, change every weight of a
+model but not its predictions (as QuaRot uses it, arXiv 2404.00456). The gains of the norms are first
+multiplied into the maps that read the norms' outputs, because gains do not commute with a rotation. With
+`W` a map that reads, `g` the gains before it and `V` a map that writes, clients hold `W diag(g) Q` and
+`Q^T V`. Both are linear in W and V, so a difference is rotated back exactly.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _GATED = ("mlp.gate_proj", "mlp.up_proj")  # their outputs are channels, which `
 class Rotated(Compression):
     """`drop_blocks`, then a rotation that follows from the LLM's weights and is never sent.
 
-    Needs an LLM of Llama's build. A head that was the embedding matrix becomes a matrix of its own: the
-    last norm's gains are in it.
+    Needs an LLM of Llama's architecture. A head tied to the embedding matrix becomes a matrix of its own,
+    because the last norm's gains are multiplied into it.
 
-    Guarantees: clients' predictions are the unrotated proxy's, up to rounding; weights held verbatim are
-    none. Nothing else is protected: who has the proxy's predictions has all that extraction needs, and who
-    has a public base of the LLM finds Q from the two embedding matrices (AWM, arXiv 2510.06738). The
+    Guarantees: clients' predictions are the unrotated proxy's, up to rounding; no weight is held verbatim.
+    Nothing else is protected: extraction needs no more than the proxy's predictions, and anyone who has a
+    public base of the LLM can compute Q from the two embedding matrices (AWM, arXiv 2510.06738). The
     rotation hides weights, not what they do.
     """
 
@@ -61,9 +61,9 @@ class Rotated(Compression):
                 f"compress.kind={self.name}: a norm of the LLM has a gain of 0; must have none"
             )
         hidden, channels = blocks[0].mlp.down_proj.weight.shape
-        drawn = owners_stream(llm, seed=seed)
-        rotation = random_rotation(hidden, drawn)
-        orders = [torch.from_numpy(drawn.permutation(channels)) for _ in blocks]
+        rng = owners_stream(llm, seed=seed)
+        rotation = random_rotation(hidden, rng)
+        orders = [torch.from_numpy(rng.permutation(channels)) for _ in blocks]
         # healing may change gains, so the lifting reads those that were multiplied in
         gains: dict[tuple[int, str], torch.Tensor] = {}
         assert proxy.plan is not None  # `drop_blocks` has one
@@ -78,8 +78,8 @@ class Rotated(Compression):
 def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:
     """Return a generator seeded by all of the LLM's weights, so nobody without them can reproduce it.
 
-    Clients know the run's seed, so it cannot be what a secret comes from. The LLM's weights they do not
-    know, and the owner has them again whenever a run is resumed.
+    Clients know the run's seed, so no secret can come from it. They do not know the LLM's weights, and the
+    owner has them again whenever a run is resumed.
     """
     import hashlib
 
@@ -93,11 +93,11 @@ def owners_stream(llm: nn.Module, *, seed: int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest.digest(), "big"))
 
 
-def random_rotation(size: int, drawn: np.random.Generator) -> torch.Tensor:
+def random_rotation(size: int, rng: np.random.Generator) -> torch.Tensor:
     """Return an orthogonal matrix, float64 [size, size], uniformly random (Haar)."""
     import torch
 
-    q, r = torch.linalg.qr(torch.from_numpy(drawn.normal(size=(size, size))))
+    q, r = torch.linalg.qr(torch.from_numpy(rng.normal(size=(size, size))))
     rotation: torch.Tensor = q * r.diagonal().sign()
     return rotation
 
@@ -105,7 +105,7 @@ def random_rotation(size: int, drawn: np.random.Generator) -> torch.Tensor:
 def rotate(
     model: nn.Module, rotation: torch.Tensor, orders: list[torch.Tensor]
 ) -> dict[tuple[int, str], torch.Tensor]:
-    """Rotate a Llama's hidden states and reorder its channels, in place; its predictions stay.
+    """Rotate a Llama's hidden states and reorder its channels, in place; its predictions do not change.
 
     Args:
         model: a causal LM of `FAMILIES`.
@@ -120,16 +120,16 @@ def rotate(
     from fedproxy_secure.compress.defences.maps import NORMS, READERS, WRITERS, norm_before, set_weight
     from fedproxy_secure.models.llm import block_list_name, blocks_of
 
-    whole: Any = model
+    causal_lm: Any = model
     q = rotation.to(next(model.parameters()).device)
     with torch.no_grad():
-        embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+        embedding, head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
         last: Any = model.get_submodule(f"{block_list_name(model).rpartition('.')[0]}.norm")
         table, top = embedding.weight.detach().double(), head.weight.detach().double()
         embedding.weight = torch.nn.Parameter((table @ q).to(embedding.weight.dtype), requires_grad=False)
         set_weight(head, (top * last.weight.double()) @ q)
         _set_to_one(last)
-        whole.config.tie_word_embeddings = False
+        causal_lm.config.tie_word_embeddings = False
         gains: dict[tuple[int, str], torch.Tensor] = {}
         for index, (block, order) in enumerate(zip(blocks_of(model), orders, strict=True)):
             before = {
@@ -161,7 +161,7 @@ def _rotating_back(
     orders: list[torch.Tensor],
     gains: Mapping[tuple[int, str], torch.Tensor],
 ) -> Lift:
-    """Return the lifting that undoes `rotate` for a difference, then the plan's own."""
+    """Return the lifting that undoes `rotate` for a difference and then lifts it as the plan does."""
     import torch
 
     from fedproxy_secure.compress.defences.maps import READERS, WRITERS, norm_before
@@ -170,13 +170,13 @@ def _rotating_back(
         unrotated = {}
         for (index, weight_name), delta in tensors.items():
             name, value = weight_name.removesuffix(".weight"), delta.double()
-            q, back = rotation.to(delta.device), orders[index].argsort().to(delta.device)
+            q, inverse_order = rotation.to(delta.device), orders[index].argsort().to(delta.device)
             if name in READERS:
                 value = (value @ q.T) / gains[index, norm_before(name)].to(delta.device)
-                value = value[back] if name in _GATED else value
+                value = value[inverse_order] if name in _GATED else value
             else:
                 value = q @ value
-                value = value[:, back] if name == WRITERS[1] else value
+                value = value[:, inverse_order] if name == WRITERS[1] else value
             unrotated[index, weight_name] = value.to(torch.float32)
         return plan.lift(unrotated)
 

@@ -1,9 +1,9 @@
 """`width`: every block stays, with fewer channels and fewer heads.
 
-A channel of the feed-forward part, and a group of heads that share keys and values, counts by how much of
-the block's output on public text goes through it. What reads the kept ones is fitted anew, by least
-squares, to what it wrote before (as in Optimal Brain Compression, Frantar & Alistarh 2022, arXiv
-2208.11580, for a whole set at once).
+The channels of the feed-forward part, and the groups of heads that share keys and values, are ranked by how
+much of the block's output on public text goes through them. The map that reads the kept ones is fitted
+anew, by least squares, to its original outputs (as in Optimal Brain Compression, Frantar & Alistarh 2022,
+arXiv 2208.11580, for a whole set at once).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedproxy_secure.config import CompressConfig
 
 _HEADS, _KEYS, _CHANNELS = "heads", "keys", "channels"
-# map -> which index set its outputs, then its inputs, are taken from; None: the hidden state, whole
+# map -> the index set of its kept outputs, that of its kept inputs; None: the whole hidden state
 _CUT = {
     "self_attn.q_proj": (_HEADS, None),
     "self_attn.k_proj": (_KEYS, None),
@@ -37,7 +37,7 @@ _CUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class KeptWidth:
-    """Sorted indices, int64, of what a block keeps: of outputs of its queries, its keys, its channels."""
+    """What a block keeps: sorted indices, int64, of outputs of queries and keys, and of channels."""
 
     heads: torch.Tensor
     keys: torch.Tensor
@@ -47,11 +47,11 @@ class KeptWidth:
 class Width(Compression):
     """Blocks with `1 - remove_ratio` times the numbers, the same number of channels and heads in each.
 
-    Needs an LLM of Llama's build. The hidden size stays, and with it embeddings, norms and head.
+    Needs an LLM of Llama's architecture. The hidden size stays, and with it embeddings, norms and head.
 
-    Guarantees: the kept rows of five of seven maps of a block are the LLM's own, and count as held. A
-    difference is lifted to the rows and columns that were kept, which is exact: cut out again, it is the
-    proxy's own.
+    Guarantees: the kept rows of five of seven maps of a block are the LLM's own, and count as held
+    verbatim. A difference is lifted exactly, to the rows and columns that were kept: cut out of the LLM
+    again, it equals the proxy's difference.
     """
 
     name = "width"
@@ -68,11 +68,11 @@ class Width(Compression):
         require_known_blocks(llm, self.name)
         groups, channels = sizes(llm, compress.remove_ratio)
         model = sharing_copy(llm).eval()
-        blocks, kept = blocks_of(model), []
+        blocks, kept_widths = blocks_of(model), []
         for index, moments in second_moments(llm, windows):
             block: Any = blocks[index]
             chosen = _chosen(block, moments, groups, channels)
-            kept.append(chosen)
+            kept_widths.append(chosen)
             for name, (out, inputs) in _CUT.items():
                 linear = block.get_submodule(name)
                 weight, bias = linear.weight.detach(), linear.bias
@@ -91,7 +91,7 @@ class Width(Compression):
         return Proxy(
             model=model,
             plan=BlockPlan(llm_blocks=len(blocks), kept=tuple(range(len(blocks)))),
-            lifting=index_maps(llm, kept),
+            lifting=index_maps(llm, kept_widths),
             details={"key_value_heads": groups, "channels": channels},
         )
 
@@ -99,8 +99,8 @@ class Width(Compression):
 def sizes(llm: Any, remove_ratio: float) -> tuple[int, int]:
     """Return how many groups of heads and how many channels each block keeps; both are at least 1.
 
-    The share of groups is the nearest to `1 - remove_ratio`, the larger of two equally near; channels make
-    up for what that rounds.
+    The share of groups is the nearest to `1 - remove_ratio`, the larger of two equally near; the number of
+    channels makes up for that rounding.
 
     Raises `ConfigError` where no channel would be left.
     """
@@ -112,15 +112,15 @@ def sizes(llm: Any, remove_ratio: float) -> tuple[int, int]:
     a_channel = sum(block.get_submodule(n).weight.numel() for n in (*READERS[3:], WRITERS[1]))
     all_groups, all_channels = llm.config.num_key_value_heads, llm.config.intermediate_size
     groups = min(all_groups, max(1, int((1 - remove_ratio) * all_groups + 0.5)))
-    left = (1 - remove_ratio) * (attention + a_channel) - attention * groups / all_groups
-    channels = min(all_channels, int(left / (a_channel / all_channels) + 0.5))
+    budget = (1 - remove_ratio) * (attention + a_channel) - attention * groups / all_groups
+    channels = min(all_channels, int(budget / (a_channel / all_channels) + 0.5))
     if channels < 1:
         raise ConfigError(f"compress.remove_ratio={remove_ratio}: leaves no channel; must be lower")
     return groups, channels
 
 
 def fitted(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Return the map of the kept inputs that comes nearest to `weight` on all of them.
+    """Return the map of the kept inputs whose outputs come nearest to those of `weight` on all inputs.
 
     Args:
         weight: [out, in].
@@ -128,7 +128,7 @@ def fitted(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor) -> to
         kept: indices of inputs, int64 [k].
 
     Returns:
-        float64 [out, k]: W C[:, kept] C[kept, kept]^-1. All inputs kept give W.
+        float64 [out, k]: W C[:, kept] C[kept, kept]^-1, with C the moment; W if all inputs are kept.
     """
     import torch
 
@@ -151,13 +151,13 @@ def index_maps(llm: nn.Module, kept: list[KeptWidth]) -> Lift:
         lifted = {}
         for (index, weight_name), delta in tensors.items():
             name = weight_name.removesuffix(".weight")
-            whole = delta.new_zeros(shapes[index][name])
+            full = delta.new_zeros(shapes[index][name])
             out, inputs = _CUT[name]
             if out is not None:
-                whole[getattr(kept[index], out).to(delta.device)] = delta
+                full[getattr(kept[index], out).to(delta.device)] = delta
             elif inputs is not None:
-                whole[:, getattr(kept[index], inputs).to(delta.device)] = delta
-            lifted[index, weight_name] = whole
+                full[:, getattr(kept[index], inputs).to(delta.device)] = delta
+            lifted[index, weight_name] = full
         return lifted
 
     return lift
@@ -168,23 +168,25 @@ def _chosen(block: Any, moments: Mapping[str, torch.Tensor], groups: int, channe
 
     attention, size = block.self_attn, block.self_attn.head_dim
     per_group = attention.num_key_value_groups * size  # outputs of queries
-    written = _written(attention.o_proj.weight, moments["self_attn.o_proj"])
-    by_group = written.view(-1, per_group).sum(1)
+    head_energy = _energy(attention.o_proj.weight, moments["self_attn.o_proj"])
+    by_group = head_energy.view(-1, per_group).sum(1)
     best = by_group.topk(groups).indices.sort().values
-    passed = _written(block.mlp.down_proj.weight, moments["mlp.down_proj"])
+    channel_energy = _energy(block.mlp.down_proj.weight, moments["mlp.down_proj"])
 
     def spans(width: int) -> torch.Tensor:
         return (best[:, None] * width + torch.arange(width, device=best.device)).flatten()
 
     return KeptWidth(
-        heads=spans(per_group), keys=spans(size), channels=passed.topk(channels).indices.sort().values
+        heads=spans(per_group),
+        keys=spans(size),
+        channels=channel_energy.topk(channels).indices.sort().values,
     )
 
 
-def _written(weight: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+def _energy(weight: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
     """Return, for each input, the mean square of what it alone adds to the outputs; float64 [in]."""
-    written: torch.Tensor = weight.detach().double().square().sum(0) * moment.diagonal()
-    return written
+    energy: torch.Tensor = weight.detach().double().square().sum(0) * moment.diagonal()
+    return energy
 
 
 WIDTH = Width()

@@ -3,8 +3,8 @@
 Distillation rebuilds missing first blocks with more difficulty than missing last ones (SOLID, arXiv
 2410.11182), and a small trained replacement serves clients nearly as well (ScaleOT, as its harmonisers).
 The replacement starts as the mean of the blocks that it stands for, which is no copy of any, and learns
-from public text, in healing, to hand on what they would have. What clients learn in it is not lifted: it
-has no place in the LLM.
+from public text, in healing, to pass on the states that they would. What clients learn in it is not lifted,
+because it corresponds to no single block of the LLM.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class WithheldBottom(Compression):
-    """One replacement and the last blocks, together as many as `drop_blocks` leaves at the same ratio.
+    """One replacement and the last blocks, together as many as `drop_blocks` keeps at the same ratio.
 
     Guarantees: no number of the first `n + 1` blocks is in the proxy, where n is the number of blocks that
-    the ratio takes away. The other blocks, embeddings and head are exact copies until they are healed.
+    the ratio removes. The other blocks, embeddings and head are exact copies until they are healed.
     """
 
     name = "withheld_bottom"

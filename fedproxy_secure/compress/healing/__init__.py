@@ -9,11 +9,11 @@ Dropping blocks damages a model, and tuning first repairs the damage: much of wh
 how to compensate for missing blocks. Lifted into the LLM, which misses no block, that part is noise. The
 paper releases exact copies. Here the server heals the proxy first, so that clients learn their tasks only.
 
-Blocks alone are changed, all or those before a gap; embeddings, final norm and head stay the LLM's. What
-healing changed is never plugged back: the lifted difference is the clients' alone, so blocks need not be
-exact copies.
+Only blocks are changed, all or those before a gap; embeddings, final norm and head stay the LLM's. The
+changes of healing are never plugged back: the lifted difference holds only what clients learnt, so blocks
+need not be exact copies.
 
-Not guaranteed: that a healed proxy tells less of the LLM. Its blocks are no copies any more, but its
+Not guaranteed: that a healed proxy reveals less of the LLM. Its blocks are no longer copies, but its
 predictions are closer. Both are measured: `verbatim_share`, `fidelity`, and extraction among the attacks.
 """
 

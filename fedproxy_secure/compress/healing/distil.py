@@ -34,7 +34,7 @@ from fedproxy_secure.runtime.randomness import stream
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 8  # windows that healing is judged on and never trains on; at most a fifth of all
+HELD_OUT = 8  # windows that measure healing and are never trained on; at most a fifth of all
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 MAX_GRAD_NORM = 1.0
 SAVE_EVERY_S = 120.0
@@ -49,12 +49,11 @@ class Healed:
     Args:
         kl_before: mean KL(LLM || proxy), nats a token, of next-token distributions on held-out windows.
         kl_after: the same after healing.
-        state_error_before: mean squared distance of what proxy blocks pass on from what their originals'
-            successors read in the LLM, relative to the latter's squared length; on the same windows. 0
-            where it cannot be measured.
+        state_error_before: relative error of the proxy's hidden states (`Distance.states`), averaged over
+            tokens, on the same windows; 0 if it cannot be measured.
         state_error_after: the same after healing.
-        tokens: public tokens that were read, repeats included, by the fit and by the steps.
-        seconds: time that the fit and the steps took, here and before an interruption.
+        tokens: public tokens that the fit and the steps read, repeats included.
+        seconds: time that the fit and the steps took, including any before an interruption.
     """
 
     kl_before: float
@@ -79,22 +78,22 @@ def heal(
 ) -> Healed:
     """Heal a proxy in place on public text: fit its blocks to the LLM, then distil the LLM into them.
 
-    The fit reads `heal.fit_windows` of the windows (`fit_blocks`). Then `heal.steps` steps follow, whose
-    loss is KL(LLM || proxy) of next-token distributions plus `heal.state_weight` times the relative
-    error of hidden states, averaged over tokens and blocks; AdamW with a learning rate that rises over the
-    first tenth of the steps and falls to 0 by a cosine.
+    The fit reads `heal.fit_windows` of the windows (`fit_blocks`). Then `heal.steps` steps follow. Their
+    loss is KL(LLM || proxy) of next-token distributions plus `heal.state_weight` times the relative error
+    of hidden states, averaged over tokens and blocks. The optimiser is AdamW, with a learning rate that
+    rises over the first tenth of the steps and falls to 0 by a cosine.
 
     Args:
-        proxy: causal LM with the LLM's vocabulary. It may stand on the LLM's memory: trained blocks get
+        proxy: causal LM with the LLM's vocabulary. It may share the LLM's memory: trained blocks get
             memory of their own.
         llm: the server's LLM; unchanged.
         windows: token ids, int64 [n, tokens]; the last ones are held out.
-        seed: of the order of windows.
-        plan: which LLM block each proxy block stands for: what hidden states are compared with, and which
-            blocks `heal.blocks` gaps means. Without one, or with hidden states of another width than the
-            LLM's, predictions alone are compared, and nothing is fitted; without one all blocks are
-            trained.
-        on_step: called after each step; `on_block` after each block that the fit has passed.
+        seed: seed of the order of windows.
+        plan: which LLM block each proxy block stands for. It decides which hidden states are compared, and
+            which blocks are trained if `heal.blocks` is `gaps`. Without a plan, or if hidden sizes differ,
+            only predictions are compared and nothing is fitted; without a plan all blocks are trained.
+        on_step: called after each step.
+        on_block: called after each block that the fit has passed.
         folder: where the state is kept. A call with the same inputs goes on from it, or loads the result.
             One process at a time may use a folder.
 
@@ -102,24 +101,24 @@ def heal(
     """
     # a proxy with all of the LLM's blocks has no gaps
     gaps = plan.before_gaps if plan is not None and settings.blocks == "gaps" else ()
-    healed_ones = gaps or tuple(range(len(blocks_of(proxy))))
-    parameters = [p for i in healed_ones for p in blocks_of(proxy)[i].parameters()]
+    trained_blocks = gaps or tuple(range(len(blocks_of(proxy))))
+    parameters = [p for i in trained_blocks for p in blocks_of(proxy)[i].parameters()]
     state = HealingState(folder, key=_key(parameters, windows, settings, seed, plan, mixed=is_mixed(llm)))
     result = state.finished(parameters)
     if result is not None:
         return Healed(**result)
     held_out = min(HELD_OUT, max(1, len(windows) // 5))
-    train, judged = windows[:-held_out], windows[-held_out:]
+    train, held_out_windows = windows[:-held_out], windows[-held_out:]
     fitted = train[: 0 if plan is None else settings.fit_windows or 0]
     with _trained(proxy, parameters) as precise:
-        # fused: no further copies of the weights while it steps
+        # fused: a step makes no further copies of the weights
         optimizer = torch.optim.AdamW(precise.held, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         restored = state.restore(optimizer, precise.held)
         precise.show()
-        done, before, seconds = restored or (0, _mean_distance(proxy, llm, plan, judged), 0.0)
+        done, before, seconds = restored or (0, _mean_distance(proxy, llm, plan, held_out_windows), 0.0)
         began, saved = time.perf_counter() - seconds, time.perf_counter()
         if plan is not None and len(fitted) and restored is None:
-            count = fit_blocks(proxy, llm, plan, fitted, blocks=healed_ones, on_block=on_block)
+            count = fit_blocks(proxy, llm, plan, fitted, blocks=trained_blocks, on_block=on_block)
             log.log(
                 logging.INFO if count else logging.WARNING,
                 "the fit on public text changed %d blocks",
@@ -146,7 +145,7 @@ def heal(
             if time.perf_counter() - saved > SAVE_EVERY_S:
                 state.save(optimizer, precise.held, step + 1, before, time.perf_counter() - began)
                 saved = time.perf_counter()
-    after = _mean_distance(proxy, llm, plan, judged)
+    after = _mean_distance(proxy, llm, plan, held_out_windows)
     healed = Healed(
         kl_before=before[0],
         kl_after=after[0],
@@ -161,7 +160,7 @@ def heal(
 
 @contextmanager
 def _trained(proxy: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[PreciseNumbers]:
-    """Let these parameters of a proxy, and no others, be trained, in memory of their own."""
+    """Make these parameters of a proxy, and no others, trainable, in memory of their own."""
     for p in proxy.parameters():
         p.requires_grad_(False)
     for p in parameters:
@@ -181,12 +180,12 @@ def _trained(proxy: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[P
 def _add_gradients(
     proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, batch: torch.Tensor, *, state_weight: float
 ) -> float:
-    """Add the gradients of a batch's loss, as many windows a pass as memory allows; return the loss."""
+    """Add the gradients of a batch's loss, with as many windows per pass as fit; return the loss."""
     loss = 0.0
     for part in batch.split(windows_a_pass(proxy, batch)):
         with all_products_mixed(llm):
-            found = distance(proxy, llm, plan, part)
-            part_loss = (found.kl + state_weight * found.states) / batch.numel()
+            distances = distance(proxy, llm, plan, part)
+            part_loss = (distances.kl + state_weight * distances.states) / batch.numel()
             part_loss.backward()
         loss += float(part_loss.detach())
     return loss
@@ -209,9 +208,9 @@ def _share(step: int, steps: int) -> float:
 def _mean_distance(
     proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, windows: torch.Tensor
 ) -> tuple[float, float]:
-    """Return KL, nats a token, and the relative error of hidden states."""
-    found = [distance(proxy, llm, plan, part) for part in windows.split(windows_a_pass(proxy, windows))]
-    kl, states = (sum(float(getattr(d, name)) for d in found) for name in ("kl", "states"))
+    """Return the mean KL, nats a token, and the mean relative error of hidden states."""
+    distances = [distance(proxy, llm, plan, part) for part in windows.split(windows_a_pass(proxy, windows))]
+    kl, states = (sum(float(getattr(d, name)) for d in distances) for name in ("kl", "states"))
     return kl / windows.numel(), states / windows.numel()
 
 
@@ -224,13 +223,13 @@ def _key(
     *,
     mixed: bool,
 ) -> str:
-    """Return the hash of all that decides the result, except the LLM that the parameters come from."""
-    said = (
+    """Return a hash of everything that decides the result, except the LLM."""
+    text = (
         f"{settings.model_dump_json(exclude_none=True)}|{seed}|{tuple(windows.shape)}|{plan and plan.kept}"
     )
     if mixed:
-        said += "|mixed"
-    digest = hashlib.sha256(said.encode())
+        text += "|mixed"
+    digest = hashlib.sha256(text.encode())
     for tensor in (windows, *parameters):
         digest.update(raw_bytes(tensor))
     return digest.hexdigest()

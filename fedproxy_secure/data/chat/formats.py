@@ -1,13 +1,13 @@
 """Conversation formats: the strings around messages, stored as data with the tokenizer.
 
-An LLM's chat template is a program. It is run by the LLM's owner alone, once (`data.chat.derived`). What it
-puts before, between and after messages is stored in `tokenizer_config.json` under `conversation_format`,
-and records are written by joining texts.
+An LLM's chat template is a program. Only the LLM's owner runs it, once (`data.chat.derived`). The texts
+that it puts before, between and after messages are stored in `tokenizer_config.json` under
+`conversation_format`, and records are written by joining texts.
 
-    chat = chat_format(tokenizer)             # None: none is stored; conversations are plain text
+    chat = chat_format(tokenizer)             # None: no stored format; conversations are plain text
     prompt, response = chat.pieces(messages, response)
 
-Guarantees: nothing here runs a template. A stored format has strings alone, of bounded length.
+Guarantees: this module runs no template. A stored format has only strings, of bounded length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import Tokenizer
 
 STORED = "conversation_format"  # in tokenizer_config.json
-MOST_BEFORE = 4096  # characters before the first message; a system message of the template's own is there
+MOST_BEFORE = 4096  # characters before the first message, with a template's own system message
 MOST_BETWEEN = 256  # characters between two messages
 MOST_END = 64  # characters after the response, whose loss is read
 
@@ -41,7 +41,7 @@ _OF_SYSTEM = {"before_system", "system_to_user"}
 
 
 class Piece(NamedTuple):
-    """A part of a conversation's text: what a message says, or what the format puts around messages."""
+    """A part of a conversation's text: a message's content, or a text of the format around messages."""
 
     text: str
     content: bool
@@ -49,13 +49,13 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
-    """What stands around the messages of a conversation.
+    """The texts around the messages of a conversation.
 
     Args:
-        before: before the first message, by its role. Without `system` there is no such role.
-        between: between two messages, by their roles.
-        opening: between the last user message and the response.
-        end: after the response; may be empty.
+        before: the text before the first message, by its role. Without `system` there is no such role.
+        between: the text between two messages, by their roles.
+        opening: the text between the last user message and the response.
+        end: the text after the response; may be empty.
     """
 
     before: Mapping[str, str]
@@ -64,9 +64,9 @@ class ChatFormat:
     end: str
 
     def pieces(self, messages: Sequence[Message], response: str) -> tuple[list[Piece], list[Piece]]:
-        """Return prompt and response in pieces, the response with what ends its turn.
+        """Return prompt and response in pieces, the response with the end of its turn.
 
-        A system message that the format has no role for is put before the first user message.
+        If the format has no system role, a system message is put before the first user message.
         """
         if messages[0].role not in self.before:
             system, user, *rest = messages
@@ -78,7 +78,7 @@ class ChatFormat:
         return prompt, [Piece(response, content=True), Piece(self.end, content=False)]
 
     def stored(self) -> dict[str, str]:
-        """Return the format as `tokenizer_config.json` has it."""
+        """Return the format as stored in `tokenizer_config.json`."""
         return {
             **{_BEFORE[role]: text for role, text in self.before.items()},
             **{_BETWEEN[roles]: text for roles, text in self.between.items()},
@@ -97,22 +97,22 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat | None:
 
 
 def stored_value(tokenizer: Tokenizer) -> Any:
-    """Return what is stored with a tokenizer as its format, not checked; None if nothing is."""
+    """Return the unchecked value that is stored with a tokenizer as its format; None if there is none."""
     return getattr(tokenizer, "init_kwargs", {}).get(STORED)
 
 
 def format_of(raw: object) -> ChatFormat:
     """Return the format that a stored value describes.
 
-    Raises `DataError` unless it has all strings, those of the role `system` or none of them, and no others,
-    each of at most as many characters as it may have.
+    Raises `DataError` unless it has all strings, with all or none of those of the role `system`, and no
+    others, each within its maximum length.
     """
     if not isinstance(raw, dict) or set(raw) not in (set(_MOST), set(_MOST) - _OF_SYSTEM):
         raise DataError(f"{STORED}: must be an object with {', '.join(_MOST)}")
-    for name, most in _MOST.items():
+    for name, limit in _MOST.items():
         text = raw.get(name, "")
-        if not isinstance(text, str) or len(text) > most:
-            raise DataError(f"{STORED}: {name} must be a text of at most {most} characters")
+        if not isinstance(text, str) or len(text) > limit:
+            raise DataError(f"{STORED}: {name} must be a text of at most {limit} characters")
     return ChatFormat(
         before={role: raw[name] for role, name in _BEFORE.items() if name in raw},
         between={roles: raw[name] for roles, name in _BETWEEN.items() if name in raw},

@@ -1,10 +1,10 @@
 """Conversations in rows: the column `messages`, checked, and as text for tokenizers without a format.
 
-A conversation is one system message or none, then user and assistant by turns, and it ends with the
-assistant's: the response.
+A conversation has at most one system message, then user and assistant messages by turns. It ends with an
+assistant message, the response.
 
-Guarantees: an error names the message's number, the type of a value, and the rule; it never quotes what a
-message says.
+Guarantees: an error names the message's number, the type of a value, and the rule; it never quotes a
+message.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _HEADINGS = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 
 
 def chat_record(column: Any) -> Record:
-    """Return the record of a conversation: the last message is the response, all before it the prompt.
+    """Return the record of a conversation: the last message is the response, the others are the prompt.
 
-    `column`: a list of objects with `role` and `content`, or such a list as JSON, as CSV cells are.
+    `column`: a list of objects with `role` and `content`, or such a list as JSON text, as in CSV cells.
 
     Raises `DataError` for anything else than a conversation.
     """
     messages = [_message(raw, index) for index, raw in enumerate(_listed(column))]
     first = 1 if messages and messages[0].role == "system" else 0
     for index, message in enumerate(messages[first:], first):
-        wanted = ROLES[1 + (index - first) % 2]
-        if message.role != wanted:
+        turn = ROLES[1 + (index - first) % 2]
+        if message.role != turn:
             raise DataError(
-                f"messages: number {index} is of another role than {wanted}; must be user and assistant by "
+                f"messages: number {index} is of another role than {turn}; must be user and assistant by "
                 "turns, after one system message or none"
             )
     if not messages or messages[-1].role != "assistant":
@@ -68,14 +68,14 @@ def _listed(column: Any) -> list[Any]:
 
 
 def _message(raw: Any, index: int) -> Message:
-    where = f"messages: number {index}"
+    place = f"messages: number {index}"
     if not isinstance(raw, dict) or not {"role", "content"} <= set(raw):
-        raise DataError(f"{where} must be an object with role and content")
+        raise DataError(f"{place} must be an object with role and content")
     role, content = raw["role"], raw["content"]
     if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"{where}: its role must be one of {', '.join(ROLES)}")
+        raise DataError(f"{place}: its role must be one of {', '.join(ROLES)}")
     if not isinstance(content, str) or not content.strip():
         raise DataError(
-            f"{where}: its content is of type {type(content).__name__}; must be a text, not empty"
+            f"{place}: its content is of type {type(content).__name__}; must be a text, not empty"
         )
     return Message(role=role, content=content.strip())

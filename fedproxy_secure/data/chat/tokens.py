@@ -1,13 +1,13 @@
 """The tokens of conversations, whose messages never become control tokens.
 
 A message may spell out a special token, such as `<|im_end|>`, and so end its turn and forge another one.
-Conversations are tokenised as one text, as training an LLM on its template does. Where a message then
-has a control token, that conversation is tokenised in pieces, and messages by a copy of the tokenizer that
-reads special tokens as plain text.
+Conversations are tokenised as one text, as in training an LLM with its template. If a message then has a
+control token, that conversation is tokenised in pieces, and messages by a copy of the tokenizer that reads
+special tokens as plain text.
 
-Guarantees: no control token comes from a message, in whole or in part: special tokens, and other added ones
-that stand in the format. The token for unknown text comes from unknown text alone. Not guaranteed: that the
-model does not take the text of a heading, such as `User:`, for one.
+Guarantees: no control token comes from a message, in whole or in part. Control tokens are special tokens
+and other added tokens in the format. The token for unknown text comes only from unknown text. Not
+guaranteed: that the model does not take a message's text, such as `User:`, for a heading.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _readers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # tokenizer -> its 
 def conversations_ids(
     talks: Sequence[tuple[Sequence[Message], str]], chat: ChatFormat, tokenizer: Tokenizer
 ) -> list[tuple[list[int], list[int]]]:
-    """Return the tokens of each conversation's prompt, and of its response with what ends it.
+    """Return the tokens of each conversation's prompt, and of its response with the end of its turn.
 
-    A token that has characters of both belongs to the response.
+    A token with characters of both belongs to the response.
 
-    Raises `DataError` for a message of which the tokenizer makes control tokens in any case.
+    Raises `DataError` for a message in which the tokenizer cannot avoid control tokens.
     """
     control = _control(tokenizer, (*chat.before.values(), *chat.between.values(), chat.opening, chat.end))
-    written = [chat.pieces(messages, response) for messages, response in talks]
-    texts = ["".join(piece.text for piece in (*prompt, *ending)) for prompt, ending in written]
+    conversations = [chat.pieces(messages, response) for messages, response in talks]
+    texts = ["".join(piece.text for piece in (*prompt, *reply)) for prompt, reply in conversations]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     pairs = []
-    for (prompt, ending), ids, places in zip(
-        written, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    for (prompt, reply), ids, places in zip(
+        conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        pieces = [*prompt, *ending]
+        pieces = [*prompt, *reply]
         used = [place for place, token in zip(places, ids, strict=True) if token in control]
         if _names_unknown(pieces, tokenizer) or _overlap(used, list(_contents(pieces))):
-            pairs.append((_in_pieces(prompt, control, tokenizer), _in_pieces(ending, control, tokenizer)))
+            pairs.append((_in_pieces(prompt, control, tokenizer), _in_pieces(reply, control, tokenizer)))
             continue
         length = sum(len(piece.text) for piece in prompt)
         cut = sum(end <= length for _, end in places)
@@ -55,7 +55,7 @@ def conversations_ids(
 def without_control(text: str, ids: list[int], tokenizer: Tokenizer) -> list[int]:
     """Return the tokens `ids` of a text, or others if it spells out special tokens.
 
-    Raises `DataError` for a text of which the tokenizer makes control tokens in any case.
+    Raises `DataError` for a text in which the tokenizer cannot avoid control tokens.
     """
     control, pieces = _control(tokenizer, ()), [Piece(text, content=True)]
     if control.isdisjoint(ids) and not _names_unknown(pieces, tokenizer):
@@ -68,19 +68,19 @@ def _control(tokenizer: Tokenizer, texts: Sequence[str]) -> set[int]:
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
     if texts:
-        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        special |= {i for ids in found for i in ids if i in added}
+        encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        special |= {i for ids in encoded for i in ids if i in added}
     return special - {tokenizer.unk_token_id}
 
 
 def _names_unknown(pieces: Sequence[Piece], tokenizer: Tokenizer) -> bool:
-    """Return whether a message spells out the token for unknown text, which some end texts with, too."""
+    """Return whether a message spells out the token for unknown text, which may also be an end token."""
     name = tokenizer.unk_token
     return bool(name) and any(piece.content and str(name) in piece.text for piece in pieces)
 
 
 def _contents(pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
-    """Yield where messages begin and end in the text of all pieces."""
+    """Yield the start and end of each message in the text of all pieces."""
     place = 0
     for piece in pieces:
         if piece.content:
@@ -90,34 +90,37 @@ def _contents(pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
 
 def _overlap(used: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> bool:
     """Return whether any character range in `used` overlaps one in `spans`; both are sorted."""
-    left = iter(spans)
-    span = next(left, None)
+    remaining = iter(spans)
+    span = next(remaining, None)
     for start, end in used:
         while span is not None and span[1] <= start:
-            span = next(left, None)
+            span = next(remaining, None)
         if span is not None and span[0] < end:
             return True
     return False
 
 
 def _in_pieces(pieces: Sequence[Piece], control: set[int], tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens of pieces one by one, none of them a control token that a message spells out."""
+    """Return the tokens of pieces, tokenised one by one, without control tokens from messages."""
     ids: list[int] = []
     for text, content in pieces:
         if not content:
             ids += tokenizer(text, add_special_tokens=False)["input_ids"]
             continue
-        read: list[int] = _reader(tokenizer).encode(text, add_special_tokens=False).ids
-        if not control.isdisjoint(read):
+        message_ids: list[int] = _reader(tokenizer).encode(text, add_special_tokens=False).ids
+        if not control.isdisjoint(message_ids):
             raise DataError(
                 "a message spells out a control token, which this tokenizer cannot read as text"
             )
-        ids += read
+        ids += message_ids
     return ids
 
 
 def _reader(tokenizer: Tokenizer) -> Any:
-    """Return a copy of a tokenizer's backend: the setting is the backend's, and threads share it."""
+    """Return a copy of a tokenizer's backend that reads special tokens as text.
+
+    The setting belongs to the backend, which threads share, so a copy is needed.
+    """
     if tokenizer not in _readers:
         from tokenizers import Tokenizer as Backend
 

@@ -11,7 +11,7 @@ _SHARE = (0.0, 1.0)
 
 
 def _loss(key: str, *, title: str, meaning: str) -> MeasureKind:
-    """Return the measure of a model's loss on free text, for a model that stands outside the trilemma."""
+    """Return the measure of a model's loss on free text, which is no column of the trilemma."""
     return MeasureKind(
         key=key,
         title=title,

@@ -1,7 +1,7 @@
 """FedOT: Offsite-Tuning (Xiao et al. 2023), federated.
 
 Clients hold the LLM's first and last blocks, which they train, around an emulator of the middle: uniformly
-chosen blocks, which stay as they are. Trained blocks are plugged back.
+chosen blocks, which are frozen. Trained blocks are plugged back.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class FedOT(Method):
     """Federated Offsite-Tuning.
 
     Args:
-        equal_bytes: whether the few trained blocks get adapters of so high a rank that a client sends as
-            many bytes as with adapters of the settings' rank on all blocks it holds.
+        equal_bytes: whether the rank of the trained blocks' adapters is raised until a client sends as many
+            bytes as with adapters of the settings' rank on all blocks it holds.
         with_rate: whether the server's learning rate is that of `fedproxy_fedavg_lr`, else 1.
     """
 
@@ -43,32 +43,32 @@ class FedOT(Method):
         from fedproxy_secure.models.llm import blocks_of, with_blocks
 
         plan, trained = offsite_tuning_plan(len(blocks_of(inputs.llm)), inputs.remove_ratio)
-        held = Proxy(model=with_blocks(inputs.llm, list(plan.kept), share=True), plan=plan)
+        proxy = Proxy(model=with_blocks(inputs.llm, list(plan.kept), share=True), plan=plan)
         settings = self.federation(inputs.config)
         if self.equal_bytes:
-            adapted = settings.adapter.blocks or plan.kept  # by FedProxy, in a proxy of the same size
+            adapted = settings.adapter.blocks or plan.kept  # of FedProxy, in a proxy of the same size
             adapter = widened(settings.adapter, len(adapted), len(trained))
             settings = settings.model_copy(update={"adapter": adapter})
-        tuned, upload_bytes = inputs.federate(held.model, settings, blocks=trained)
-        return inputs.plugged_back(held, tuned, upload_bytes=upload_bytes, scale=1.0)
+        tuned, upload_bytes = inputs.federate(proxy.model, settings, blocks=trained)
+        return inputs.plugged_back(proxy, tuned, upload_bytes=upload_bytes, scale=1.0)
 
 
 def widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
-    """Return the adapter that has about as many numbers on `trained` blocks as the given one on `held`.
+    """Return an adapter with about as many numbers on `trained` blocks as `adapter` has on `held` blocks.
 
     Its scale, alpha / rank, is the same. The numbers of `lora` and `ffa` grow with the rank, those of
     `core` with its square.
     """
-    more = math.sqrt(held / trained) if adapter.kind == "core" else held / trained
-    rank, scale = max(1, round(adapter.rank * more)), adapter.alpha / adapter.rank
+    factor = math.sqrt(held / trained) if adapter.kind == "core" else held / trained
+    rank, scale = max(1, round(adapter.rank * factor)), adapter.alpha / adapter.rank
     return adapter.model_copy(update={"rank": rank, "alpha": max(1, round(rank * scale))})
 
 
 def offsite_tuning_plan(llm_blocks: int, remove_ratio: float) -> tuple[BlockPlan, tuple[int, ...]]:
     """Return Offsite-Tuning's plan: the first and last blocks are adapters, the middle uniformly dropped.
 
-    As many blocks are held as in a proxy of the same ratio. On each side an eighth of them, rounded down,
-    but at least one, is trained.
+    Clients hold as many blocks as in a proxy of the same ratio. On each side an eighth of them, rounded
+    down, but at least one, is trained.
 
     Returns the plan of the model that clients hold, and which of *its* blocks are trained.
 

@@ -27,8 +27,8 @@ class FedProxy(Method):
 
     Args:
         fixes: which settings of `fusion` differ from plain federated averaging.
-        exact: whether the proxy's blocks stay exact copies and their difference is added as it is, as the
-            paper has them, whatever `compress.kind`, `heal` and `plug_back` say.
+        exact: whether the proxy's blocks are exact copies and their difference is added unchanged, as in
+            the paper, regardless of `compress.kind`, `heal` and `plug_back`.
     """
 
     fixes: Fixes
@@ -39,7 +39,7 @@ class FedProxy(Method):
         return config.model_copy(update={"fusion": fusion, "protect": self.protect(config)})
 
     def protect(self, config: Config) -> ProtectConfig:
-        """Return the settings of how updates travel."""
+        """Return the settings of how updates are protected."""
         return ProtectConfig(scheme="unsafe_plaintext")
 
     def run(self, inputs: Inputs) -> MethodResult:

@@ -1,4 +1,4 @@
-"""FedProxy under masking: the server learns sums alone, by the settings of `protect`."""
+"""FedProxy under masking: the server learns only sums, by the settings of `protect`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MaskedFedProxy(FedProxy):
     """FedProxy whose clients mask their updates.
 
     Args:
-        granularity: what a rule that elects signs learns besides the sum, as `protect.granularity`.
+        granularity: what a rule that elects signs learns besides the sum; see `protect.granularity`.
     """
 
     granularity: Literal["block", "coordinate"] = "block"

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from fedproxy_secure.experiments.inputs import Inputs
     from fedproxy_secure.experiments.results import Score
 
-POOLED_VERSION = 2  # of pooled training that takes the same share of every task
+POOLED_VERSION = 2  # version of pooled training: the same share of every task
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Method):
-    """The LLM as it is."""
+    """The LLM without training."""
 
     def run(self, inputs: Inputs) -> MethodResult:
         return MethodResult(fused=inputs.evaluate(inputs.llm))
@@ -25,7 +25,7 @@ class ZeroShot(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotProxy(Method):
-    """The proxy as it is."""
+    """The proxy without training."""
 
     def run(self, inputs: Inputs) -> MethodResult:
         scores = inputs.evaluate(inputs.proxy().model)
@@ -51,7 +51,7 @@ class CentralisedProxy(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOnly(Method):
-    """Every client tunes the proxy alone; each task is judged on its own client's model."""
+    """Every client tunes the proxy alone; each task is evaluated on its own client's model."""
 
     def run(self, inputs: Inputs) -> MethodResult:
         from fedproxy_secure.models.llm import sharing_copy
@@ -59,8 +59,8 @@ class LocalOnly(Method):
         fused: dict[str, Score] = {}
         tuned: dict[str, Score] = {}
         proxy = inputs.proxy()
-        for own in inputs.each_task():
-            outcome = own.plugged_back(proxy, own.train_pooled(sharing_copy(proxy.model)))
+        for client in inputs.each_task():
+            outcome = client.plugged_back(proxy, client.train_pooled(sharing_copy(proxy.model)))
             fused |= outcome.fused
             tuned |= outcome.tuned or {}
         return MethodResult(fused=fused, tuned=tuned)

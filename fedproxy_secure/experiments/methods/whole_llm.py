@@ -32,7 +32,7 @@ class FedAvgLlm(Method):
 
 
 def averaged_in_the_clear(config: Config, *, with_rate: bool) -> Config:
-    """Return settings under which FedAvg merges updates that the server reads.
+    """Return settings under which the server reads all updates and averages them.
 
     `with_rate`: whether the server's learning rate is that of `fedproxy_fedavg_lr`, else 1.
     """

@@ -1,8 +1,8 @@
 """One configuration of a matrix with one seed: its settings, its names, and how it is run.
 
-cells/NAME/               a run folder, recorded where a suite attacks it, with findings in `attacks/`
+cells/NAME/               a run folder, recorded if a suite attacks it, with findings in `attacks/`
 cells/NAME/cell.json      written last: the cell is done
-cells/NAME/failed.json    why it is not
+cells/NAME/failed.json    why the cell failed
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_NAME = 200  # characters of a folder's name; file systems take 255
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixCell:
-    """One configuration with one seed. `compression` None: that of the section `compress`."""
+    """One configuration with one seed; `compression` None means that of the section `compress`."""
 
     protection: SweptProtection
     compression: SweptCompression | None
@@ -64,9 +64,10 @@ class MatrixCell:
 
 
 def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell], list[str]]:
-    """Cells that can run, private ones first, which train longest; and why other configurations cannot.
+    """Return the cells that can run, private ones first, and why other configurations cannot.
 
-    `out`: the matrix's folder; a cell that is done there needs no library any more. None: none is done.
+    Private cells train longest. `out`: the matrix's folder; a cell that is done there needs no library.
+    With None, no cell is done.
 
     Raises `ConfigError` if there is no cell, or a name is too long for a folder.
     """
@@ -92,15 +93,15 @@ def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell],
                 f"{MOST_NAME}; shorten `recipe` or options"
             )
         try:
-            own = cell_config(config, alike[0])
-            compression_of(own.compress, own.heal)
+            cell_settings = cell_config(config, alike[0])
+            compression_of(cell_settings.compress, cell_settings.heal)
         except ConfigError as error:
             refused.append(f"{alike[0].key}: {error}")
             continue
         done = [] if out is None else [cell for cell in alike if is_done(out, cell)]
         try:
             if len(done) < len(alike):
-                protection_of(own.protect).check_installed()
+                protection_of(cell_settings.protect).check_installed()
             cells += alike
         except ConfigError as error:
             cells += done
@@ -111,7 +112,7 @@ def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell],
 
 
 def cell_config(config: Config, cell: MatrixCell) -> Config:
-    """The settings of one cell: those of the matrix with the cell's own in their place.
+    """Return the settings of one cell: the matrix's settings, overridden by the cell's.
 
     Raises `ConfigError` if they contradict each other, or cannot be protected as they ask.
     """
@@ -153,7 +154,7 @@ def _privacy(protection: SweptProtection) -> dict[str, Any]:
 
 
 def title_of(cell: MatrixCell, config: Config) -> str:
-    """Name a cell's configuration for the report: protection, ratio, and what else has several values."""
+    """Return a configuration's title in the report: protection, ratio, and what else has several values."""
     swept = config.matrix
     protections = [_protection_title(p) for p in swept.protections]
     protection = _apart(_protection_title(cell.protection), cell.protection.name, protections)
@@ -187,7 +188,7 @@ def _compression_title(compression: SweptCompression) -> str:
 
 
 def proxy_of(config: Config, cell: MatrixCell) -> PreparedProxy | None:
-    """Return the healed proxy that a cell starts from, None without healing."""
+    """Return the healed proxy that a cell starts from; None without healing."""
     if not config.heal.heals:
         return None
     return PreparedProxy(
@@ -208,29 +209,31 @@ def measure_cell(
 ) -> None:
     """Run one cell, attack it, and mark it as done.
 
-    If its proxy was prepared, the run finds it healed. `jobs`: of `attack_run`.
+    A prepared proxy is already healed when the run starts. `jobs`: as in `attack_run`.
     """
     from fedproxy_secure.experiments.run import run
 
     began = time.perf_counter()
-    own, folder = cell_config(config, cell), out / cell.folder
+    settings, folder = cell_config(config, cell), out / cell.folder
     proxy = proxy_of(config, cell)
     if proxy is not None:
-        RunFolder.resume(folder, own.with_signing_key(None))  # as `run` does, which takes no other folder
+        RunFolder.resume(
+            folder, settings.with_signing_key(None)
+        )  # as `run` does, which takes no other folder
         proxy.link_into(out, folder / seed_folder(cell.seed))
-    run(own, folder, resume=True, progress=progress, command=cell.command, in_cell=True)
+    run(settings, folder, resume=True, progress=progress, command=cell.command, in_cell=True)
     if config.attacks.suite != "none":
-        attack_run(own, folder, seed=cell.seed, jobs=jobs, progress=progress)
+        attack_run(settings, folder, seed=cell.seed, jobs=jobs, progress=progress)
     RunFolder(path=folder).write_json(CELL_DONE, {"seconds": time.perf_counter() - began})
 
 
 def is_done(out: Path, cell: MatrixCell) -> bool:
-    """Return whether the cell has ended well."""
+    """Return whether the cell has finished without failing."""
     return (out / cell.folder / CELL_DONE).exists()
 
 
 def note_failure(place: Path, line: str) -> None:
-    """Write into the folder of a cell why it has none of the results it should have."""
+    """Write the reason of a cell's failure into its folder."""
     RunFolder(path=place).write_json(CELL_FAILED, {"error": line})
 
 

@@ -1,4 +1,4 @@
-"""What a matrix's folders say: its cells joined over seeds into configurations of a report.
+"""The report of a matrix: its cells' results, joined over seeds into configurations.
 
 baselines/cells/NAME.json   the centralised LLM, for every seed: the ceiling of `gap_closed`
 cells/NAME/                 a run folder for each cell (`matrix_cells`)
@@ -56,7 +56,7 @@ class Group:
     cells: list[MatrixCell] = field(default_factory=list)
     seeds: list[SeedRun] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    besides: list[Training] = field(default_factory=list)  # what cells spent that did not finish
+    besides: list[Training] = field(default_factory=list)  # epsilon spent by cells that did not finish
 
 
 def ceilings_of(config: Config) -> list[Cell]:
@@ -67,8 +67,8 @@ def ceilings_of(config: Config) -> list[Cell]:
 def todo_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> list[MatrixCell | Cell]:
     """Return the ceilings and cells that are not done, in the order in which to begin them.
 
-    Ceilings come first: they train the whole LLM on one core, while the attacks of a cell that is left at
-    the end can use all of them.
+    Ceilings come first, because they train the whole LLM on one core, while the attacks of the last cell
+    can use all cores.
     """
     ceilings = [c for c in ceilings_of(config) if not cell_file(out / BASELINES, c).exists()]
     return [*ceilings, *(c for c in cells if not is_done(out, c))]
@@ -126,23 +126,23 @@ def matrix_report(
 def configurations_of(config: Config, groups: Mapping[str, Group]) -> list[Configuration]:
     """Return each configuration's measures over its finished seeds, in the order of the settings.
 
-    Costs are told beside those of the unprotected configuration that is alike in all else. What a cell
-    spent that did not finish is counted with its configuration's.
+    Costs are compared with those of the otherwise equal unprotected configuration. The epsilon of a cell
+    that did not finish is counted with its configuration's.
     """
     configurations = []
     for key, group in groups.items():
         first = group.cells[0]
-        own = cell_config(config, first)
-        trainings = [s.training(own) for s in group.seeds] + group.besides
+        settings = cell_config(config, first)
+        trainings = [s.training(settings) for s in group.seeds] + group.besides
         configuration = configuration_of(
             group.seeds,
-            own,
+            settings,
             name=title_of(first, config),
-            settings=settings_of(own)
+            settings=settings_of(settings)
             | {"protection": first.protection.name, "fusion": first.fusion.name}
             | ({} if first.compression is None else {"compression": first.compression.name}),
             recipe=_recipe(first.protection),
-            guarantees=guarantees_of(own, trainings) if group.seeds else (),
+            guarantees=guarantees_of(settings, trainings) if group.seeds else (),
             failed=group.failed,
             besides=group.besides,
             commands=tuple(cell.command for cell in group.cells),
@@ -156,13 +156,13 @@ def configurations_of(config: Config, groups: Mapping[str, Group]) -> list[Confi
 
 
 def _recipe(protection: SweptProtection) -> str:
-    """Return in words the options and the settings of its own that a protection has; empty if none."""
+    """Return a protection's options and its recipe in words; empty if it has neither."""
     options = [f"{key}={value}" for key, value in (protection.options or {}).items()]
     return " ".join([*options, *(protection.recipe or "").split("_")]).strip()
 
 
 def groups_of(config: Config, out: Path, cells: Sequence[MatrixCell]) -> dict[str, Group]:
-    """Return, by key, the cells of each configuration and what they left on disk."""
+    """Return, by key, the cells of each configuration and their results on disk."""
     order = {p.name: i for i, p in enumerate(config.matrix.protections)}
     ceilings = {c.seed: ceiling_of(out, c) for c in ceilings_of(config)}
     groups: dict[str, Group] = {}
@@ -185,7 +185,7 @@ def scales_of(config: Config, groups: Mapping[str, Group]) -> dict[str, dict[int
 
 
 def not_measured(config: Config, configurations: Sequence[Configuration], *, cells: int) -> list[str]:
-    """Return what no finding says anything about, and why; `cells`: how many there are."""
+    """Return what the attacks did not measure, and why; `cells`: the number of all cells."""
     if config.attacks.suite == "none":
         return [ATTACKED]
     counts: dict[str, int] = {}
@@ -211,7 +211,7 @@ def no_ceiling(config: Config, out: Path) -> list[str]:
 
 
 def ceiling_of(out: Path, cell: Cell) -> CellResult | None:
-    """Return what the centralised LLM reached, or None if it has not ended well."""
+    """Return the result of the centralised LLM, or None if it did not finish."""
     try:
         return read_cell(out / BASELINES, cell)
     except RunFolderError:

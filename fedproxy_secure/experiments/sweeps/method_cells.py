@@ -1,9 +1,9 @@
 """One method with one remove ratio and one seed: run it, write its record, read it again.
 
-cells/NAME.json   answers as strings of 0 and 1, losses, bytes, seconds, and what the cell was made with
+cells/NAME.json   answers as strings of 0 and 1, losses, bytes, seconds, and the cell's origin
 
-A record says which settings, records, LLM and public text its cell was made with, so that it can be copied
-to the folder of another machine, and a cell of others is refused there.
+A record names the settings, records, LLM and public text of its cell. So it can be copied to the folder of
+another machine, which refuses cells of another origin.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a cell was made with; all cells of one table have all in common but the last two.
+    """The inputs of a cell; all cells of one table share the hashes of records, LLM and public text.
 
     Args:
         settings: SHA-256 of the settings that can change a cell, hex (`Config.cell_sha256`).
-        records: SHA-256 of all clients' records, hex, before any is set aside for an evaluation.
+        records: SHA-256 of all clients' records, hex, including those set aside for an evaluation.
         llm: SHA-256 of the LLM's files, hex (`llm_sha256`).
         public_text: SHA-256 of the public text, hex (`public_text_sha256`).
-        device: as torch names it.
+        device: its name in torch.
         truncated: how many prompts were cut to `data.max_tokens`; 0 under differential privacy.
     """
 
@@ -83,9 +83,9 @@ class Origin:
 
     @classmethod
     def here(cls, config: Config, tasks: Sequence[Task]) -> Origin:
-        """Return what a cell that has a proxy and is run now would be made with.
+        """Return the origin of a cell that has a proxy and is run now.
 
-        `tasks`: all clients', before any record is set aside for an evaluation.
+        `tasks`: the tasks of all clients, including records set aside for an evaluation.
 
         Raises `DataError` or `ModelError` for public text or a model that cannot be read.
         """
@@ -122,7 +122,7 @@ def records_sha256(tasks: Sequence[Task]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """What a finished cell left on disk; `origin` is None where no comparison made it."""
+    """The result of a finished cell; `origin` is None if no comparison made the cell."""
 
     cell: Cell
     outcome: MethodResult
@@ -163,7 +163,7 @@ class CellResult:
 
 
 def cells_of(config: Config) -> list[Cell]:
-    """All cells of a comparison, longest first where that is known, so that workers end about together.
+    """Return all cells of a comparison, known long ones first, so that workers end at about the same time.
 
     Raises `ConfigError` if a method cannot run as the settings ask.
     """
@@ -181,7 +181,7 @@ def cells_of(config: Config) -> list[Cell]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: numbers then do not depend on how many cores there are."""
+    """Let torch use one thread, so that numbers do not depend on how many cores there are."""
     import torch
 
     threads = torch.get_num_threads()
@@ -203,20 +203,20 @@ def run_cell(
     """Run one cell in this process, on one thread.
 
     Args:
-        progress: is told the cell's stages, and as `WORK` how much of it is done.
-        healing: the folder of a healed proxy, see `Inputs`; so for `on_proxy`.
+        progress: gets the cell's stages, and as `WORK` how much of it is done.
+        healing, on_proxy: as in `Inputs`.
     """
     from fedproxy_secure.experiments.inputs import Inputs
 
-    began, shown = time.perf_counter(), progress or NoProgress()
-    shown.start(WORK, 0)
+    began, display = time.perf_counter(), progress or NoProgress()
+    display.start(WORK, 0)
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         inputs = Inputs.load(
             config,
             seed=cell.seed,
             ratio=cell.remove_ratio,
             folder=Path(folder),
-            progress=shown,
+            progress=display,
             healing=healing,
             on_proxy=on_proxy,
         )
@@ -230,7 +230,7 @@ def cell_file(out: Path, cell: Cell) -> Path:
 
 
 def write_cell(out: Path, result: CellResult) -> None:
-    """Write a finished cell's record, whole or not at all. Raises `RunFolderError` if that fails."""
+    """Write a finished cell's record atomically; raises `RunFolderError` if that fails."""
     outcome = result.outcome
     record = {
         "method": result.cell.method,
@@ -248,7 +248,7 @@ def write_cell(out: Path, result: CellResult) -> None:
 
 
 def read_cell(out: Path, cell: Cell) -> CellResult:
-    """Read what a finished cell left.
+    """Read the record of a finished cell.
 
     Raises `RunFolderError` if it is missing, damaged, the record of another cell or of another version of
     its method.
@@ -260,10 +260,9 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
             raise RunFolderError(
                 f"{path}: is the record of another cell; rename it, or delete it and resume"
             )
-        if (made := raw["version"]) != (now := method_of(cell.method).version):
-            raise RunFolderError(
-                f"{path}: is of {'an earlier' if made < now else 'a later'} version; delete it and resume"
-            )
+        if (stored := raw["version"]) != (current := method_of(cell.method).version):
+            age = "an earlier" if stored < current else "a later"
+            raise RunFolderError(f"{path}: is of {age} version; delete it and resume")
         return CellResult(
             cell=cell,
             outcome=MethodResult(
@@ -280,7 +279,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
 
 
 def _origin(raw: dict[str, Any]) -> Origin:
-    """Read what a cell was made with; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+    """Return the origin in a record; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
     origin = Origin(**raw)
     texts = (origin.settings, origin.records, origin.llm, origin.public_text, origin.device)
     if type(origin.truncated) is not int or not all(isinstance(text, str) for text in texts):

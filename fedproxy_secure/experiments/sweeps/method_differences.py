@@ -18,25 +18,25 @@ Key = tuple[str, float | None]
 def differences_of(results: Sequence[CellResult], against: Sequence[str]) -> list[MethodDifference]:
     """Return every method minus each method of `against` that has results, at the same remove ratio.
 
-    A method without a remove ratio is paired with the other at each of its ratios. Pairs have the seeds
-    that both have; where they have none in common there is no difference.
+    A method without a remove ratio is paired with the other method at each of the latter's ratios. Pairs
+    use the seeds that both have; without a common seed there is no difference.
     """
     groups = by_row(results)
-    found = []
+    differences = []
     for reference in against:
-        theirs = {key: group for key, group in groups.items() if key[0] == reference}
-        for mine, group in groups.items():
-            for other, reference_group in theirs.items():
-                if mine[0] != reference and _comparable(mine[1], other[1]):
-                    found += _difference(mine, group, other, reference_group)
-    return found
+        reference_groups = {row: group for row, group in groups.items() if row[0] == reference}
+        for key, group in groups.items():
+            for reference_key, reference_group in reference_groups.items():
+                if key[0] != reference and _comparable(key[1], reference_key[1]):
+                    differences += _difference(key, group, reference_key, reference_group)
+    return differences
 
 
 def _comparable(a: float | None, b: float | None) -> bool:
     return a is None or b is None or a == b
 
 
-def _difference(mine: Key, group: BySeed, other: Key, reference: BySeed) -> list[MethodDifference]:
+def _difference(key: Key, group: BySeed, reference_key: Key, reference: BySeed) -> list[MethodDifference]:
     pairs: Mapping[int, tuple[CellResult, CellResult]] = {
         s: (group[s], reference[s]) for s in group if s in reference
     }
@@ -44,13 +44,13 @@ def _difference(mine: Key, group: BySeed, other: Key, reference: BySeed) -> list
         return []
     names = f"{_row(group)} minus {_row(reference)}"
 
-    def minus(of: Callable[[CellResult], Bits], what: str) -> Estimate:
+    def minus(of: Callable[[CellResult], Bits], score: str) -> Estimate:
         answers = {s: (of(a), of(b)) for s, (a, b) in pairs.items()}
-        return over_seeds_or_records(answers, operator.sub, f"{what}, {names}")
+        return over_seeds_or_records(answers, operator.sub, f"{score}, {names}")
 
-    def loss_minus(of: Callable[[CellResult], Losses], what: str) -> Estimate:
+    def loss_minus(of: Callable[[CellResult], Losses], score: str) -> Estimate:
         losses = {s: (of(a), of(b)) for s, (a, b) in pairs.items()}
-        return loss_over_seeds_or_records(losses, operator.sub, f"{what}, {names}")
+        return loss_over_seeds_or_records(losses, operator.sub, f"{score}, {names}")
 
     def on(task: str) -> Estimate:
         return minus(lambda result: {task: result.fused[task]}, f"accuracy on {task}")
@@ -63,9 +63,9 @@ def _difference(mine: Key, group: BySeed, other: Key, reference: BySeed) -> list
     first = next(iter(pairs.values()))[0]
     return [
         MethodDifference(
-            method=mine[0],
-            against=other[0],
-            remove_ratio=mine[1] if other[1] is None else other[1],
+            method=key[0],
+            against=reference_key[0],
+            remove_ratio=key[1] if reference_key[1] is None else reference_key[1],
             average=minus(lambda result: result.fused, "accuracy") if coded else None,
             average_norm=minus(lambda result: result.fused_norm, "acc_norm") if coded else None,
             tasks={task: on(task) for task in first.fused} if coded else {},

@@ -1,8 +1,8 @@
-"""The folder of a comparison: which settings it takes cells of, what is there, what is missing.
+"""The folder of a comparison: which cells it accepts, which it has, which are missing.
 
-A folder can be widened: with `resume`, seeds, methods and remove ratios may be others than before, while
-all settings that can change a cell must be the same. Cells of the same settings and records may be copied
-in from other machines.
+A folder can be extended: with `resume`, seeds, methods and remove ratios may differ from before, while all
+settings that can change a cell must be the same. Cells of the same settings and records may be copied in
+from other machines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _CellSettings:
 
 
 def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
-    """Make a comparison's folder or, with `resume`, go on in one, which may be widened by that.
+    """Create a comparison's folder or, with `resume`, go on in one, which may extend it.
 
     Raises `RunFolderError` if it cannot be written, is not empty without `resume`, or holds a comparison
     whose cells other settings made.
@@ -55,65 +55,65 @@ def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
 
 
 def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellResult]:
-    """Read those of `cells` that have finished.
+    """Read the finished ones of `cells`.
 
     Raises `RunFolderError` for a record that is damaged, or was made with other settings, records, public
     text or another LLM.
     """
     results = [read_cell(out, cell) for cell in cells if cell_file(out, cell).exists()]
     for result in results:
-        wanted = settings_sha256(config, result.cell)
-        made = result.origin.settings if result.origin else "none"
-        if made != wanted:
+        expected = settings_sha256(config, result.cell)
+        actual = result.origin.settings if result.origin else "none"
+        if actual != expected:
             raise RunFolderError(
-                f"{cell_file(out, result.cell)}: was made with settings of SHA-256 {made[:12]}; must be "
-                f"{wanted[:12]}, those of this comparison; move it out of the folder, or use its settings"
+                f"{cell_file(out, result.cell)}: was made with settings of SHA-256 {actual[:12]}; must be "
+                f"{expected[:12]}, those of this comparison; move it out of the folder, or use its settings"
             )
     check_origins(out, results)
     return results
 
 
 def check_origins(out: Path, results: Sequence[CellResult], origin: Origin | None = None) -> None:
-    """Raise `RunFolderError` unless all cells were made with what `origin` names, or else the first cell.
+    """Raise `RunFolderError` unless all cells have the records, LLM and public text of `origin`.
 
-    That is the same records, LLM and public text.
+    Without `origin`, that of the first cell counts.
     """
-    wanted = origin or next((r.origin for r in results), None)
+    expected = origin or next((r.origin for r in results), None)
     whose = "found now" if origin else f"of {results[0].cell.name}" if results else ""
     for result in results:
-        if wanted is None or result.origin is None:
+        if expected is None or result.origin is None:
             continue
-        for differs, other, use in (
-            (result.origin.records != wanted.records, "other records than those", "its records"),
-            (result.origin.llm != wanted.llm, "another LLM than that", "its LLM"),
-            (result.origin.public_text != wanted.public_text, "other public text than that", "its text"),
+        for differs, phrase, use in (
+            (result.origin.records != expected.records, "other records than those", "its records"),
+            (result.origin.llm != expected.llm, "another LLM than that", "its LLM"),
+            (result.origin.public_text != expected.public_text, "other public text than that", "its text"),
         ):
             if differs:
                 raise RunFolderError(
-                    f"{cell_file(out, result.cell)}: was made with {other} {whose}; "
+                    f"{cell_file(out, result.cell)}: was made with {phrase} {whose}; "
                     f"move it out of the folder, or use {use}"
                 )
 
 
 def folder_notes(out: Path, cells: Sequence[Cell], results: Sequence[CellResult]) -> list[str]:
-    """Return what a reader must know of the cells.
+    """Return the report's notes on the cells.
 
-    That is: which are missing, which are in the folder but not in the report, and on which devices they
-    were made if on several.
+    They say which are missing, which are in the folder but not in the report, and on which devices they
+    were made if there are several.
     """
-    there = {r.cell for r in results}
-    missing = [c for c in cells if c not in there]
+    finished = {r.cell for r in results}
+    missing = [c for c in cells if c not in finished]
     notes = []
     if missing:
         notes.append(
             f"Not finished: {len(missing)} of {len(cells)} cells are missing: {_grouped(missing)}."
         )
     expected = {f"{c.name}.json" for c in cells}
-    others = sorted(f.name for f in (out / CELLS).glob("*.json") if f.name not in expected)
-    if others:
-        shown = ", ".join(name.removesuffix(".json") for name in others[:4])
-        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
-        notes.append(f"Cells in the folder that these settings do not include, left out: {shown}{more}.")
+    extra = sorted(f.name for f in (out / CELLS).glob("*.json") if f.name not in expected)
+    if extra:
+        listed = ", ".join(name.removesuffix(".json") for name in extra[:4])
+        more = f" and {len(extra) - 4} more" if len(extra) > 4 else ""
+        notes.append(f"Cells in the folder that these settings do not include, left out: {listed}{more}.")
     devices = devices_of(results)
     if len(devices) > 1:
         notes.append(f"Cells were made on several devices: {', '.join(devices)}.")

@@ -1,4 +1,4 @@
-"""What the report of a comparison says of it: guarantees, what is unsafe, the budget, cut prompts."""
+"""The notes in the report of a comparison: guarantees, what is unsafe, the budget, cut prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedproxy_secure.runtime.files.names import PROXIES, PROXY_RECORD
 
 
 def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
-    """Return what a reader must know before believing a number.
+    """Return what a reader must know to interpret the numbers.
 
     Args:
         truncated: how many prompts were cut.
@@ -46,7 +46,7 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
 
 
 def _asked(config: Config) -> str:
-    """Return how many clients a round asks, in words."""
+    """Return the size of a round's cohort, in words."""
     clients = len(config.data.clients)
     return f"{clients} clients" if config.cohort == clients else f"{config.cohort} of {clients} clients"
 
@@ -54,20 +54,20 @@ def _asked(config: Config) -> str:
 def proxy_notes(
     results: Sequence[CellResult], records: Mapping[float, Mapping[int, Mapping[str, Any]]]
 ) -> list[str]:
-    """Return how proxies were healed, and of which the folder does not say how like the LLM they are.
+    """Return notes on how proxies were healed, and on those whose fidelity the folder lacks.
 
-    `records`: of the proxies, by remove ratio and seed (`records_of`).
+    `records`: the records of the proxies, by remove ratio and seed (`records_of`).
     """
     notes, unknown = [], []
-    wanted: dict[float, set[int]] = {}
+    needed: dict[float, set[int]] = {}
     for r in results:
         if r.cell.remove_ratio is not None and method_of(r.cell.method).settings_proxy:
-            wanted.setdefault(r.cell.remove_ratio, set()).add(r.cell.seed)
-    for ratio, seeds in sorted(wanted.items()):
-        there = records.get(ratio, {})
-        if healed := {s: record["healing"] for s, record in there.items() if "healing" in record}:
+            needed.setdefault(r.cell.remove_ratio, set()).add(r.cell.seed)
+    for ratio, seeds in sorted(needed.items()):
+        known = records.get(ratio, {})
+        if healed := {s: record["healing"] for s, record in known.items() if "healing" in record}:
             notes.append(_healed(ratio, healed))
-        if lacking := sorted(seeds - there.keys()):
+        if lacking := sorted(seeds - known.keys()):
             unknown.append(f"at {ratio:g} ({named_seeds(lacking)})")
     if unknown:
         notes.append(
@@ -79,7 +79,7 @@ def proxy_notes(
 
 
 def _healed(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return what healing did to a proxy, the mean over seeds."""
+    """Return the note on the healing of a proxy, with means over seeds."""
     before, after = (
         sum(h[key] for h in healed.values()) / len(healed) for key in ("kl_before", "kl_after")
     )
@@ -94,7 +94,7 @@ def _healed(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def _norm_notes(config: Config) -> list[str]:
-    """Return the note on tasks of which users of lm-eval read another measure than this report's first."""
+    """Return the note on tasks for which users of lm-eval read acc_norm instead of acc."""
     names = [c.name for c in config.data.clients if c.task in READ_BY_NORM]
     if not names:
         return []
@@ -105,7 +105,7 @@ def _norm_notes(config: Config) -> list[str]:
 
 
 def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
-    """Return what is unsafe in the protection of methods, and in which methods."""
+    """Return the unsafe aspects of the methods' protection, each with the methods' names."""
     names: dict[str, list[str]] = {}
     for method in methods:
         settings = method.federation(config)

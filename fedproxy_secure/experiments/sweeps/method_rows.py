@@ -36,18 +36,18 @@ Of = TypeVar("Of")  # answers or losses
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """Both ends of the scale of gap closed, by seed: the LLM before tuning, and tuned on pooled records."""
+    """Both ends of the scale of gap closed, by seed: the LLM before tuning and tuned on pooled records."""
 
     floor: BySeed
     ceiling: BySeed
 
     def scale(self, of: Callable[[CellResult], Of]) -> dict[int, tuple[Of, Of]]:
-        """Return, by seed, what counts as 0 and as 1 of the gap; seeds that lack one are out.
+        """Return, by seed, what counts as 0 and as 1 of the gap, without seeds that lack either.
 
         `of`: returns the answers or losses that count.
         """
-        both = [s for s in self.floor if s in self.ceiling]
-        return {s: (of(self.floor[s]), of(self.ceiling[s])) for s in both}
+        seeds = [s for s in self.floor if s in self.ceiling]
+        return {s: (of(self.floor[s]), of(self.ceiling[s])) for s in seeds}
 
 
 def ends_of(results: Iterable[CellResult]) -> Ends:
@@ -61,7 +61,7 @@ def ends_of(results: Iterable[CellResult]) -> Ends:
 def rows_of(results: Sequence[CellResult], *, counting: Collection[str] = ()) -> list[MethodRow]:
     """Join seeds: one row for each method and remove ratio, gaps closed paired by seed.
 
-    `counting`: the tasks that `gap_closed_counting` is over; without any it is left out.
+    `counting`: the tasks of `gap_closed_counting`, which is left out if there are none.
     """
     ends = ends_of(results)
     ceiling = {s: r.fused for s, r in ends.ceiling.items() if r.fused}
@@ -79,10 +79,10 @@ def rows_of(results: Sequence[CellResult], *, counting: Collection[str] = ()) ->
 def proxy_rows(
     results: Sequence[CellResult], records: Mapping[float, Mapping[int, Mapping[str, Any]]]
 ) -> list[ProxyRow]:
-    """Return a row for each remove ratio at which something is known of the proxy.
+    """Return a row for each remove ratio that has a record of the proxy or its accuracy.
 
-    `records`: of the proxies, by remove ratio and seed (`records_of`). Where all tasks are free text there
-    is no accuracy to compare.
+    `records`: the records of the proxies, by remove ratio and seed (`records_of`). If all tasks are free
+    text, there is no accuracy to compare.
     """
     floor, rows = ends_of(results).floor, []
     for ratio in sorted({r.cell.remove_ratio for r in results if r.cell.remove_ratio is not None}):
@@ -110,7 +110,7 @@ def proxy_rows(
 
 
 def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict[int, CellResult]]:
-    """Return results by method and remove ratio, and then by seed; those without a ratio come first."""
+    """Return results by method and remove ratio, and then by seed; methods without a ratio come first."""
     groups: dict[tuple[str, float | None], dict[int, CellResult]] = {}
     for r in results:
         groups.setdefault((r.cell.method, r.cell.remove_ratio), {})[r.cell.seed] = r
@@ -119,11 +119,11 @@ def by_row(results: Iterable[CellResult]) -> dict[tuple[str, float | None], dict
 
 def scales_of(results: Iterable[CellResult]) -> dict[str, dict[int, float]]:
     """Return the factors that searches on public text found, by row and seed."""
-    found: dict[str, dict[int, float]] = {}
+    scales: dict[str, dict[int, float]] = {}
     for r in results:
         if r.outcome.scale is not None:
-            found.setdefault(r.cell.row, {})[r.cell.seed] = r.outcome.scale
-    return found
+            scales.setdefault(r.cell.row, {})[r.cell.seed] = r.outcome.scale
+    return scales
 
 
 def costs_of(results: Sequence[CellResult]) -> tuple[Estimate, ...]:
@@ -158,11 +158,11 @@ def _row(by_seed: BySeed, ends: Ends, counting: Collection[str]) -> MethodRow:
     tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned}
     tuned_norm = {s: r.tuned_norm for s, r in by_seed.items() if r.tuned_norm}
 
-    def edge(owners: Mapping[int, Bits], clients: Mapping[int, Bits], what: str) -> Estimate | None:
+    def edge(owners: Mapping[int, Bits], clients: Mapping[int, Bits], score: str) -> Estimate | None:
         if not clients or not method_of(cell.method).trains:
             return None
         pairs = {s: (owners[s], bits) for s, bits in clients.items()}
-        return over_seeds_or_records(pairs, operator.sub, f"{what}, {cell.row}")
+        return over_seeds_or_records(pairs, operator.sub, f"{score}, {cell.row}")
 
     return replace(
         bare,
@@ -188,12 +188,12 @@ def _row(by_seed: BySeed, ends: Ends, counting: Collection[str]) -> MethodRow:
 
 
 def _with_losses(row: MethodRow, by_seed: BySeed, ends: Ends) -> MethodRow:
-    """Add the losses on free text, where every seed has them and they are finite."""
+    """Add the losses on free text, if every seed has them and they are finite."""
     cell = next(iter(by_seed.values())).cell
     fused = {s: r.fused_loss for s, r in by_seed.items()}
     if not all(map(measured, fused.values())):
         return row
-    tuned = {s: own for s, r in by_seed.items() if (own := r.tuned_loss)}
+    tuned = {s: losses for s, r in by_seed.items() if (losses := r.tuned_loss)}
     if not all(map(measured, tuned.values())):
         tuned = {}
     scale, gap = ends.scale(lambda r: r.fused_loss), None
@@ -216,9 +216,9 @@ def _with_effects(
 ) -> MethodRow:
     """Add how far the tuned proxy is from the ceiling because of its size, and because of federation.
 
-    Both are of the seeds that all have, and so is the owner's edge beside them, which makes them add up to
-    the whole. Without any, or for a method whose proxy is another than the control's (exact copies, an
-    emulator), the row stays as it is.
+    Both, and the owner's edge beside them, use the seeds that all of them have, so that they add up to the
+    whole. Without such seeds, or if the method's proxy differs from the control's (exact copies, an
+    emulator), the row is unchanged.
     """
     tuned = {s: r.tuned for s, r in by_seed.items() if r.tuned and s in ceiling and s in pooled}
     method = method_of(row.method)
@@ -242,9 +242,9 @@ def _with_effects(
     )
 
 
-def _by_task(answers: Mapping[int, Bits], what: str, row: str) -> dict[str, Estimate]:
+def _by_task(answers: Mapping[int, Bits], score: str, row: str) -> dict[str, Estimate]:
     return {
-        task: share_right({s: {task: a[task]} for s, a in answers.items()}, f"{what} on {task}, {row}")
+        task: share_right({s: {task: a[task]} for s, a in answers.items()}, f"{score} on {task}, {row}")
         for task in next(iter(answers.values()))
     }
 
@@ -255,8 +255,8 @@ def gap_over(by_seed: BySeed, ends: Ends, of: Callable[[CellResult], Bits], metr
     It must be better under every seed of the method, on the answers that count.
 
     Args:
-        of: returns the answers that count, of every model alike, such as those to some tasks; none at all,
-            as where all tasks are free text, close no gap.
+        of: returns the answers of a model that count, such as those to some tasks; without answers, as if
+            all tasks are free text, there is no gap.
     """
     scale, answers = ends.scale(of), {s: of(r) for s, r in by_seed.items()}
     if not set(answers) <= set(scale):

@@ -1,12 +1,13 @@
-"""What each task of a comparison can show: its ceiling beside the LLM before tuning and a constant answer.
+"""The scale of each task of a comparison: ceiling, LLM before tuning, and a constant answer.
 
 constant_answers.json   which test records a constant answer gets right, as strings of 0 and 1
 
-A mean over tasks hides that on some of them no model learns anything. A task counts where the
-ceiling lies above the LLM before tuning and above the constant answer, beyond both intervals. The constant
-answer is the one that training records have most often, given to every test record. It needs the records,
-which a report does not, so whoever runs cells writes it down. Under differential privacy nobody does: it
-says without noise what is most frequent. Free text has no wrong answer, and no such scale.
+A mean over tasks hides that on some of them no model learns anything. A task counts if the ceiling lies
+above the LLM before tuning and above the constant answer, beyond both intervals. The constant answer is the
+most frequent answer of the training records, given to every test record. Computing it takes the records,
+which a report does not read, so it is written to disk when cells run. Under differential privacy it is not
+written, because it would reveal the most frequent answer without noise. Free text has no wrong answer, and
+no such scale.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from fedproxy_secure.runtime.untrusted import read_json
 
 
 def write_constant(config: Config, out: Path, tasks: Sequence[Task]) -> None:
-    """Write what a constant answer gets right, unless the settings ask for differential privacy.
+    """Write which test records a constant answer gets right, unless differential privacy is on.
 
-    Tasks of free text are left out; where there is no other nothing is written.
+    Tasks of free text are left out; without other tasks nothing is written.
 
     Raises `RunFolderError` if the file cannot be written.
     """
@@ -57,7 +58,7 @@ def constant_answers(tasks: Iterable[Task]) -> Bits:
 
 
 def read_constant(out: Path, results: Sequence[CellResult]) -> Bits | None:
-    """Read what a constant answer gets right; None if nobody wrote it, or of other records than the cells'.
+    """Read which records a constant answer gets right; None without a file of the cells' records.
 
     Raises `RunFolderError` if the file is damaged.
     """
@@ -78,28 +79,28 @@ def read_constant(out: Path, results: Sequence[CellResult]) -> Bits | None:
 
 
 def task_scales(results: Sequence[CellResult], constant: Bits | None) -> list[TaskScale]:
-    """Return what each task can show, by the seeds that have both ends of the scale; [] without such.
+    """Return the scale of each task, over the seeds that have both of its ends; [] without such seeds.
 
-    `constant`: by task, which test records the constant answer gets right; None, or tasks that it lacks:
-    not known.
+    `constant`: by task, which test records the constant answer gets right. None, or a task that it lacks,
+    means unknown: such tasks get no scale.
     """
     ends = ends_of(results)
     seeds = [s for s in ends.floor if s in ends.ceiling]
     if constant is None or not seeds:
         return []
-    judged = ends.floor[seeds[0]].fused
-    return [_scale(task, constant[task], ends, seeds) for task in judged if task in constant]
+    tasks = ends.floor[seeds[0]].fused
+    return [_scale(task, constant[task], ends, seeds) for task in tasks if task in constant]
 
 
 def scale_notes(config: Config, results: Sequence[CellResult], constant: Bits | None) -> list[str]:
-    """Return why the report does not say what tasks can show, where it could if that were known."""
+    """Return why the report lacks the tasks' scales, if only the constant answer is missing."""
     ends = ends_of(results)
-    if constant is not None or not any(all(both) for both in ends.scale(lambda r: r.fused).values()):
-        return []  # without both ends, and of free text alone, nobody expects it
-    said = "Not told: on which tasks the ceiling is above a constant answer, and the gap closed over these."
+    if constant is not None or not any(all(pair) for pair in ends.scale(lambda r: r.fused).values()):
+        return []  # without both ends, or with free text alone, there is no scale
+    note = "Not told: on which tasks the ceiling is above a constant answer, and the gap closed over these."
     if config.privacy.unit != "none":
-        return [f"{said} The most frequent answer of training records is private."]
-    return [f"{said} The folder has no {CONSTANT_ANSWERS} of these records; `compare --resume` writes it."]
+        return [f"{note} The most frequent answer of training records is private."]
+    return [f"{note} The folder has no {CONSTANT_ANSWERS} of these records; `compare --resume` writes it."]
 
 
 def tasks_that_count(scales: Iterable[TaskScale]) -> list[str]:
@@ -112,9 +113,9 @@ def _scale(task: str, constant: Sequence[bool], ends: Ends, seeds: Sequence[int]
     ceiling = {s: {task: ends.ceiling[s].fused[task]} for s in seeds}
     always: dict[int, Bits] = {s: {task: constant} for s in seeds}
 
-    def above(other: Mapping[int, Bits], what: str) -> Estimate:
-        pairs = {s: (ceiling[s], other[s]) for s in seeds}
-        return over_seeds_or_records(pairs, operator.sub, f"ceiling minus {what} on {task}")
+    def above(baseline: Mapping[int, Bits], name: str) -> Estimate:
+        pairs = {s: (ceiling[s], baseline[s]) for s in seeds}
+        return over_seeds_or_records(pairs, operator.sub, f"ceiling minus {name} on {task}")
 
     above_constant, above_zero_shot = above(always, "constant answer"), above(floor, "zero-shot")
     return TaskScale(

@@ -1,8 +1,8 @@
 """How long work takes on this machine: real steps are timed, and then multiplied.
 
-Timed are a training step of the proxy, the evaluation of some test records by the LLM and by the proxy, and
+It times a training step of the proxy, the evaluation of some test records by the LLM and by the proxy, and
 a step of healing if healing or plug-back read public text. Times of other remove ratios follow from the
-share of blocks. Not counted: attacks, and the protocol of a protection beside its training.
+share of blocks. Attacks, and the protocol of a protection beside its training, are not counted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from fedproxy_secure.runtime.progress import duration
 from fedproxy_secure.runtime.randomness import stream
 
 T = TypeVar("T")
-EVALUATED = 8  # test records that are timed, at most
-BEST_OF = 2
+EVALUATED = 8  # most test records that are timed
+BEST_OF = 2  # calls, of which the fastest counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class Pace:
     """Measured seconds, in one process.
 
     Args:
-        ratio: the remove ratio of the proxy that was measured.
-        batch: records of a training step.
-        tests: test records of all clients.
-        setup: until a cell has its models and records.
-        step: one training step of the proxy.
-        llm, proxy: one test record by the LLM, and by the proxy.
-        window: a window of public text in a step of healing; 0 where nothing reads any.
+        ratio: the remove ratio of the proxy that was timed.
+        batch: number of records of a training step.
+        tests: number of test records of all clients.
+        setup: seconds until a cell has loaded its models and records.
+        step: seconds of a training step of the proxy.
+        llm, proxy: seconds of a test record with the LLM, and with the proxy.
+        window: seconds of a window of public text in a step of healing; 0 if nothing reads public text.
     """
 
     ratio: float
@@ -61,27 +61,27 @@ class Pace:
     window: float
 
     def run_seconds(self, config: Config, *, remove_ratio: float | None = None) -> float:
-        """Return the seconds of `run` with one seed; None: at the settings' remove ratio."""
+        """Return the seconds of `run` with one seed, by default at the settings' remove ratio."""
         size = 1.0 if remove_ratio is None else (1 - remove_ratio) / (1 - self.ratio)
-        trained = trained_records(config) / self.batch * self.step * size
-        judged = 2 * self.tests * (self.llm + self.proxy * size)  # before tuning and after
+        training = trained_records(config) / self.batch * self.step * size
+        evaluation = 2 * self.tests * (self.llm + self.proxy * size)  # before tuning and after
         ratio = self.ratio if remove_ratio is None else remove_ratio
-        read = self.healing_seconds(config, ratio) + self.plug_back_seconds(config, ratio)
-        return self.setup + read + trained + judged
+        public_text = self.healing_seconds(config, ratio) + self.plug_back_seconds(config, ratio)
+        return self.setup + public_text + training + evaluation
 
     def healing_seconds(self, config: Config, remove_ratio: float) -> float:
-        """Return the seconds in which a proxy is healed."""
+        """Return the seconds that healing a proxy takes."""
         return self._public_seconds(healing_units(config, remove_ratio=remove_ratio))
 
     def plug_back_seconds(self, config: Config, remove_ratio: float) -> float:
-        """Return the seconds in which plug-back reads public text, for a factor or to align."""
+        """Return the seconds that plug-back spends on public text, for a factor or to align."""
         return self._public_seconds(plug_back_units(config, remove_ratio=remove_ratio))
 
     def _public_seconds(self, units: float) -> float:
         return self.window * units / step_units(remove_ratio=self.ratio)
 
     def cell_seconds(self, config: Config, cell: Cell) -> float:
-        """Return the seconds of a comparison's cell, whose proxy is there."""
+        """Return the seconds of a comparison's cell whose proxy is already prepared."""
         method = method_of(cell.method)
         size = (1 - (cell.remove_ratio or 0.0)) / (1 - self.ratio)
         seconds = self.setup + self.tests * (self.llm + self.proxy * size * method.needs_ratio)
@@ -92,7 +92,7 @@ class Pace:
         return seconds
 
     def text(self, seconds: float, *, processes: int = 1) -> str:
-        """Return a time, and on what it rests."""
+        """Return a time as text, with the measurements that it is computed from."""
         parts = [
             f"{self.step:.2g} s per step of {self.batch} records",
             f"{_small(self.llm)} per test record",
@@ -106,19 +106,19 @@ class Pace:
 
 
 def together(pieces: Sequence[float], processes: int) -> float:
-    """Return the seconds that pieces of so many seconds take, at least, in several processes."""
+    """Return the least seconds that pieces of these seconds take in several processes."""
     return max(sum(pieces) / processes, max(pieces, default=0.0))
 
 
 def measure_pace(
     config: Config, materials: Materials, proxy: nn.Module, tuned: nn.Module, *, setup: float
 ) -> Pace:
-    """Time a few steps on real records. The adapter of `tuned` is trained by them, and nothing written.
+    """Time a few steps on real records; this trains the adapter of `tuned` and writes nothing.
 
     Args:
         proxy: an exact proxy, which may share its weights; some steps heal it if public text is to be read.
         tuned: the same with an adapter.
-        setup: as `Pace` has it.
+        setup: as in `Pace`.
     """
     tests = [task.test for task in materials.tasks]
     sample = _spread(tests, min(EVALUATED, sum(map(len, tests))), key=lambda r: len(r.prompt))
@@ -139,15 +139,15 @@ def _step_seconds(config: Config, materials: Materials, tuned: nn.Module) -> flo
     from fedproxy_secure.federate.training import train
 
     pad_id, local = materials.tokenizer.pad_token_id, config.local
-    own = [
+    per_client = [
         encode_each(task.train, materials.tokenizer, max_tokens=config.data.max_tokens).items
         for task in materials.tasks
     ]
-    items = _spread(own, local.batch_size, key=lambda i: len(i.ids))
+    items = _spread(per_client, local.batch_size, key=lambda i: len(i.ids))
     if config.privacy.unit == "record":
         seconds = _best(lambda: _private_step(config, tuned, items, pad_id))
     else:
-        ended: list[float] = []
+        step_ends: list[float] = []
         train(
             tuned,
             items,
@@ -156,15 +156,17 @@ def _step_seconds(config: Config, materials: Materials, tuned: nn.Module) -> flo
             pad_id=pad_id,
             rng=stream(0, "pace"),
             who="timing",
-            on_step=lambda _: ended.append(time.perf_counter()),
+            on_step=lambda _: step_ends.append(time.perf_counter()),
         )
-        seconds = min(b - a for a, b in pairwise(ended))
-    mean = sum(_mean_tokens(o) for o in own) / len(own)  # every client takes as many steps
+        seconds = min(b - a for a, b in pairwise(step_ends))
+    mean = sum(_mean_tokens(o) for o in per_client) / len(
+        per_client
+    )  # every client takes equally many steps
     return seconds * mean / _mean_tokens(items)
 
 
 def _private_step(config: Config, tuned: nn.Module, items: Sequence[Encoded], pad_id: int) -> None:
-    """Take a private step on all of `items`; the noise is no real one, since nothing is kept."""
+    """Take a private step on all of `items`, with a fixed noise seed because nothing is kept."""
     from fedproxy_secure.dp.noise import Noise
     from fedproxy_secure.dp.record_noise import RecordNoise
     from fedproxy_secure.federate.private_training import train_privately
@@ -199,16 +201,16 @@ def _window_seconds(config: Config, materials: Materials, proxy: nn.Module) -> f
     """Return the seconds of a step of healing that reads one window."""
     from fedproxy_secure.compress.healing import heal
 
-    ended: list[float] = []
+    step_ends: list[float] = []
     heal(
         proxy,
         materials.llm,
         materials.windows[:1].repeat(1 + BEST_OF, 1),
         config.heal.model_copy(update={"fit_windows": None, "steps": 1 + BEST_OF, "batch_size": 1}),
         seed=0,
-        on_step=lambda *_: ended.append(time.perf_counter()),
+        on_step=lambda *_: step_ends.append(time.perf_counter()),
     )
-    return min(b - a for a, b in pairwise(ended))
+    return min(b - a for a, b in pairwise(step_ends))
 
 
 def _best(work: Callable[[], None]) -> float:
@@ -222,10 +224,10 @@ def _best(work: Callable[[], None]) -> float:
 
 
 def _spread(groups: Sequence[Sequence[T]], count: int, *, key: Callable[[T], int]) -> list[T]:
-    """Return `count` items, taken in turns from all groups and from short to long in each."""
+    """Return `count` items, taken in turns from all groups, and from short to long in each group."""
     ordered = [sorted(group, key=key) for group in groups if group]
-    each = -(-count // len(ordered))
-    return [group[int((turn + 0.5) / each * len(group))] for turn in range(each) for group in ordered][
+    turns = -(-count // len(ordered))
+    return [group[int((turn + 0.5) / turns * len(group))] for turn in range(turns) for group in ordered][
         :count
     ]
 

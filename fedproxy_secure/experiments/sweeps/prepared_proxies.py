@@ -1,12 +1,12 @@
-"""Healed proxies of a comparison or a matrix, each made once and used by all cells that start from it.
+"""Healed proxies of a comparison or a matrix, each prepared once for all cells that start from it.
 
 proxies/NAME/healing.safetensors   the healed weights, until no missing cell needs them
-proxies/NAME/proxy.json            in a comparison how like the LLM it is, and how healing went; a matrix's
-                                   cells say it themselves
+proxies/NAME/proxy.json            in a comparison the proxy's fidelity and how healing went; the cells of a
+                                   matrix record this themselves
 
-Healing takes minutes, and a proxy depends on compression, remove ratio and seed alone. Without healing
-nothing is prepared: the proxy's blocks are exact copies, which every cell makes at once. Of a comparison
-the first cell that has made one then writes the record.
+Healing takes minutes, and a proxy depends only on compression, remove ratio and seed. Without healing
+nothing is prepared: the proxy's blocks are exact copies, which every cell builds quickly. In a comparison
+the first cell that has built the proxy then writes its record.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BEFORE = "before_healing"
-HEALING_NUMBERS = ("kl_before", "kl_after", "tokens", "seconds")  # what a report says of how healing went
+HEALING_NUMBERS = ("kl_before", "kl_after", "tokens", "seconds")  # numbers of healing that a report shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class PreparedProxy:
 
     @property
     def title(self) -> str:
-        """What it is called in lines of progress."""
+        """Its name in lines of progress."""
         return f"proxy {self.name}"
 
     def folder(self, out: Path) -> Path:
@@ -72,61 +72,61 @@ class PreparedProxy:
     def prepare(
         self, out: Path, *, progress: Progress | None = None, measured: bool = False
     ) -> Mapping[str, Any]:
-        """Make it on one thread and write it, go on with one that was interrupted, or find it finished.
+        """Make and write the proxy on one thread; go on with an interrupted one or load a finished one.
 
-        Returns how it came about, as plain values, and if `measured` how like the LLM it is before and
-        after healing. Raises what `exact_proxy` and `heal_proxy` raise.
+        Returns the proxy's details as plain values, and if `measured` its fidelity before and after
+        healing. Raises the errors of `exact_proxy` and `heal_proxy`.
         """
         from fedproxy_secure.compress.fidelity import fidelity_record
         from fedproxy_secure.experiments.stages import exact_proxy, heal_proxy, prepare
 
-        shown = progress or NoProgress()
-        found: dict[str, Any] = {}
-        shown.start(WORK, 0)
+        display = progress or NoProgress()
+        fidelity: dict[str, Any] = {}
+        display.start(WORK, 0)
         units = healing_units(self.config, remove_ratio=self.remove_ratio)
         with one_thread():
             materials = prepare(self.config, seed=self.seed)
             proxy = exact_proxy(self.config, materials, seed=self.seed, remove_ratio=self.remove_ratio)
             if measured:
-                found = {BEFORE: fidelity_record(materials.llm, proxy, materials.fidelity_windows)}
+                fidelity = {BEFORE: fidelity_record(materials.llm, proxy, materials.fidelity_windows)}
             proxy = heal_proxy(
                 self.config,
                 materials,
                 proxy,
                 seed=self.seed,
                 folder=self.folder(out),
-                progress=Weighed(shown=shown, units=units),
+                progress=Weighed(shown=display, units=units),
             )
             if measured:
-                found |= fidelity_record(materials.llm, proxy, materials.fidelity_windows)
-        return {**proxy.details, **found}
+                fidelity |= fidelity_record(materials.llm, proxy, materials.fidelity_windows)
+        return {**proxy.details, **fidelity}
 
     def measure(self, out: Path, origin: Origin, materials: Materials, proxy: Proxy) -> None:
-        """Write how like the LLM it is, untuned, unless that is written.
+        """Write the fidelity of the untuned proxy, unless it is on disk already.
 
-        A cell is not lost by this: what cannot be measured or written gives a warning.
+        If it cannot be measured or written, a warning is logged and the cell goes on.
         """
         from fedproxy_secure.compress.fidelity import fidelity_record
 
         try:
             record = self.read_record(out)
-        except RunFolderError:  # damaged: made again
+        except RunFolderError:  # a damaged record is replaced
             record = None
         if record is not None and made_with(record, origin):
             return
         try:
-            found = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
-            self.write_record(out, {**proxy.details, **found}, origin)
+            fidelity = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
+            self.write_record(out, {**proxy.details, **fidelity}, origin)
         except FedProxyError as error:  # a broken proxy has no finite perplexity
             log.warning("proxy %s: how like the LLM it is was not measured: %s", self.name, error)
 
     def write_record(self, out: Path, details: Mapping[str, Any], origin: Origin) -> None:
-        """Write how it came about, which stays when its weights go, and what it was made with."""
+        """Write the proxy's details and origin, which stay after its weights are deleted."""
         record = {"remove_ratio": self.remove_ratio, "seed": self.seed, **details}
         RunFolder(path=self.folder(out)).write_json(PROXY_RECORD, {**record, "made_with": asdict(origin)})
 
     def read_record(self, out: Path) -> dict[str, Any] | None:
-        """Read what `write_record` wrote; None if there is none.
+        """Read the record that `write_record` wrote; None if there is none.
 
         Raises `RunFolderError` if it is damaged.
         """
@@ -138,7 +138,7 @@ class PreparedProxy:
             if (record["remove_ratio"], record["seed"]) != (self.remove_ratio, self.seed):
                 raise ValueError("is the record of another proxy")
             for part in (p for p in (record, record.get(BEFORE)) if p):
-                fidelity_of({self.seed: part}, self.name)  # that it can be read
+                fidelity_of({self.seed: part}, self.name)  # raises if unreadable
             for key in HEALING_NUMBERS if "healing" in record else ():
                 float(record["healing"][key])
             return dict(record)
@@ -146,14 +146,14 @@ class PreparedProxy:
             raise RunFolderError(f"{path}: is damaged: {error}; delete it") from error
 
     def link_into(self, out: Path, folder: Path) -> None:
-        """Let `folder` have the healed weights too, on the same disk space where the file system can."""
+        """Link the healed weights into `folder`, or copy them if the file system has no hard links."""
         source, place = self.folder(out) / HEALING, folder / HEALING
         if place.exists() or not source.exists():
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(source, place)  # safe: the file is replaced whole, never written in place
+                os.link(source, place)  # safe: the file is replaced as a whole, never written in place
             except OSError:
                 with replacing(place, private=True) as partial:
                     shutil.copyfile(source, partial)
@@ -162,41 +162,41 @@ class PreparedProxy:
 
 
 def made_with(record: Mapping[str, Any], origin: Origin) -> bool:
-    """Return whether a proxy's record says that it was made with what `origin` names."""
-    made = record.get("made_with")
-    keys = ("settings", "llm", "public_text")  # a proxy sees no records
-    return isinstance(made, Mapping) and all(made.get(key) == getattr(origin, key) for key in keys)
+    """Return whether a proxy's record has the settings, LLM and public text of `origin`."""
+    source = record.get("made_with")
+    keys = ("settings", "llm", "public_text")  # a proxy depends on no records
+    return isinstance(source, Mapping) and all(source.get(key) == getattr(origin, key) for key in keys)
 
 
 def records_of(
     config: Config, out: Path, ratios: Iterable[float], origin: Origin
 ) -> dict[float, dict[int, dict[str, Any]]]:
-    """Read the records of a comparison's proxies by remove ratio and seed: those of these settings alone.
+    """Read the records of a comparison's proxies, by remove ratio and seed.
 
-    `origin`: what cells with a proxy were made with; a proxy's record is of the same settings, LLM and
-    public text, or left out.
-    Raises `RunFolderError` for a record that is damaged.
+    Records of other settings, LLM or public text than `origin`, that of cells with a proxy, are left out.
+
+    Raises `RunFolderError` for a damaged record.
     """
-    found: dict[float, dict[int, dict[str, Any]]] = {}
+    records: dict[float, dict[int, dict[str, Any]]] = {}
     for ratio in ratios:
-        of_ratio = found.setdefault(ratio, {})
+        of_ratio = records.setdefault(ratio, {})
         for seed in config.seeds:
             proxy = PreparedProxy(remove_ratio=ratio, seed=seed, config=config)
             record = proxy.read_record(out)
             if record is not None and made_with(record, origin):
                 of_ratio[seed] = record
-    return found
+    return records
 
 
 def forget_weights(out: Path, needed: Collection[PreparedProxy]) -> None:
-    """Delete the weights of all proxies below `out` but those of `needed`; records stay."""
-    kept = {proxy.folder(out) for proxy in needed}
-    with suppress(OSError):  # they only take room
+    """Delete the weights of all proxies below `out` except those of `needed`; records stay."""
+    needed_folders = {proxy.folder(out) for proxy in needed}
+    with suppress(OSError):  # unneeded weights only take disk space
         for folder in sorted((out / PROXIES).glob("*/")):
-            if folder not in kept:
+            if folder not in needed_folders:
                 for file in (folder / HEALING, unfinished(folder / HEALING)):
                     file.unlink(missing_ok=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()
-        if not kept and not any((out / PROXIES).iterdir()):
+        if not needed_folders and not any((out / PROXIES).iterdir()):
             (out / PROXIES).rmdir()

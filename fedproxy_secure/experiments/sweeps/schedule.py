@@ -1,4 +1,4 @@
-"""The order in which a comparison or a matrix runs its cells, and how much work a matrix' cells are.
+"""The order in which a comparison or a matrix runs its cells, and how much work a matrix's cells are.
 
 Each cell runs after the healed proxy it needs.
 """
@@ -39,26 +39,26 @@ def run_cells(
 
     Args:
         needs: returns the proxy that a cell starts from, None if it needs none.
-        stop: whether nothing more is to begin.
+        stop: returns whether no further task may begin.
 
-    A proxy that failed counts as made: its cells try to make it themselves, and say why they cannot. The
-    other arguments are those of `run_tasks`.
+    A proxy that failed counts as prepared: its cells try to make it themselves, and report why they cannot.
+    The other arguments are those of `run_tasks`.
     """
-    made: set[PreparedProxy] = set()
+    prepared: set[PreparedProxy] = set()
     begun: list[C | PreparedProxy] = []
 
     def tasks() -> Iterator[Any]:  # a task or None, which mypy does not see through a type variable
-        for task in _in_order(cells, needs, made=made, stop=stop):
+        for task in _in_order(cells, needs, prepared=prepared, stop=stop):
             if task is not None:
                 begun.append(task)
             yield task
 
     running = run_tasks(work, tasks(), jobs=jobs, on_cuda=on_cuda, progress=progress)
-    with closing(running) as ended:
-        for index, result in ended:
+    with closing(running) as outcomes:
+        for index, result in outcomes:
             task = begun[index]
             if isinstance(task, PreparedProxy):
-                made.add(task)
+                prepared.add(task)
             yield task, result
 
 
@@ -66,12 +66,12 @@ def _in_order(
     cells: Sequence[C],
     needs: Callable[[C], PreparedProxy | None],
     *,
-    made: Collection[PreparedProxy],
+    prepared: Collection[PreparedProxy],
     stop: Callable[[], bool],
 ) -> Iterator[C | PreparedProxy | None]:
-    """Yield the proxies that cells need and then the cells, each as soon as its proxy is in `made`.
+    """Yield the proxies that cells need and then the cells, each as soon as its proxy is in `prepared`.
 
-    Yields None while all cells that are left wait for a proxy.
+    Yields None while all remaining cells wait for a proxy.
     """
     waiting = [(cell, needs(cell)) for cell in cells]
     for proxy in dict.fromkeys(p for _, p in waiting if p is not None):
@@ -79,12 +79,12 @@ def _in_order(
             return
         yield proxy
     while waiting and not stop():
-        ready = next((i for i, (_, p) in enumerate(waiting) if p is None or p in made), None)
+        ready = next((i for i, (_, p) in enumerate(waiting) if p is None or p in prepared), None)
         yield None if ready is None else waiting.pop(ready)[0]
 
 
 def weighed_cell(config: Config, cell: MatrixCell, shown: Progress, *, tests: int) -> Progress:
-    """Return a `Progress` for a matrix' cell that passes calls on and counts its stages as `WORK`."""
+    """Return a `Progress` for a matrix's cell that passes calls on and counts its stages as `WORK`."""
     healed = proxy_of(config, cell) is not None
     units = stage_units(cell_config(config, cell), tests=tests, healed=healed)
     shown.start(WORK, 0)
@@ -98,13 +98,13 @@ def planned_units(
     *,
     tests: int,
 ) -> dict[str, int]:
-    """Return about how much work each piece of a matrix is that is left, by name.
+    """Return the estimated work of each remaining piece of a matrix, by name.
 
     Args:
-        config: the matrix' settings.
-        todo: its cells and ceilings that are left.
-        needs: the proxy that each starts from, by its name.
-        tests: test records of all clients together.
+        config: the matrix's settings.
+        todo: its remaining cells and ceilings.
+        needs: the proxy that each of these starts from, by the cell's name.
+        tests: number of test records of all clients together.
     """
     units = {
         proxy.title: max(1, healing_units(config, remove_ratio=proxy.remove_ratio))
@@ -115,7 +115,7 @@ def planned_units(
         if isinstance(piece, Cell):
             units[piece.name] = cell_units(config, piece, tests=tests)
         else:
-            own = cell_config(config, piece)
+            settings = cell_config(config, piece)
             healed = needs[piece.name] is not None
-            units[piece.name] = all_units(own, stage_units(own, tests=tests, healed=healed))
+            units[piece.name] = all_units(settings, stage_units(settings, tests=tests, healed=healed))
     return units

@@ -10,7 +10,7 @@ from torch import nn
 from fedproxy_secure.models.packing.packs import Pack, additive_mask
 
 LONGEST_DENSE = 512  # tokens of a row up to which attention's scores are kept, on the CPU
-# what attention may be asked for beside a causal mask, and is not done here
+# features of attention beside a causal mask that are not supported here
 _NOT_DONE = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
 
 
@@ -30,9 +30,9 @@ def packed_attention(
 
     Raises `NotImplementedError` for attention that is more than causal.
     """
-    asked = [name for name in _NOT_DONE if others.get(name) is not None]
-    if asked or attention_mask is not None:
-        raise NotImplementedError(f"packed attention: has no {', '.join(asked) or 'mask'}")
+    unsupported = [name for name in _NOT_DONE if others.get(name) is not None]
+    if unsupported or attention_mask is not None:
+        raise NotImplementedError(f"packed attention: has no {', '.join(unsupported) or 'mask'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (_rows_of(x, packing) for x in (query, key, value))
     dense = query.device.type == "cpu" and packing.shape[1] <= LONGEST_DENSE

@@ -1,11 +1,11 @@
-"""Which blocks of a model can run in one step on packed rows, and running them so.
+"""Recognise the blocks of a model that can run in one step on packed rows, and run them so.
 
     with fast_blocks(model, keep):
         logits = model(..., packing=pack, logits_to_keep=keep).logits
 
-Recognised are blocks of `FAMILIES` as transformers made them, in float32 on the CPU, whose linear maps are
-plain or have LoRA; those of a mixed model (`models.mixed`) multiply by their weights in bfloat16. Anything
-else takes the block's own forward: trained base weights, dropout, hooks on the inside of a block, autocast,
+It supports blocks of `FAMILIES` as transformers made them, in float32 on the CPU, whose linear maps are
+plain or have LoRA; those of a mixed model (`models.mixed`) multiply by their weights in bfloat16. In all
+other cases the block's own forward runs: trained base weights, dropout, hooks inside a block, autocast,
 function transforms, long rows, a cache.
 """
 
@@ -45,12 +45,12 @@ _Layouts = dict[tuple[int, int, int], RowLayout]
 def fast_blocks(model: nn.Module, keep: torch.Tensor | None = None) -> Iterator[None]:
     """Run each block of `model` that is recognised in one step, until the end of `with`.
 
-    Cheap to enter. A model of which no block is recognised runs as ever. One thread at a time may use it.
+    Entering is cheap. A model without a recognised block runs as usual. One thread at a time may use it.
 
     Args:
         model: a causal LM, or a PEFT model of one.
-        keep: int64; the tokens of the pack after which logits are asked for. The last block then skips
-            what only others need, so the model is right for `logits_to_keep=keep` alone. None: all tokens.
+        keep: int64; the tokens of the pack whose logits are needed. The last block then skips work for all
+            others, so the model is correct only for `logits_to_keep=keep`. None: all tokens.
     """
     base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     blocks = _recognised_blocks(base)
@@ -75,7 +75,7 @@ def _recognised_blocks(base: nn.Module) -> list[Any]:
 
 
 def _recognised(block: Any) -> bool:
-    """Return whether a block is as transformers made it, and nothing watches its inside."""
+    """Return whether a block is as transformers made it, without hooks on its parts."""
     family = type(block).__name__.removesuffix("DecoderLayer")
     module = f"transformers.models.{family.lower()}.modeling_{family.lower()}"
     if family not in FAMILIES or type(block).__module__ != module:
@@ -94,7 +94,7 @@ def _watched(module: nn.Module) -> bool:
 
 
 def _may_skip(base: nn.Module, blocks: list[Any]) -> bool:
-    """Return whether nobody can see what the last block gives for tokens without logits."""
+    """Return whether no hook can see the last block's output for tokens without logits."""
     if not blocks or type(base).__name__.removesuffix("ForCausalLM") not in FAMILIES:
         return False
     owner = base.get_submodule(block_list_name(base).rpartition(".")[0])
@@ -105,23 +105,23 @@ def _may_skip(base: nn.Module, blocks: list[Any]) -> bool:
 
 def _forward(
     block: Any,
-    own: Callable[..., torch.Tensor],
+    forward: Callable[..., torch.Tensor],
     layouts: _Layouts,
     only: torch.Tensor | None,
     *args: Any,
-    **given: Any,
+    **kwargs: Any,
 ) -> torch.Tensor:
-    """Return the block's output for its input, both [1, tokens, h]; `own` is the block's own forward."""
-    maps = _maps(block, args[0]) if _fits(block, args, given) else None
+    """Return the block's output for its input, both [1, tokens, h]; `forward` is the block's own."""
+    maps = _maps(block, args[0]) if _fits(block, args, kwargs) else None
     norms = (_norm(block.input_layernorm), _norm(block.post_attention_layernorm))
     if maps is None or _trained(maps, norms):
-        return own(*args, **given)
-    pack, d = given["packing"], block.self_attn.head_dim
+        return forward(*args, **kwargs)
+    pack, d = kwargs["packing"], block.self_attn.head_dim
     heads, keys = (len(m.weight) // d for m in maps[:2])
     key = (id(pack), heads, keys)
     if key not in layouts:
         layouts[key] = row_layout(pack, heads, keys)
-    cos, sin = given["position_embeddings"]
+    cos, sin = kwargs["position_embeddings"]
     parts = LlamaBlock(
         maps=maps,
         norms=norms,
@@ -134,35 +134,37 @@ def _forward(
     return block_output(args[0].squeeze(0), parts).unsqueeze(0)
 
 
-def _fits(block: Any, args: tuple[Any, ...], given: dict[str, Any]) -> bool:
-    """Return whether a block is called with float32 tokens of a pack of short rows alone, on the CPU."""
-    pack = given.get("packing")
+def _fits(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a block is called with only float32 tokens of a pack of short rows, on the CPU."""
+    pack = kwargs.get("packing")
     if len(args) != 1 or not isinstance(pack, Pack) or pack.shape[1] > LONGEST_DENSE:
         return False
-    if any(value is not None and value is not False for name, value in given.items() if name not in _KNOWN):
+    if any(
+        value is not None and value is not False for name, value in kwargs.items() if name not in _KNOWN
+    ):
         return False
     if block.training and (block.gradient_checkpointing or block.self_attn.attention_dropout):
         return False
     if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
         return False
     hidden = args[0]
-    known = hidden.device.type == "cpu" and hidden.dtype == torch.float32
-    return bool(known and hidden.shape[:2] == pack.ids.shape)
+    supported = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    return bool(supported and hidden.shape[:2] == pack.ids.shape)
 
 
 def _maps(block: Any, hidden: torch.Tensor) -> tuple[LinearMap, ...] | None:
     """Return the block's seven maps, or None if one of them is more than a linear map with LoRA."""
-    found, mixed = [], is_mixed(block)
+    maps, mixed = [], is_mixed(block)
     for name in _MAPS:
         m = getattr(block.self_attn if hasattr(block.self_attn, name) else block.mlp, name)
         parts = (m.weight, m.bias, None, None, 1.0) if type(m) is nn.Linear else _lora_parts(m, hidden)
         if parts is None:
             return None
         weight, bias, a, b, scale = parts
-        # rounded anew in each pass, which is cheap beside the products: a kept copy could be out of date
+        # rounded in each pass, which is cheap beside the products; a stored copy could be out of date
         half = weight.bfloat16() if mixed else None
-        found.append(LinearMap(weight=weight, bias=bias, a=a, b=b, scale=scale, half=half))
-    return tuple(found)
+        maps.append(LinearMap(weight=weight, bias=bias, a=a, b=b, scale=scale, half=half))
+    return tuple(maps)
 
 
 def _lora_parts(m: nn.Module, hidden: torch.Tensor) -> tuple[Any, ...] | None:
@@ -176,7 +178,7 @@ def _norm(module: Any) -> Norm:
 
 
 def _trained(maps: tuple[LinearMap, ...], norms: tuple[Norm, Norm]) -> bool:
-    """Return whether a gradient is wanted that is not computed here, or a weight is not float32."""
+    """Return whether a gradient is needed that is not computed here, or a weight is not float32."""
     frozen = [*(n.weight for n in norms), *(t for m in maps for t in (m.weight, m.bias) if t is not None)]
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in frozen)
-    return wanted or any(t.dtype != torch.float32 for t in frozen)
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in frozen)
+    return needs_gradient or any(t.dtype != torch.float32 for t in frozen)

@@ -1,13 +1,13 @@
-"""A Llama block in one step on the CPU, with gradients for its input and its LoRA adapters alone.
+"""A Llama block in one step on the CPU, with gradients only for its input and its LoRA adapters.
 
 A block that runs operation by operation spends half its time outside the large matrix products: in passes
-over memory, in narrow products, and in attention over padding. Here sums are ends of matrix products, the
-adapters of maps that share an input are joined, and element-wise results are computed again in the backward
-pass instead of kept.
+over memory, in narrow products, and in attention over padding. Here sums are part of matrix products, the
+adapters of maps that share an input are joined, and the backward pass recomputes element-wise results
+instead of storing them.
 
-A map may also have its weight in bfloat16 (`LinearMap.half`). Its large products then read and give
-bfloat16 numbers, which a processor with AMX multiplies several times faster, and everything else stays
-float32: the sums that blocks pass on, norms, attention, and all products with A and B.
+A map may also have its weight in bfloat16 (`LinearMap.half`). Its large products then read and return
+bfloat16 numbers, which a processor with AMX multiplies several times faster. Everything else stays float32:
+the sums that blocks pass on, norms, attention, and all products with A and B.
 
 Guarantees: outputs and gradients are the block's own up to rounding; weights, biases and norms get no
 gradient. Gradients cannot be differentiated again: that raises `RuntimeError`. With `half`, a product has
@@ -30,9 +30,9 @@ Gradients = list[torch.Tensor | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearMap:
-    """A linear map: W [out, in] and, where it has them, a bias [out] and LoRA's A [r, in], B [out, r].
+    """A linear map: W [out, in] and optionally a bias [out] and LoRA's A [r, in], B [out, r].
 
-    The map is `W x + bias + scale * B A x`. `half` is W in bfloat16, or None: then `W x` is float32.
+    The map is `W x + bias + scale * B A x`. `half` is W in bfloat16; with None, `W x` is float32.
     """
 
     weight: torch.Tensor
@@ -53,16 +53,16 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LlamaBlock:
-    """All that a block computes with.
+    """The parameters of a block, and the positions and layout of its tokens.
 
     Args:
-        maps: of queries, keys, values, attention's output, gate, up and down.
-        norms: before attention and before the MLP.
-        cos: [tokens, d], of the tokens' positions.
-        sin: the same.
-        layout: where each token's heads lie for attention.
-        scaling: of attention's scores.
-        only: int64, distinct; the tokens whose output is wanted, that of others is 0. None: all.
+        maps: the maps of queries, keys, values, attention's output, gate, up and down.
+        norms: the norms before attention and before the MLP.
+        cos: cosines for the tokens' positions, [tokens, d].
+        sin: the sines, of the same shape.
+        layout: the order of the tokens' heads for attention.
+        scaling: the factor of attention's scores.
+        only: int64, distinct; the tokens whose output is needed; that of other tokens is 0. None: all.
     """
 
     maps: tuple[LinearMap, ...]
@@ -83,17 +83,17 @@ def block_output(x: torch.Tensor, block: LlamaBlock) -> torch.Tensor:
 
 
 class _Block(torch.autograd.Function):
-    """`_run` with gradients for x and for every A and B, which are passed once more for autograd to see."""
+    """`_run` with gradients for x and for every A and B, which are also passed directly, for autograd."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, block: LlamaBlock, *adapters: torch.Tensor | None
     ) -> torch.Tensor:
-        out, kept = _run(x, block)
+        out, saved = _run(x, block)
         # autograd refuses the backward pass if one of these has been written to since
         frozen = [t for m in block.maps for t in (m.weight, m.bias)] + [n.weight for n in block.norms]
-        ctx.save_for_backward(*kept, *adapters, *frozen)
-        ctx.block, ctx.kept = block, len(kept)
+        ctx.save_for_backward(*saved, *adapters, *frozen)
+        ctx.block, ctx.kept = block, len(saved)
         return out
 
     @staticmethod
@@ -109,7 +109,7 @@ class _Block(torch.autograd.Function):
 
 
 def _run(x: torch.Tensor, block: LlamaBlock) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """Return the block's output, and what `_back` needs."""
+    """Return the block's output, and the tensors that `_back` needs."""
     q, k, v, o, gate, up, down = block.maps
     first, second = block.norms
 
@@ -117,7 +117,7 @@ def _run(x: torch.Tensor, block: LlamaBlock) -> tuple[torch.Tensor, tuple[torch.
     qkv = x.new_empty(len(x), sum(len(m.weight) for m in (q, k, v)))
     inner_qkv = _add_products(_normed(x, rms, first), (q, k, v), _parts(qkv, block), beta=0)
     rotate(_turned(qkv, block), block.cos, block.sin)
-    mixed, (laid, shares) = attend(qkv, block.layout, block.scaling)
+    mixed, (heads, shares) = attend(qkv, block.layout, block.scaling)
     if block.only is None:
         middle = x.clone()
     else:
@@ -132,54 +132,54 @@ def _run(x: torch.Tensor, block: LlamaBlock) -> tuple[torch.Tensor, tuple[torch.
     if block.only is not None:
         out = torch.zeros_like(x).index_copy_(0, block.only, out)
     inners = inner_qkv, inner_o, inner_gate, inner_down
-    return out, (x, rms, laid, shares, mixed, middle, middle_rms, gated, raised, *inners)
+    return out, (x, rms, heads, shares, mixed, middle, middle_rms, gated, raised, *inners)
 
 
 def _back(
-    gradient: torch.Tensor, block: LlamaBlock, kept: Sequence[Any], wants_x: bool, wants: Sequence[bool]
+    gradient: torch.Tensor, block: LlamaBlock, saved: Sequence[Any], wants_x: bool, wants: Sequence[bool]
 ) -> tuple[torch.Tensor | None, Gradients]:
-    """Return the gradient of x and those of A and B of each map, where wanted; stop where none is."""
+    """Return the needed gradients of x and of A and B of each map; stop if no earlier one is needed."""
     q, k, v, o, gate, up, down = block.maps
     first, second = block.norms
-    x, rms, laid, shares, mixed, middle, middle_rms, gated, raised, *inners = kept
+    x, rms, heads, shares, mixed, middle, middle_rms, gated, raised, *inners = saved
     inner_qkv, inner_o, inner_gate, inner_down = inners
     wants_qkv = wants_x or any(wants[:6])
     wants_attention = wants_qkv or any(wants[6:8])
     wants_mlp = wants_attention or any(wants[8:12])
     if block.only is not None:
         gradient = gradient.index_select(0, block.only)
-    found: Gradients = [None] * len(wants)
+    gradients: Gradients = [None] * len(wants)
 
     active = nn.functional.silu(gated)
-    of_active, found[12:] = _products_back(
+    of_active, gradients[12:] = _products_back(
         active * raised, inner_down, (down,), (gradient,), wants_mlp, wants[12:]
     )
     if of_active is None:
-        return None, found
+        return None, gradients
     of_raised = active.mul_(of_active)
     of_gated = torch.ops.aten.silu_backward(of_active.mul_(raised), gated)
     normed = _normed(middle, middle_rms, second)
-    of_normed, found[8:12] = _products_back(
+    of_normed, gradients[8:12] = _products_back(
         normed, inner_gate, (gate, up), (of_gated, of_raised), wants_attention, wants[8:12]
     )
     if of_normed is None:
-        return None, found
+        return None, gradients
     of_middle = _add_norm_back(gradient, of_normed, middle, middle_rms, second)
 
-    of_mixed, found[6:8] = _products_back(mixed, inner_o, (o,), (of_middle,), wants_qkv, wants[6:8])
+    of_mixed, gradients[6:8] = _products_back(mixed, inner_o, (o,), (of_middle,), wants_qkv, wants[6:8])
     if of_mixed is None:
-        return None, found
+        return None, gradients
     if block.only is not None:
         of_mixed, of_middle = (
             t.new_zeros(len(x), t.shape[1]).index_copy_(0, block.only, t) for t in (of_mixed, of_middle)
         )
-    of_qkv = attend_back(of_mixed, (laid, shares), block.layout, block.scaling)
+    of_qkv = attend_back(of_mixed, (heads, shares), block.layout, block.scaling)
     rotate_back(_turned(of_qkv, block), block.cos, block.sin)
     normed = _normed(x, rms, first)
-    of_normed, found[:6] = _products_back(
+    of_normed, gradients[:6] = _products_back(
         normed, inner_qkv, (q, k, v), _parts(of_qkv, block), wants_x, wants[:6]
     )
-    return None if of_normed is None else _add_norm_back(of_middle, of_normed, x, rms, first), found
+    return None if of_normed is None else _add_norm_back(of_middle, of_normed, x, rms, first), gradients
 
 
 def _add_products(
@@ -212,8 +212,8 @@ def _products_back(
     wants_rows: bool,
     wants: Sequence[bool],
 ) -> tuple[torch.Tensor | None, Gradients]:
-    """Return the gradient of `rows`, if wanted, and those of A and B of each map, where wanted."""
-    found: Gradients = [None] * len(wants)
+    """Return the gradients of `rows` and of A and B of each map, those that are needed."""
+    of_adapters: Gradients = [None] * len(wants)
     of_rows = None
     if wants_rows:
         of_rows = _times_weight(gradients[0], maps[0])
@@ -223,22 +223,22 @@ def _products_back(
             else:
                 of_rows.add_(gradient.bfloat16() @ m.half)
     if inner is None:
-        return of_rows, found
+        return of_rows, of_adapters
     adapted = [(i, m.a, m.b, m.scale) for i, m in enumerate(maps) if m.a is not None and m.b is not None]
     of_inner, start = torch.empty_like(inner), 0
     for i, a, b, scale in adapted:
         part = slice(start, start + len(a))
         of_inner[:, part].addmm_(gradients[i], b, beta=0, alpha=scale)
         if wants[2 * i + 1]:  # this way round the product is faster, even with the copy
-            found[2 * i + 1] = (inner[:, part].T @ gradients[i]).mul_(scale).T.contiguous()
+            of_adapters[2 * i + 1] = (inner[:, part].T @ gradients[i]).mul_(scale).T.contiguous()
         start = part.stop
     if any(wants[2 * i] for i, *_ in adapted):
         of_a = (of_inner.T @ rows).split([len(a) for _, a, _, _ in adapted])
         for (i, *_), piece in zip(adapted, of_a, strict=True):
-            found[2 * i] = piece if wants[2 * i] else None
+            of_adapters[2 * i] = piece if wants[2 * i] else None
     if of_rows is not None:
         of_rows.addmm_(of_inner, torch.cat([a for _, a, _, _ in adapted]))
-    return of_rows, found
+    return of_rows, of_adapters
 
 
 def _half(rows: torch.Tensor, maps: Sequence[LinearMap]) -> torch.Tensor:
@@ -247,7 +247,7 @@ def _half(rows: torch.Tensor, maps: Sequence[LinearMap]) -> torch.Tensor:
 
 
 def _times_weight(gradient: torch.Tensor, m: LinearMap) -> torch.Tensor:
-    """Return the gradient of what W is multiplied with, float32."""
+    """Return the gradient of the input of W, float32."""
     return gradient @ m.weight if m.half is None else (gradient.bfloat16() @ m.half).float()
 
 
@@ -262,12 +262,12 @@ def _normed(x: torch.Tensor, inverse_rms: torch.Tensor, norm: Norm) -> torch.Ten
 
 
 def _add_norm_back(
-    more: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor, inverse_rms: torch.Tensor, norm: Norm
+    addend: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor, inverse_rms: torch.Tensor, norm: Norm
 ) -> torch.Tensor:
-    """Return `more` plus the gradient of a norm's input x; `gradient`, its output's, is overwritten."""
+    """Return `addend` plus the gradient of a norm's input x; its output's `gradient` is overwritten."""
     gradient.mul_(norm.weight)
     along = (gradient * x).sum(1, keepdim=True).mul_(inverse_rms**3).div_(x.shape[1])
-    out: torch.Tensor = torch.addcmul(more, gradient, inverse_rms)
+    out: torch.Tensor = torch.addcmul(addend, gradient, inverse_rms)
     return out.addcmul_(x, along, value=-1)
 
 
@@ -277,6 +277,6 @@ def _parts(qkv: torch.Tensor, block: LlamaBlock) -> tuple[torch.Tensor, ...]:
 
 
 def _turned(qkv: torch.Tensor, block: LlamaBlock) -> torch.Tensor:
-    """Return the heads that are turned by their positions: queries and keys."""
+    """Return the heads that are rotated by their positions: queries and keys."""
     heads, keys = block.layout.heads, block.layout.keys
     return qkv.view(len(qkv), heads + 2 * keys, -1)[:, : heads + keys]

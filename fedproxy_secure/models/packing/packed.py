@@ -1,9 +1,9 @@
-"""Several sequences in one row of tokens: a model reads real tokens alone, no padding.
+"""Several sequences in one row of tokens, so that a model reads no padding.
 
 A batch that is padded to its longest sequence spends a third of its time on padding. Here the tokens of all
-sequences stand one after the other, [1, tokens]. Positions begin anew with each sequence, and attention,
-the only part of a transformer in which tokens meet, keeps sequences apart: queries, keys and values are
-laid out in padded rows for attention alone.
+sequences follow each other, [1, tokens]. Positions start again with each sequence. Attention, the only part
+of a transformer that mixes tokens, separates sequences: only for attention are queries, keys and values
+arranged in padded rows.
 
 A row may end in several branches: continuations of one trunk that do not see each other. The answers to a
 question are branches, so that the question is read once.
@@ -11,10 +11,10 @@ question are branches, so that the question is read once.
     pack = pack_rows([Row(trunk=prompt, branches=(first, second))])
     logits = packed_logits(model, pack, keep)   # [len(keep), V]
 
-Guarantees: `packed_logits` gives what the model gives for each sequence alone, up to rounding, for a model
-of which `can_pack` is true: it has been tried on made-up tokens. Not guaranteed for a model that was made
-to tell the trial from other inputs, so nothing that must hold against such a model may rest on this:
-differentially private training runs each record alone.
+Guarantees: `packed_logits` equals the model's logits for each sequence alone, up to rounding, for a model
+with `can_pack`, which was tried on made-up tokens. Not guaranteed for a model that was built to recognise
+the trial, so no defence against such a model may depend on this: differentially private training runs each
+record alone.
 """
 
 from __future__ import annotations
@@ -52,30 +52,30 @@ def packed_logits(model: nn.Module, pack: Pack, keep: torch.Tensor) -> torch.Ten
 def can_pack(model: nn.Module) -> bool:
     """Return whether the model gives the same logits for packed sequences as for each alone.
 
-    It is tried once for each model, on made-up tokens.
+    Each model is tried once, on made-up tokens.
     """
-    known = _TRIED.get(model)
-    if known is None:
-        known = _TRIED[model] = _config(model).__dict__.get("sliding_window") is None and _agrees(model)
-    return known
+    result = _TRIED.get(model)
+    if result is None:
+        result = _TRIED[model] = _config(model).__dict__.get("sliding_window") is None and _agrees(model)
+    return result
 
 
 @torch.no_grad()
 def _agrees(model: nn.Module) -> bool:
     device = next(model.parameters()).device
     tokens = torch.arange(5, 36) * 7 % min(200, _config(model).vocab_size)
-    first, second, trunk, one, other = (part.tolist() for part in tokens.split([9, 5, 8, 6, 3]))
+    first, second, trunk, branch_a, branch_b = (part.tolist() for part in tokens.split([9, 5, 8, 6, 3]))
     training = model.training
     model.eval()
     try:
-        rows = [Row(trunk=first), Row(trunk=second), Row(trunk=trunk, branches=(one, other))]
+        rows = [Row(trunk=first), Row(trunk=second), Row(trunk=trunk, branches=(branch_a, branch_b))]
         pack = pack_rows(rows, device)
         together = packed_logits(model, pack, torch.arange(len(tokens), device=device)).float()
         alone = [
             model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
-            for ids in (first, second, [*trunk, *one], [*trunk, *other])
+            for ids in (first, second, [*trunk, *branch_a], [*trunk, *branch_b])
         ]
-    except Exception:  # whatever a model raises for what it does not know
+    except Exception:  # a model may raise anything for unknown arguments
         return False
     finally:
         model.train(training)

@@ -1,4 +1,4 @@
-"""Rows of tokens laid end to end, and where each token lies once the rows are padded."""
+"""Rows of tokens joined end to end, and the place of each token in padded rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Tokens that are read once, and the continuations that follow them, each without the others."""
+    """Tokens that are read once, and their continuations, which do not see each other."""
 
     trunk: Sequence[int]
     branches: Sequence[Sequence[int]] = ()
@@ -23,17 +23,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Rows in one sequence of tokens, and where each token lies in padded rows.
+    """Rows in one sequence of tokens, and the place of each token in padded rows.
 
     Args:
-        ids: int64 [1, tokens]; row after row, in each its trunk and then its branches.
-        positions: int64 [1, tokens]; of a token in its own sequence, from 0.
-        starts: where each row begins among the tokens.
+        ids: int64 [1, tokens]; row after row, each with its trunk and then its branches.
+        positions: int64 [1, tokens]; the position of a token in its own sequence, from 0.
+        starts: the index of each row's first token.
         shape: the padded rows' number and length.
         padded: int64 [rows * longest]; the token at each place of the padded rows, token 0 for padding.
         places: int64 [tokens]; the place of each token in the padded rows, flattened.
-        visible: bool [rows, longest, longest]: whether a token sees another; None where every token sees
-            all earlier ones of its row.
+        visible: bool [rows, longest, longest]: whether a token sees another; None if every token sees all
+            earlier ones of its row.
     """
 
     ids: torch.Tensor
@@ -84,13 +84,13 @@ def _visible(rows: Sequence[Row], longest: int, device: torch.device | str) -> t
     for r, row in enumerate(rows):
         sizes = [len(row.trunk), *(len(b) for b in row.branches)]
         part[r, : sum(sizes)] = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    seen, seeing = part[:, None, :], part[:, :, None]
+    keys_part, queries_part = part[:, None, :], part[:, :, None]
     earlier = torch.ones(longest, longest, dtype=torch.bool).tril()
-    return (earlier & ((seen == seeing) | (seen == 0))).to(device)
+    return (earlier & ((keys_part == queries_part) | (keys_part == 0))).to(device)
 
 
 def additive_mask(pack: Pack, dtype: torch.dtype) -> torch.Tensor:
-    """Return what is added to scores: 0 where a token is seen, else -inf: [(rows,) longest, longest]."""
+    """Return the mask to add to scores, 0 if a token is seen, else -inf: [(rows,) longest, longest]."""
     visible = pack.visible
     if visible is None:
         visible = torch.ones(pack.shape[1], pack.shape[1], dtype=torch.bool).tril()

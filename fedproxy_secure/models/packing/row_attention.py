@@ -1,8 +1,8 @@
 """Causal attention within the rows of a pack, each at its own length, with its gradient: CPU, short rows.
 
-A row that is padded to the longest costs attention the square of the longest. Here the heads of a row lie
-next to each other, so that each row is a few matrix products without padding. Query heads that share a key
-head are rows of one product.
+For a row that is padded to the longest, attention costs the square of the longest. Here the heads of a row
+are adjacent in memory, so that each row is a few matrix products without padding. Query heads that share a
+key head are rows of one product.
 
     layout = row_layout(pack, heads, keys)
     out, kept = attend(qkv, layout, scaling)
@@ -20,22 +20,22 @@ import torch
 
 from fedproxy_secure.models.packing.packs import Pack, additive_mask
 
-Kept = tuple[torch.Tensor, torch.Tensor]  # laid-out heads, and the shares of attention
+Kept = tuple[torch.Tensor, torch.Tensor]  # reordered heads, and the shares of attention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowLayout:
-    """Where the heads of tokens lie for attention: all queries row by row, then the keys, then the values.
+    """The order of heads for attention: all queries row by row, then the keys, then the values.
 
     A row's queries are [heads, length, d], its keys and values [keys, length, d].
 
     Args:
-        lengths: of the rows, in tokens.
-        heads: of queries.
-        keys: heads of keys; divides `heads`.
+        lengths: lengths of the rows, in tokens.
+        heads: number of query heads.
+        keys: number of key heads; divides `heads`.
         masks: float32 [length, length] for each row, added to its scores.
-        order: int64; which head of [tokens, heads + 2 * keys] lies where; `order_back` is its inverse.
-        queries: int64; the same for queries alone, of [tokens, heads]; `queries_back` is its inverse.
+        order: int64; the head of [tokens, heads + 2 * keys] at each place; `order_back` is its inverse.
+        queries: int64; the same for only queries, of [tokens, heads]; `queries_back` is its inverse.
     """
 
     lengths: tuple[int, ...]
@@ -75,29 +75,29 @@ def _order(lengths: tuple[int, ...], parts: tuple[int, ...]) -> torch.Tensor:
 
 
 def attend(qkv: torch.Tensor, layout: RowLayout, scaling: float) -> tuple[torch.Tensor, Kept]:
-    """Return what attention gives, [tokens, heads * d], and what its gradient needs."""
+    """Return attention's output, [tokens, heads * d], and the tensors that its gradient needs."""
     lengths, heads = layout.lengths, layout.heads
-    laid = qkv.view(len(layout.order), -1).index_select(0, layout.order)
-    shares = laid.new_empty(heads * sum(n * n for n in lengths))
-    out = laid.new_empty(heads * sum(lengths), laid.shape[1])
+    ordered = qkv.view(len(layout.order), -1).index_select(0, layout.order)
+    shares = ordered.new_empty(heads * sum(n * n for n in lengths))
+    out = ordered.new_empty(heads * sum(lengths), ordered.shape[1])
     rows = zip(
-        _rows(laid, layout), _scores(shares, layout), _queries(out, layout), layout.masks, strict=True
+        _rows(ordered, layout), _scores(shares, layout), _queries(out, layout), layout.masks, strict=True
     )
     for (q, k, v), scores, of_row, mask in rows:
         scores.baddbmm_(q, k.transpose(1, 2), beta=0, alpha=scaling)
         scores.view(heads, *mask.shape).add_(mask)
         torch.softmax(scores, -1, out=scores)
         torch.bmm(scores, v, out=of_row)
-    return out.index_select(0, layout.queries_back).view(sum(lengths), -1), (laid, shares)
+    return out.index_select(0, layout.queries_back).view(sum(lengths), -1), (ordered, shares)
 
 
 def attend_back(of_out: torch.Tensor, kept: Kept, layout: RowLayout, scaling: float) -> torch.Tensor:
-    """Return the gradient of `qkv`, for that of what attention gives."""
-    laid, shares = kept
-    of_laid = torch.empty_like(laid)
+    """Return the gradient of `qkv`, given that of attention's output."""
+    ordered, shares = kept
+    of_laid = torch.empty_like(ordered)
     of_out = of_out.view(len(layout.queries), -1).index_select(0, layout.queries)
     rows = zip(
-        _rows(laid, layout),
+        _rows(ordered, layout),
         _rows(of_laid, layout),
         _scores(shares, layout),
         _queries(of_out, layout),
@@ -113,9 +113,9 @@ def attend_back(of_out: torch.Tensor, kept: Kept, layout: RowLayout, scaling: fl
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Turn heads, [tokens, heads, d], by their positions, in place; cos and sin are [tokens, d].
+    """Rotate heads, [tokens, heads, d], by their positions, in place; cos and sin are [tokens, d].
 
-    The two numbers of a pair lie d / 2 apart, as in transformers' Llama.
+    The two numbers of a pair are d / 2 apart, as in transformers' Llama.
     """
     half = heads.shape[2] // 2
     (low, high), (low_cos, high_cos), (low_sin, high_sin) = (
@@ -127,14 +127,14 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
 
 
 def rotate_back(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Turn the gradient of turned heads into that of the heads themselves, in place."""
+    """Rotate the gradient of rotated heads back into that of the original heads, in place."""
     rotate(heads, cos, -sin.roll(sin.shape[1] // 2, dims=1))
 
 
-def _rows(laid: torch.Tensor, layout: RowLayout) -> Iterator[tuple[torch.Tensor, ...]]:
+def _rows(ordered: torch.Tensor, layout: RowLayout) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield each row's queries, [keys, heads / keys * length, d], keys and values, [keys, length, d]."""
     sizes = [heads * n for heads in (layout.heads, layout.keys, layout.keys) for n in layout.lengths]
-    parts = [part.view(layout.keys, -1, laid.shape[1]) for part in laid.split(sizes)]
+    parts = [part.view(layout.keys, -1, ordered.shape[1]) for part in ordered.split(sizes)]
     rows = len(layout.lengths)
     return zip(parts[:rows], parts[rows : 2 * rows], parts[2 * rows :], strict=True)
 

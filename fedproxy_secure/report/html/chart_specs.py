@@ -30,7 +30,7 @@ _MOST_LABELS = 12  # points with a label; more labels would overlap
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What an axis of a chart shows."""
+    """The title of a chart's axis, and which direction is better."""
 
     title: str
     better: Better = "neither"
@@ -236,8 +236,8 @@ def _frame(values: Sequence[Spec], kinds: Sequence[str], description: str) -> Sp
     }
 
 
-def _whiskers(values: Sequence[Spec], channel: str, axis: Spec, others: Spec, width: float) -> list[Spec]:
-    """Return the intervals of one channel; no layer if no value has one."""
+def _whiskers(values: Sequence[Spec], channel: str, axis: Spec, encoding: Spec, width: float) -> list[Spec]:
+    """Return the layer with the intervals of one channel; no layer if no value has an interval."""
     low, high = f"{channel}_low", f"{channel}_high"
     if not any(low in v for v in values):
         return []
@@ -245,7 +245,7 @@ def _whiskers(values: Sequence[Spec], channel: str, axis: Spec, others: Spec, wi
         {
             "transform": [{"filter": f"isValid(datum.{low})"}],
             "mark": {"type": "rule", "strokeWidth": width, "aria": False},
-            "encoding": {channel: {**axis, "field": low}, f"{channel}2": {"field": high}, **others},
+            "encoding": {channel: {**axis, "field": low}, f"{channel}2": {"field": high}, **encoding},
         }
     ]
 
@@ -267,7 +267,7 @@ def _labels(x: Spec, y: Spec, *, above: bool) -> Spec:
 
 
 def _placed(values: Sequence[Spec], *, y_up: int) -> list[Spec]:
-    """Return values with places for labels: above their point, or below if a higher point is close."""
+    """Return values with label positions: above the point, or below it if a higher point is close."""
     wide = max(v["x"] for v in values) - min(v["x"] for v in values) or 1.0
     high = max(v["y"] for v in values) - min(v["y"] for v in values) or 1.0
 

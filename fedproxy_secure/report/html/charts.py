@@ -35,7 +35,7 @@ from fedproxy_secure.runtime.artifacts import write_bytes
 class Chart:
     """One chart, as specs for a browser and as the numbers that it draws.
 
-    `specs`: the choices, (name, spec), the first shown. `numbers`: all that are drawn, (what it measures,
+    `specs`: the choices, (name, spec), of which the first is shown. `numbers`: all drawn numbers, (name,
     number).
     """
 
@@ -49,7 +49,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Charts that stand together, and the picture of all of them in a file beside the page."""
+    """A group of charts, and a picture of all of them in a file beside the page."""
 
     id: str
     title: str
@@ -88,11 +88,11 @@ def write_pngs(report: Report, folder: Path) -> list[Path]:
 
     Raises `RunFolderError` if the folder cannot be written.
     """
-    written = []
+    paths = []
     for figure in figures(report):
         write_bytes(folder / figure.picture, to_png(figure.spec))
-        written.append(folder / figure.picture)
-    return written
+        paths.append(folder / figure.picture)
+    return paths
 
 
 def _glance(report: Report) -> list[Chart]:
@@ -104,13 +104,13 @@ def _glance(report: Report) -> list[Chart]:
         key = headline(report.configurations, axis)
         if key is None or len(items) < 2:
             continue
-        drawn = [(i, n) for i in items if (n := i.number(key)) is not None]
+        entries = [(i, n) for i in items if (n := i.number(key)) is not None]
         side = Side.of(_first(items, key))
         description = (
-            f"{AXIS_NAMES[axis]}: {side.title} of {len(drawn)} configurations with 95 % intervals"
+            f"{AXIS_NAMES[axis]}: {side.title} of {len(entries)} configurations with 95 % intervals"
             f"{'' if side.better == 'neither' else f', {side.better} is better'}."
         )
-        values = [{"name": i.name, "kind": i.kind, "tip": n.short, **ends(n, "x")} for i, n in drawn]
+        values = [{"name": i.name, "kind": i.kind, "tip": n.short, **ends(n, "x")} for i, n in entries]
         names = [i.name for i in items]
         spec = chart_specs.dots(values, side, kinds, names, description=description)
         charts.append(
@@ -119,7 +119,7 @@ def _glance(report: Report) -> list[Chart]:
                 title=AXIS_NAMES[axis],
                 description=description,
                 specs=((side.title, spec),),
-                numbers=tuple((i.name, n) for i, n in drawn),
+                numbers=tuple((i.name, n) for i, n in entries),
                 kinds=tuple(kinds),
             )
         )
@@ -219,22 +219,22 @@ def _curves(report: Report) -> list[Figure]:
 
 
 def _panels(items: Sequence[Labelled], key: str, title: str) -> list[Chart]:
-    drawn = [
+    points = [
         (item, number, Number(estimate, curve.source))
         for item in items
         for curve in item.configuration.curves
         if curve.key == key
         for number, estimate in curve.points
     ]
-    everywhere = [v for *_, n in drawn for v in ends(n, "y").values()]
+    everywhere = [v for *_, n in points for v in ends(n, "y").values()]
     domain = (min(everywhere), max(everywhere))
     panels = []
-    for index, rest in enumerate(dict.fromkeys(item.rest for item, *_ in drawn)):
-        mine = [d for d in drawn if d[0].rest == rest]
+    for index, rest in enumerate(dict.fromkeys(item.rest for item, *_ in points)):
+        panel_points = [d for d in points if d[0].rest == rest]
         kinds = kinds_of(items)
         values = [
             {"round": number, "kind": item.kind, "name": item.name, "tip": n.short, **ends(n, "y")}
-            for item, number, n in mine
+            for item, number, n in panel_points
         ]
         description = f"{title}, round by round{', ' + rest if rest else ''}, with 95 % intervals."
         panels.append(
@@ -243,7 +243,7 @@ def _panels(items: Sequence[Labelled], key: str, title: str) -> list[Chart]:
                 title=rest or title,
                 description=description,
                 specs=((title, chart_specs.curves(values, title, kinds, domain, description=description)),),
-                numbers=tuple((f"{item.name}, round {number}", n) for item, number, n in mine),
+                numbers=tuple((f"{item.name}, round {number}", n) for item, number, n in panel_points),
                 kinds=tuple(kinds),
             )
         )
@@ -252,18 +252,18 @@ def _panels(items: Sequence[Labelled], key: str, title: str) -> list[Chart]:
 
 def _methods(report: Report) -> list[Chart]:
     """Return a chart of the fused LLM of every method of a comparison."""
-    drawn = [
+    entries = [
         (_named(row.method, row.remove_ratio), _removed(row.remove_ratio), Number(row.average, source))
         for i, row in enumerate(report.rows)
         if row.average is not None and (source := pointer(f"rows/{i}/average"))
     ]
-    if len(drawn) < 2:
+    if len(entries) < 2:
         return []
-    kinds = list(dict.fromkeys(kind for _, kind, _ in drawn))
-    values = [{"name": name, "kind": kind, "tip": n.short, **ends(n, "x")} for name, kind, n in drawn]
+    kinds = list(dict.fromkeys(kind for _, kind, _ in entries))
+    values = [{"name": name, "kind": kind, "tip": n.short, **ends(n, "x")} for name, kind, n in entries]
     side = Side(title="fused LLM (%)", better="higher")
-    names = [name for name, *_ in drawn]
-    description = f"Correct answers of the fused LLM for {len(drawn)} methods, with 95 % intervals."
+    names = [name for name, *_ in entries]
+    description = f"Correct answers of the fused LLM for {len(entries)} methods, with 95 % intervals."
     spec = chart_specs.dots(values, side, kinds, names, description=description)
     return [
         Chart(
@@ -271,7 +271,7 @@ def _methods(report: Report) -> list[Chart]:
             title="Fused LLM by method",
             description=description,
             specs=((side.title, spec),),
-            numbers=tuple((name, n) for name, _, n in drawn),
+            numbers=tuple((name, n) for name, _, n in entries),
             kinds=tuple(kinds),
         )
     ]
@@ -282,13 +282,13 @@ def _first(items: Sequence[Labelled], key: str) -> Measure:
 
 
 def _spread_out(items: Sequence[Labelled], x: str, y: str) -> bool:
-    """Return whether `y` is worth an axis beside `x`.
+    """Return whether a chart of `x` against `y` is useful.
 
     Two configurations must have both, `y` must vary, and one direction of `y` must be better.
     """
-    both = [i for i in items if i.number(x) is not None and i.number(y) is not None]
-    values = {n.estimate.value for i in both if (n := i.number(y)) is not None}
-    return len(values) > 1 and _first(both, y).better != "neither"
+    complete = [i for i in items if i.number(x) is not None and i.number(y) is not None]
+    values = {n.estimate.value for i in complete if (n := i.number(y)) is not None}
+    return len(values) > 1 and _first(complete, y).better != "neither"
 
 
 def _named(method: str, ratio: float | None) -> str:

@@ -1,7 +1,6 @@
 """Colours and Vega-Lite config of the report's charts, and drawing to SVG and PNG without a browser.
 
-Colours are CSS variables, so that one drawing is right in light, dark and print; a PNG has the light
-colours.
+Colours are CSS variables, so that one drawing suits light, dark and print; a PNG has the light colours.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ def variable(name: str) -> str:
 def kind_slots(kinds: Sequence[str]) -> list[int]:
     """Return the number of the colour and shape of each kind.
 
-    0, red, is for no protection only. Protections get 1 to 4 in order; those that remain share 5.
+    0, red, means no protection. Protections get 1 to 4 in order; any further ones share 5.
     """
-    others = [kind for kind in kinds if kind != UNPROTECTED]
-    return [0 if kind == UNPROTECTED else min(5, 1 + others.index(kind)) for kind in kinds]
+    protections = [kind for kind in kinds if kind != UNPROTECTED]
+    return [0 if kind == UNPROTECTED else min(5, 1 + protections.index(kind)) for kind in kinds]
 
 
 def kind_colours(kinds: Sequence[str]) -> list[str]:
@@ -84,7 +83,7 @@ def kind_shapes(kinds: Sequence[str]) -> list[str]:
 
 
 def theme() -> Spec:
-    """Return Vega-Lite's config: quiet axes, our colours and font."""
+    """Return Vega-Lite's config: light axes, and the report's colours and font."""
     muted = variable("muted")
     return {
         "font": FONT,
@@ -149,11 +148,11 @@ def side_by_side(specs: Sequence[Spec], *, columns: int, width: int) -> Spec:
 
 def to_svg(spec: Spec) -> str:
     """Return the chart as SVG; its colours stay CSS variables."""
-    return _drawn(json.dumps(visible(spec)))
+    return _svg(json.dumps(visible(spec)))
 
 
 def visible(spec: Any) -> Any:
-    """Return a spec whose texts hold no control characters, which would make an SVG invalid XML."""
+    """Return a spec without control characters in its texts, which would make an SVG invalid XML."""
     if isinstance(spec, str):
         return printable(spec)
     if isinstance(spec, dict):
@@ -166,16 +165,16 @@ def to_png(spec: Spec) -> bytes:
     import vl_convert
 
     light = _VARIABLE.sub(lambda match: LIGHT[match[1]], to_svg(spec))
-    drawn: bytes = vl_convert.svg_to_png(light, scale=2)
-    return drawn
+    png: bytes = vl_convert.svg_to_png(light, scale=2)
+    return png
 
 
 @lru_cache(maxsize=32)  # the page and the PNG files draw the same charts
-def _drawn(spec: str) -> str:
+def _svg(spec: str) -> str:
     import vl_convert
 
-    drawn: str = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)
-    return drawn
+    svg: str = vl_convert.vegalite_to_svg(spec, vl_version=VERSION)
+    return svg
 
 
 @cache
@@ -188,7 +187,7 @@ def vega_script() -> str:
 
 
 def _with_legends(part: Any) -> Any:
-    """Return the chart with a legend of kinds; on the page the checkboxes are the legend."""
+    """Return the chart with a legend of kinds; the page uses its checkboxes as legend instead."""
     if isinstance(part, dict):
         for channel in ("color", "stroke", "shape"):
             inner = part.get(channel)

@@ -25,12 +25,12 @@ GRAVEST = (
 
 @dataclass(frozen=True, kw_only=True)
 class ShownNumber:
-    """One number of a finding, and what it could have shown.
+    """One number of a finding, and the smallest value that it could have detected.
 
     Args:
         number: the number.
-        could_show: the smallest true value that would have been seen; None where it is not known.
-        never: whether it is known that no value would have been seen.
+        could_show: the smallest true value that would have been detected; None if it is not known.
+        never: whether it is known that no value would have been detected.
     """
 
     number: Number
@@ -45,11 +45,11 @@ class FindingRow:
     Args:
         item: the configuration.
         finding: the finding.
-        headline: the number that decides.
+        headline: the number that decides the outcome.
         others: its other numbers.
         positive, negative: the controls' headlines.
-        seconds: what it took.
-        surfaces: what the view had, in words.
+        seconds: how long the attack took.
+        surfaces: the surfaces that the view had, in words.
     """
 
     item: Labelled
@@ -68,9 +68,9 @@ class AttackGroup:
 
     Args:
         id, name, title: the attack.
-        mapping: what it maps to in frameworks.
+        mapping: the items of frameworks that it maps to.
         rows: its findings, the gravest first.
-        outcomes: the gravest outcome of each configuration; None without a finding.
+        outcomes: the gravest outcome of each configuration, None for one without a finding.
         counts: how many findings have each outcome.
     """
 
@@ -89,17 +89,17 @@ def attack_groups(report: Report) -> list[AttackGroup]:
     every = [(i, f) for i in items for f in i.configuration.findings]
     groups = []
     for id, name in attacks_in_order([f for _, f in every]):
-        mine = [(i, f) for i, f in every if (f.id, f.attack) == (id, name)]
-        ordered = sorted(mine, key=lambda p: GRAVEST.index(p[1].outcome))
-        counts = [(o, sum(f.outcome == o for _, f in mine)) for o in GRAVEST]
+        pairs = [(i, f) for i, f in every if (f.id, f.attack) == (id, name)]
+        ordered = sorted(pairs, key=lambda p: GRAVEST.index(p[1].outcome))
+        counts = [(o, sum(f.outcome == o for _, f in pairs)) for o in GRAVEST]
         groups.append(
             AttackGroup(
                 id=id,
                 name=name,
-                title=mine[0][1].title,
-                mapping=tuple(" ".join(triple) for triple in mine[0][1].mapping),
+                title=pairs[0][1].title,
+                mapping=tuple(" ".join(triple) for triple in pairs[0][1].mapping),
                 rows=tuple(_finding_row(i, f) for i, f in ordered),
-                outcomes=tuple(_gravest([f for i, f in mine if i is item]) for item in items),
+                outcomes=tuple(_gravest([f for i, f in pairs if i is item]) for item in items),
                 counts=tuple((o, n) for o, n in counts if n),
             )
         )
@@ -116,21 +116,21 @@ def _finding_row(item: Labelled, finding: Finding) -> FindingRow:
     def number(estimate: Estimate | None) -> Number | None:
         return None if estimate is None else Number(estimate, source)
 
-    def told(estimate: Estimate) -> ShownNumber:
-        seen, made = finding.could_show(estimate), None
-        if seen is not None and seen.smallest is not None:
-            made = smallest(estimate, seen.smallest, how=seen.how)
-        never = seen is not None and seen.smallest is None
-        return ShownNumber(number=Number(estimate, source), could_show=number(made), never=never)
+    def shown_number(estimate: Estimate) -> ShownNumber:
+        detectable, could_show = finding.could_show(estimate), None
+        if detectable is not None and detectable.smallest is not None:
+            could_show = smallest(estimate, detectable.smallest, how=detectable.how)
+        never = detectable is not None and detectable.smallest is None
+        return ShownNumber(number=Number(estimate, source), could_show=number(could_show), never=never)
 
-    took = counted(finding.seconds, metric="seconds of the attack", unit="s", seeds=(finding.seed,))
+    duration = counted(finding.seconds, metric="seconds of the attack", unit="s", seeds=(finding.seed,))
     return FindingRow(
         item=item,
         finding=finding,
-        headline=None if finding.headline is None else told(finding.headline),
-        others=tuple(map(told, finding.estimates[1:])),
+        headline=None if finding.headline is None else shown_number(finding.headline),
+        others=tuple(map(shown_number, finding.estimates[1:])),
         positive=number(finding.positive),
         negative=number(finding.negative),
-        seconds=Number(took, source),
+        seconds=Number(duration, source),
         surfaces=in_words(finding.surfaces),
     )

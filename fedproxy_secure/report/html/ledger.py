@@ -1,4 +1,4 @@
-"""The page's leakage ledger: who saw what, and how much of it flowed."""
+"""The page's leakage ledger: which party saw which messages, and how many."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from fedproxy_secure.report.trilemma import Configuration, LedgerRow
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerCell:
-    """One kind of message to one party: what it reveals, and how much of it flowed.
+    """One kind of message to one party: what it reveals, and how much was sent.
 
     Args:
         reveals: what the message reveals.
-        flows: (names, messages, bytes); the names of configurations are empty where all have the same
-            amount.
+        flows: (names, messages, bytes); the names of configurations are empty if all have the same amount.
     """
 
     reveals: str
@@ -28,7 +27,7 @@ class LedgerCell:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerTable:
-    """A table of messages by party, for configurations in which the same messages flowed."""
+    """A table of messages by party, for configurations with the same kinds of messages."""
 
     items: tuple[Labelled, ...]
     parties: tuple[str, ...]
@@ -36,7 +35,7 @@ class LedgerTable:
 
 
 def ledger_tables(report: Report) -> list[LedgerTable]:
-    """Return who saw what; configurations in which it was the same share a table."""
+    """Return the tables of messages by party; configurations with equal ledgers share a table."""
     groups: dict[tuple[tuple[str, str, str], ...], list[Labelled]] = {}
     for item in labelled(report.configurations):
         messages_of = tuple((r.message, r.party, r.reveals) for r in item.configuration.ledger)

@@ -1,12 +1,12 @@
 """The report's page: one HTML file that opens offline, on a phone, on paper, in light and dark.
 
-Everything is in the file: style, script, charts, numbers. Its content security policy forbids the browser
-to load or send anything, and to run any script but the two whose hashes it names. Text that came from
-settings, attacks or clients is escaped, and holds no control characters.
+The file contains style, script, charts and numbers. Its content security policy forbids the browser to load
+or send anything, and to run any script except the two whose hashes it names. Text from settings, attacks or
+clients is escaped and has no control characters.
 
-Every measured number stands in a `data` element with `data-n`, `data-seeds` and `data-source`. It also has
-an interval (`data-low` and `data-high`), or `data-exact` if it was counted, or `data-single` where one
-value allows no interval.
+Every measured number is in a `data` element with `data-n`, `data-seeds` and `data-source`. It also has an
+interval (`data-low` and `data-high`), or `data-exact` if it was counted, or `data-single` if one value
+allows no interval.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ def page(report: Report) -> str:
     )
     environment.tests["number"] = lambda part: isinstance(part, Number)
     environment.tests["said"] = lambda part: isinstance(part, Verbatim)
-    drawn = figures(report)
-    scripts = [vega_script(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if drawn else []
+    all_figures = figures(report)
+    scripts = [vega_script(), (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if all_figures else []
     rendered: str = environment.get_template("page.html.j2").render(
-        **_content(report, drawn),
+        **_content(report, all_figures),
         policy=_policy(scripts),
         scripts=[Markup(script) for script in scripts],
-        specs=Markup(_specs(drawn)),
-        stills={f.id: Markup(to_svg(f.spec)) for f in drawn},
+        specs=Markup(_specs(all_figures)),
+        stills={f.id: Markup(to_svg(f.spec)) for f in all_figures},
         style=Markup(_style()),
         source=_source,
         ticked=_ticked,
@@ -113,16 +113,16 @@ def page(report: Report) -> str:
     return rendered
 
 
-def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
-    """Return what the template shows."""
+def _content(report: Report, all_figures: list[Figure]) -> dict[str, Any]:
+    """Return the values for the template."""
     items = labelled(report.configurations)
     kinds = kinds_of(items)
     by_kind = sorted(items, key=lambda i: kinds.index(i.kind))
     groups = attack_groups(report)
     tables = measures.full_tables(report)
     outcomes = {o for g in groups for o, _ in g.counts}
-    curve_figures = [f for f in drawn if f.id.startswith("curves")]
-    methods = next((c.kinds for f in drawn if f.id == "methods" for c in f.charts), ())
+    curve_figures = [f for f in all_figures if f.id.startswith("curves")]
+    methods = next((c.kinds for f in all_figures if f.id == "methods" for c in f.charts), ())
     content: dict[str, Any] = {
         "report": report,
         "version": metadata.version("fedproxy-secure"),
@@ -142,7 +142,8 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
         "cost_table": next((t for t in tables if t.axis == "cost"), None),
         "breaks": [i for i, (a, b) in enumerate(pairwise(items), 1) if a.rest != b.rest],
         "figures": {
-            name: next((f for f in drawn if f.id == name), None) for name in ("glance", "pareto", "methods")
+            name: next((f for f in all_figures if f.id == name), None)
+            for name in ("glance", "pareto", "methods")
         },
         "curve_figures": curve_figures,
         "labels": any(i.rest for i in items),
@@ -173,17 +174,17 @@ def _content(report: Report, drawn: list[Figure]) -> dict[str, Any]:
 
 
 def _beside_no_protection(report: Report) -> dict[str, Any]:
-    """Return the verdicts on protections and the attacks side by side; None where there are none."""
-    said, table = verdicts.verdicts(report), rows.side_table(report)
+    """Return the verdicts on protections and the attacks side by side; None for a part without content."""
+    judgements, table = verdicts.verdicts(report), rows.side_table(report)
     words = {"title": rows.TITLE, "about": rows.ABOUT, "not_paired": rows.NOT_PAIRED}
     return {
-        "verdicts": said and {"said": said, "title": verdicts.TITLE, "about": verdicts.ABOUT},
+        "verdicts": judgements and {"said": judgements, "title": verdicts.TITLE, "about": verdicts.ABOUT},
         "side": table and {"table": table, **words},
     }
 
 
 def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return id and title of the sections that are there."""
+    """Return id and title of the sections that have content."""
     report: Report = content["report"]
     parts = (
         ("summary", "In plain words", True),
@@ -199,7 +200,7 @@ def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("reproduce", "Reproduce", True),
         ("records", "Records", True),
     )
-    return [(id, title) for id, title, there in parts if there]
+    return [(id, title) for id, title, present in parts if present]
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -226,9 +227,9 @@ def _style() -> str:
     )
 
 
-def _specs(drawn: list[Figure]) -> str:
+def _specs(all_figures: list[Figure]) -> str:
     """Return the charts' specs as JSON that cannot end its script element."""
-    specs = {c.id: [visible(spec) for _, spec in c.specs] for f in drawn for c in f.charts}
+    specs = {c.id: [visible(spec) for _, spec in c.specs] for f in all_figures for c in f.charts}
     text = json.dumps(specs, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -243,7 +244,7 @@ def _policy(scripts: list[str]) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Return texts that are not markup without control characters other than line breaks."""
+    """Return plain texts without control characters except line breaks, and other values unchanged."""
     return printable(value, keep="\n") if type(value) is str else value
 
 
@@ -257,11 +258,11 @@ def _ticked(text: str) -> Any:
 
 
 def _source(source: str) -> Any:
-    """Return a source as a link to its file if that is a plain relative path, else as it is."""
+    """Return a source as a link to its file if that is a plain relative path, else unchanged."""
     from markupsafe import Markup, escape
 
-    path, _, what = printable(source).partition("#")
+    path, _, place = printable(source).partition("#")
     if not re.fullmatch(r"[\w][\w .@=+-]*(/[\w .@=+-]+)*", path) or ".." in path.split("/"):
         return source
-    detail = f" {what}" if what else ""
+    detail = f" {place}" if place else ""
     return Markup('<a href="{}">{}</a>{}').format(path, path, escape(detail))

@@ -1,12 +1,12 @@
-"""The measures of a configuration, read from what its runs left on disk.
+"""The measures of a configuration, read from the files of its runs.
 
-    result.json           accuracies, perplexities, fidelity, privacy events and what they cost, seconds
-    federation/*.jsonl    rounds (curves) and the leakage ledger (bytes, who saw what)
-    attacks/results.json  findings of a suite, where one ran
+    result.json           accuracies, perplexities, fidelity, privacy events and their cost, seconds
+    federation/*.jsonl    rounds (curves) and the leakage ledger (bytes, which party saw what)
+    attacks/results.json  findings of a suite, if one ran
 
 Each number is computed per seed first and then joined over seeds. Epsilon is composed over the seeds (see
 `report.composition`), because they train on the same records. A number that a run does not have is left
-out, never guessed; the report's `not_measured` says which and why.
+out, never guessed; the report's `not_measured` names it with the reason.
 """
 
 from fedproxy_secure.report.measured.configuration import configuration_of

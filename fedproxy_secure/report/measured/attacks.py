@@ -1,9 +1,9 @@
-"""What attacks measured: for each measure, the worst that any attack reached from any view.
+"""What attacks measured: for each measure, the worst number of any attack from any view.
 
-The findings say which attacks feed which measure, by the measure's key; nothing here knows an attack.
+The findings name the measures that an attack feeds, by key, so that this module depends on no attack.
 
-A measure of lower bounds, such as an audited epsilon, is the smallest that any seed and view gave: each is
-a bound at 95 %, and so is the smallest of them, whereas their mean or largest is none.
+A measure of lower bounds, such as an audited epsilon, is the smallest bound of any seed and view: each is a
+bound at 95 %, and so is the smallest of them, but not their mean or their largest.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ WIDENED = "; better end for the worst of "
 
 
 def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """Return every measure that the seeds' findings have a number of on every seed, in registry order.
+    """Return every measure for which findings have a number on every seed, in registry order.
 
-    Inconclusive attacks count too where they left a number: what they show is a lower bound on what leaks.
+    Inconclusive attacks with a number count, too: the number is a lower bound on what leaks.
 
     Raises `ConfigError` for a measure that no installed package has.
     """
@@ -38,9 +38,9 @@ def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
 
 
 def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
-    """Return the worst number of each seed, joined over seeds; None if some seed has none."""
+    """Return the worst number of each seed, joined over seeds; None if some seed has no number."""
     worst: dict[int, tuple[Estimate, Finding]] = {}
-    places, most = {s.seed: s.place for s in seeds}, 0
+    places, most_numbers = {s.seed: s.place for s in seeds}, 0
     for s in seeds:
         pairs = [
             (estimate, finding)
@@ -50,10 +50,10 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
         ]
         if not pairs:
             return None
-        worst[s.seed], most = _worst_pair(pairs, kind), max(most, len(pairs))
+        worst[s.seed], most_numbers = _worst_pair(pairs, kind), max(most_numbers, len(pairs))
     # the seed whose finding is named as the source
-    told = min(worst, key=lambda seed: worst[seed][0].value) if kind.lower_bound else seeds[0].seed
-    first, finding = worst[told]
+    source_seed = min(worst, key=lambda seed: worst[seed][0].value) if kind.lower_bound else seeds[0].seed
+    first, finding = worst[source_seed]
     if kind.lower_bound:
         estimate = replace(
             first,
@@ -67,19 +67,19 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
         by_seed = {seed: estimate.value for seed, (estimate, _) in worst.items()}
         joined = mean_interval(by_seed, metric=kind.estimate_name, unit=first.unit, within=kind.within)
         estimate = no_surer(joined, [estimate for estimate, _ in worst.values()])
-        if estimate is not joined and most > 1:  # then it is as wide as the seeds' own intervals
-            estimate = replace(estimate, how=f"{estimate.how}{WIDENED}{most}")
+        if estimate is not joined and most_numbers > 1:  # then it is as wide as the seeds' own intervals
+            estimate = replace(estimate, how=f"{estimate.how}{WIDENED}{most_numbers}")
     ids = sorted({f.id for s in seeds for f in s.findings if kind.key in f.measures})
-    which = "smallest" if kind.lower_bound else "worst"
-    how = f"{estimate.how}; the {which} of {', '.join(ids)} over all views"
-    source = f"{places[told]}/{FINDINGS}#{finding.attack} from {finding.view}"
+    extreme = "smallest" if kind.lower_bound else "worst"
+    how = f"{estimate.how}; the {extreme} of {', '.join(ids)} over all views"
+    source = f"{places[source_seed]}/{FINDINGS}#{finding.attack} from {finding.view}"
     return Measure.of_kind(kind, replace(estimate, how=how), source)
 
 
 def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) -> tuple[Estimate, Finding]:
     """Return the worst number and its finding; of several lower bounds, the smallest.
 
-    Its interval ends, on the unfavourable side, where the least favourable of all the intervals ends. The
+    On the unfavourable side, its interval ends where the least favourable of all the intervals ends. The
     favourable side is widened by Bonferroni's correction, because the worst of many numbers is extreme
     partly by chance; each interval is taken as about normal, and `how` names the correction.
     """
@@ -107,6 +107,6 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
 
 
 def _luck(numbers: int) -> float:
-    """Return by what factor half an interval grows for the most extreme of so many numbers."""
+    """Return the factor by which half an interval grows for the most extreme of `numbers` numbers."""
     tail, normal = (1 - CONFIDENCE) / 2, NormalDist()
     return normal.inv_cdf(1 - tail / numbers) / normal.inv_cdf(1 - tail)

@@ -34,19 +34,19 @@ def configuration_of(
     commands: Sequence[str] = (),
     besides: Sequence[Training] = (),
 ) -> Configuration:
-    """Return one configuration with all that its finished seeds measured.
+    """Return one configuration with all measurements of its finished seeds.
 
     Args:
         seeds: the seeds that finished.
         config: the settings.
         name: name of the configuration.
         settings: what was swept.
-        recipe: in words, the options and the settings of its own that a swept protection has.
-        guarantees: what holds and what does not, in sentences; of a private run with findings it is added
-            that their scores are outside its epsilon.
+        recipe: a swept protection's options and own settings, in words.
+        guarantees: what holds and what does not, in sentences; for a private run with findings a sentence
+            is added that their scores are outside its epsilon.
         failed: seeds that did not finish, and why.
         commands: commands that run this configuration alone.
-        besides: what other trainings on the same records spent, such as those of seeds that did not finish.
+        besides: other trainings on the same records, such as those of seeds that did not finish.
     """
     private = config.privacy.unit != "none"
     trainings = [*(s.training(config) for s in seeds), *besides] if private else []
@@ -93,7 +93,7 @@ def _measures(
 
 
 def _privacy(seeds: Sequence[SeedRun], config: Config, trainings: Sequence[Training]) -> list[Measure]:
-    """Return epsilon and delta where they are promised, and the cohort that a sum hides an update in."""
+    """Return epsilon and delta if the run is private, and the cohort that a sum hides an update in."""
     numbers = [s.seed for s in seeds]
     fewest = min(len(r["participants"]) for s in seeds for r in s.rounds)
     cohort = counted(

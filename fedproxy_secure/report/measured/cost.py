@@ -1,4 +1,4 @@
-"""Cost: bytes, seconds and memory, alone and relative to an unprotected run; and who saw what."""
+"""Cost: bytes, seconds and memory, absolute and relative to an unprotected run; and the leakage ledger."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Row = Mapping[str, Any]  # one line of a leakage ledger
 
 
 def cost(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """Return the measures of cost that the run itself has; bytes are per client and round."""
+    """Return the measures of cost of the run itself; bytes are per client and round."""
     measures: list[Measure] = []
     parts: tuple[tuple[MeasureKind, Callable[[Row], bool]], ...] = (
         (kinds.UPLOAD_BYTES, _is_upload),
         (kinds.DOWNLOAD_BYTES, lambda row: row["to"] == "clients" and row["message"] != "Proxy"),
         (kinds.PROTOCOL_BYTES, lambda row: not row.get("vector") and not _is_sum(row)),
     )
-    for kind, wanted in parts:
+    for kind, is_counted in parts:
         by_seed = {}
         for s in seeds:
             messages = sum(len(r["participants"]) for r in s.rounds)
-            by_seed[s.seed] = sum(row["bytes"] for row in s.ledger_of_rounds if wanted(row)) / max(
+            by_seed[s.seed] = sum(row["bytes"] for row in s.ledger_of_rounds if is_counted(row)) / max(
                 messages, 1
             )
         measures += values(seeds, kind, by_seed, source=seeds[0].source(f"{FEDERATION}/{LEAKAGE}", "bytes"))

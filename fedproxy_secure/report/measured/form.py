@@ -1,4 +1,4 @@
-"""What reports need of the files of a seed: names, and of what kind their values are."""
+"""The form that reports require of a seed's files: names, and the types of their values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from fedproxy_secure.runtime.quoting import quoted
 
 NUMBER = (int, float)
-# by name the types of a value, or the form of an object; None: an object of numbers
+# name -> the types of a value, or the form of an object; None: an object of numbers
 Form = Mapping[str, Any]
 
-RESULT_HAS: Form = {  # answers, losses and what was spent are checked where they are decoded
+RESULT_HAS: Form = {  # answers, losses and privacy costs are checked when they are decoded
     "fidelity": {
         **dict.fromkeys(("kl_nats", "agreement", "llm_perplexity", "proxy_perplexity"), NUMBER),
         "cka": list,
@@ -34,22 +34,22 @@ LEDGER_HAS: Form = {"message": str, "to": str, "reveals": str, "count": int, "by
 
 
 def lacking(form: Form, raw: object, where: str = "") -> str | None:
-    """Return in a few words what `raw` lacks of a form, or has of another kind; None if nothing.
+    """Return in a few words what `raw` lacks or has with another type; None if it has the form.
 
     `where`: the name of `raw` in its file.
     """
     if not isinstance(raw, Mapping):
         return f"{where or 'the whole'} is no object"
-    for name, wanted in form.items():
-        own = f"{where}.{name}" if where else name
+    for name, expected in form.items():
+        path = f"{where}.{name}" if where else name
         if name not in raw:
-            return f"{own} is missing"
+            return f"{path} is missing"
         value = raw[name]
-        if wanted is None:
-            wanted = dict.fromkeys(value, NUMBER) if isinstance(value, Mapping) else {}
-        if isinstance(wanted, Mapping):
-            if (found := lacking(wanted, value, own)) is not None:
-                return found
-        elif not isinstance(value, wanted):
-            return f"{own} is {quoted(value)}"
+        if expected is None:
+            expected = dict.fromkeys(value, NUMBER) if isinstance(value, Mapping) else {}
+        if isinstance(expected, Mapping):
+            if (lack := lacking(expected, value, path)) is not None:
+                return lack
+        elif not isinstance(value, expected):
+            return f"{path} is {quoted(value)}"
     return None

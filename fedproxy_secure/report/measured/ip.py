@@ -13,15 +13,15 @@ from fedproxy_secure.report.trilemma import Measure
 
 
 def ip(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """Return the measures of IP that the run itself has."""
-    held = {s.seed: float(s.result["verbatim_share"]) for s in seeds}
+    """Return the measures of IP of the run itself."""
+    verbatim = {s.seed: float(s.result["verbatim_share"]) for s in seeds}
     fidelity = {s.seed: s.result["fidelity"] for s in seeds}
     nats = {seed: float(f["kl_nats"]) for seed, f in fidelity.items()}
-    # a proxy whose blocks are no copies of the LLM's has no pairs of blocks to compare
+    # a proxy whose blocks do not stand for LLM blocks has no pairs of blocks to compare
     cka = {seed: float(sum(f["cka"]) / len(f["cka"])) for seed, f in fidelity.items() if f["cka"]}
     ratio = {seed: float(f["proxy_perplexity"] / f["llm_perplexity"]) for seed, f in fidelity.items()}
     return [
-        *values(seeds, kinds.VERBATIM_SHARE, held),
+        *values(seeds, kinds.VERBATIM_SHARE, verbatim),
         *answers(seeds, kinds.OWNERS_EDGE, operator.sub, ["fused", "tuned"]),
         *losses(seeds, kinds.OWNERS_EDGE_NATS, operator.sub, ["tuned", "fused"]),
         *answers(seeds, kinds.PROXY_ACCURACY, alone, ["proxy"]),

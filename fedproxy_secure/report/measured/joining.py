@@ -16,7 +16,7 @@ from fedproxy_secure.runtime.files.names import RESULT
 def answers(
     seeds: Sequence[SeedRun], kind: MeasureKind, statistic: Callable[..., float], models: Sequence[str]
 ) -> list[Measure]:
-    """Return a statistic of models' shares of correct answers; an empty list where all is free text.
+    """Return a statistic of models' shares of correct answers; an empty list if all tasks are free text.
 
     Args:
         seeds: the seeds.
@@ -25,7 +25,7 @@ def answers(
         models: names of the models.
     """
     by_seed = {s.seed: [s.answers(model) for model in models] for s in seeds}
-    if not all(bits for own in by_seed.values() for bits in own):
+    if not all(bits for per_model in by_seed.values() for bits in per_model):
         return []
     estimate = over_seeds_or_records(by_seed, statistic, kind.estimate_name)
     return [Measure.of_kind(kind, estimate, seeds[0].source(RESULT, models[0]))]
@@ -39,7 +39,7 @@ def losses(
     The arguments are those of `answers`.
     """
     by_seed = {s.seed: [s.losses(model) for model in models] for s in seeds}
-    if not all(measured(lost) for own in by_seed.values() for lost in own):
+    if not all(measured(lost) for per_model in by_seed.values() for lost in per_model):
         return []
     estimate = loss_over_seeds_or_records(by_seed, statistic, kind.estimate_name, unit=kind.unit)
     return [Measure.of_kind(kind, estimate, seeds[0].source(RESULT, f"{models[0]}_loss"))]
@@ -58,12 +58,12 @@ def values(
     """
     if len(by_seed) < len(seeds):
         return []
-    where = source or seeds[0].source(RESULT, kind.key)
-    return [Measure.of_kind(kind, exact_or_mean(by_seed, kind), where)]
+    place = source or seeds[0].source(RESULT, kind.key)
+    return [Measure.of_kind(kind, exact_or_mean(by_seed, kind), place)]
 
 
 def exact_or_mean(by_seed: Mapping[int, float], kind: MeasureKind) -> Estimate:
-    """Return the mean over seeds; what is counted and the same for every seed is exact."""
+    """Return the mean over seeds, which is exact if it is counted and the same for every seed."""
     if kind.counted and len(set(by_seed.values())) == 1:
         value = next(iter(by_seed.values()))
         return counted(value, metric=kind.estimate_name, unit=kind.unit, seeds=by_seed, n=len(by_seed))

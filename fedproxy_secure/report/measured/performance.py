@@ -15,7 +15,7 @@ from fedproxy_secure.runtime.files.names import FEDERATION, ROUNDS
 
 
 def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
-    """Return the measures of performance that the run itself has."""
+    """Return the measures of performance of the run itself."""
     measures = [
         *answers(seeds, kinds.ACCURACY_ZERO_SHOT, alone, ["zero_shot"]),
         *answers(seeds, kinds.ACCURACY_TUNED_PROXY, alone, ["tuned"]),
@@ -28,9 +28,9 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
     measures += _on_free_text(seeds)
     before = {s.seed: float(s.result["fidelity"]["llm_perplexity"]) for s in seeds}
     after = {
-        s.seed: float(found)  # None: of a diverged model
+        s.seed: float(value)  # None: the model diverged
         for s in seeds
-        if (found := s.result["perplexity"]["fused"]) is not None
+        if (value := s.result["perplexity"]["fused"]) is not None
     }
     return [
         *measures,

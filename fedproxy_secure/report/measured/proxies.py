@@ -1,4 +1,4 @@
-"""How like its LLM a comparison's proxy is, from the records of the proxies of several seeds."""
+"""The fidelity of a comparison's proxy, from the records of the proxies of several seeds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval
 from fedproxy_secure.report.report import Fidelity
 
-Record = Mapping[str, Any]  # what `compress.fidelity.fidelity_record` returned
-FIDELITY = {  # key in its `fidelity` -> what it is called, unit
+Record = Mapping[str, Any]  # a result of `compress.fidelity.fidelity_record`
+FIDELITY = {  # key in its `fidelity` -> title, unit
     "kl_nats": ("KL of LLM to proxy on public text", "nats"),
     "agreement": ("same next token, LLM and proxy", "share"),
     "llm_perplexity": ("LLM perplexity on public text", "perplexity"),
@@ -23,17 +23,17 @@ def fidelity_of(records: Mapping[int, Record], name: str) -> Fidelity:
 
     Args:
         records: by seed, at least one.
-        name: which proxy it is, for people.
+        name: the proxy's name in metrics.
     """
 
-    def mean(what: str, unit: str, of: Callable[[Record], float]) -> Estimate:
-        most = 1.0 if unit in ("share", "CKA") else math.inf
+    def mean(title: str, unit: str, of: Callable[[Record], float]) -> Estimate:
+        upper = 1.0 if unit in ("share", "CKA") else math.inf
         values = {seed: float(of(record)) for seed, record in records.items()}
-        return mean_interval(values, metric=f"{what}, {name}", unit=unit, within=(0.0, most))
+        return mean_interval(values, metric=f"{title}, {name}", unit=unit, within=(0.0, upper))
 
     def fidelity(key: str) -> Estimate:
-        what, unit = FIDELITY[key]
-        return mean(what, unit, lambda r: r["fidelity"][key])
+        title, unit = FIDELITY[key]
+        return mean(title, unit, lambda r: r["fidelity"][key])
 
     blocks = all(r["fidelity"]["cka"] for r in records.values())
     return Fidelity(

@@ -45,7 +45,7 @@ class SeedRun:
         result: content of `result.json`.
         rounds: lines of `rounds.jsonl`.
         ledger: lines of the leakage ledger.
-        findings: what attacks found.
+        findings: the findings of attacks.
         ceiling: the centralised LLM's answers, same seed and records; None if it was not trained.
         ceiling_losses: its losses on free text; {} if it was not trained, or there is no free text.
     """
@@ -60,7 +60,7 @@ class SeedRun:
     ceiling_losses: Losses = field(default_factory=dict)
 
     def source(self, file: str, what: str) -> str:
-        """Return where a number of this seed can be looked up: a file below its folder, and the place."""
+        """Return the source of a number of this seed: a file below its folder, and the place in it."""
         return f"{self.place}/{seed_folder(self.seed)}/{file}#{what}"
 
     def answers(self, model: str) -> Bits:
@@ -68,7 +68,7 @@ class SeedRun:
 
         The model `ceiling` is the centralised LLM.
 
-        Raises `RunFolderError` if the result does not say so by 0 and 1.
+        Raises `RunFolderError` if the result does not hold them as strings of 0 and 1.
         """
         if model == "ceiling":
             assert self.ceiling is not None
@@ -81,10 +81,10 @@ class SeedRun:
             ) from error
 
     def losses(self, model: str) -> Losses:
-        """Return what a model loses on free text, by task; {} where there is none.
+        """Return a model's losses on free text, by task; {} without free text.
 
-        The model `ceiling` is the centralised LLM. Raises `RunFolderError` for a result that holds anything
-        else there.
+        The model `ceiling` is the centralised LLM. Raises `RunFolderError` if the result does not hold
+        losses.
         """
         if model == "ceiling":
             return self.ceiling_losses
@@ -97,13 +97,13 @@ class SeedRun:
 
     @property
     def ledger_of_rounds(self) -> tuple[Mapping[str, Any], ...]:
-        """The ledger's lines without those of attempts that were aborted."""
+        """The ledger's lines without those of aborted attempts."""
         return tuple(row for row in self.ledger if not row.get("aborted"))
 
     def training(self, config: Config) -> Training:
-        """Return what the seed's training spent.
+        """Return the privacy events of the seed's training.
 
-        Raises `RunFolderError` if the result holds something there that is not an event or a number.
+        Raises `RunFolderError` if the result holds something else there than events and numbers.
         """
         try:
             return Training.of_result(self.result, delta=config.privacy.target_delta)
@@ -118,7 +118,7 @@ class SeedRun:
 def read_result(folder: Path) -> dict[str, Any]:
     """Return the result of a finished seed, from the seed's folder.
 
-    Raises `RunFolderError` if there is none, or it is damaged.
+    Raises `RunFolderError` if it is missing or damaged.
     """
     path = folder / RESULT
     try:
@@ -139,14 +139,14 @@ def read_result(folder: Path) -> dict[str, Any]:
 def read_seeds(run: Path, seeds: Iterable[int], *, root: Path) -> list[SeedRun]:
     """Read seeds of the run in `run`; sources are relative to `root`, the report's folder.
 
-    Raises `RunFolderError` if one did not finish, or is damaged.
+    Raises `RunFolderError` for a seed that did not finish or is damaged.
     """
     findings = read_findings(run) if attacked(run) else []
-    read = []
+    seed_runs = []
     for seed in seeds:
         folder = run / seed_folder(seed)
         files = RunFolder(path=folder / FEDERATION)
-        read.append(
+        seed_runs.append(
             SeedRun(
                 seed=seed,
                 place=_relative(run, root),
@@ -156,7 +156,7 @@ def read_seeds(run: Path, seeds: Iterable[int], *, root: Path) -> list[SeedRun]:
                 findings=tuple(f for f in findings if f.seed_folder == folder.name),
             )
         )
-    return read
+    return seed_runs
 
 
 def read_seed(
@@ -167,15 +167,15 @@ def read_seed(
     ceiling: Bits | None = None,
     ceiling_losses: Losses | None = None,
 ) -> SeedRun:
-    """Read one seed of the run in `run`, as `read_seeds` does, and say what its ceiling reached."""
-    (read,) = read_seeds(run, [seed], root=root)
-    return replace(read, ceiling=ceiling, ceiling_losses=ceiling_losses or {})
+    """Read one seed of the run in `run`, as `read_seeds` does, and add the results of its ceiling."""
+    (seed_run,) = read_seeds(run, [seed], root=root)
+    return replace(seed_run, ceiling=ceiling, ceiling_losses=ceiling_losses or {})
 
 
-def _lines(folder: RunFolder, name: str, has: Form) -> tuple[Mapping[str, Any], ...]:
-    """Read the lines of rounds or of the ledger; raise `RunFolderError` if there are none, or others."""
+def _lines(folder: RunFolder, name: str, form: Form) -> tuple[Mapping[str, Any], ...]:
+    """Read the lines of rounds or of the ledger; raise `RunFolderError` if they are missing or damaged."""
     lines = folder.read_jsonl(name)
-    lacks = next(filter(None, (lacking(has, line) for line in lines)), None)
+    lacks = next(filter(None, (lacking(form, line) for line in lines)), None)
     if not lines or lacks is not None:
         raise RunFolderError(
             f"{folder.path / name}: is damaged: {lacks or 'has no lines'}; put it back, or delete "

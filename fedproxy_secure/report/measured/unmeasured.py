@@ -1,4 +1,4 @@
-"""Losses on free text that a report should have and does not, so that none is missing without a word."""
+"""Notes on losses on free text that a report should have but does not."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def without_losses(
     """Return a line for each configuration that lacks a loss although it has clients with free text.
 
     Args:
-        configurations: what the report tells of.
+        configurations: the report's configurations.
         texts: the tasks of free text.
-        ceiling: whether the centralised LLM was trained under every seed.
+        ceiling: whether the centralised LLM was trained with every seed.
     """
-    wanted = (*_OF_A_RUN, *((kinds.LOSS_CENTRALISED,) if ceiling else ()))
+    expected = (*_OF_A_RUN, *((kinds.LOSS_CENTRALISED,) if ceiling else ()))
     lines = []
     for configuration in configurations if texts else ():
-        there = {m.key for m in configuration.measures}
-        missing = [kind.key for kind in wanted if kind.key not in there]
+        present = {m.key for m in configuration.measures}
+        missing = [kind.key for kind in expected if kind.key not in present]
         if missing and configuration.seeds:
             lines.append(f"{', '.join(missing)} of {configuration.name}: {WHY}")
     return lines
@@ -43,7 +43,7 @@ def rows_without_losses(rows: Sequence[MethodRow], texts: Collection[str]) -> li
     for row in rows if texts else ():
         missing = ["loss"] if row.loss is None else []
         if missing or (row.tuned_proxy is not None and row.tuned_proxy_loss is None):
-            what = "loss" if missing else "the tuned proxy's loss"
+            loss_name = "loss" if missing else "the tuned proxy's loss"
             at = "" if row.remove_ratio is None else f" at {row.remove_ratio:g}"
-            lines.append(f"{what} of {row.method}{at}: {WHY}")
+            lines.append(f"{loss_name} of {row.method}{at}: {WHY}")
     return lines

@@ -1,1 +1,1 @@
-"""Protections beside no protection: what each takes from each attack, with the difference's interval."""
+"""Protections compared with no protection: how much each weakens each attack, with intervals."""

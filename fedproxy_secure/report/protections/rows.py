@@ -27,7 +27,7 @@ class SideCell:
     """One attack under one protection.
 
     Args:
-        value: the headline; None where the attack left none.
+        value: the headline; None if the attack has none.
         difference: the headline minus that without protection.
         paired: whether the difference is paired by target.
         why: why there is no headline.
@@ -41,16 +41,16 @@ class SideCell:
 
 @dataclass(frozen=True, kw_only=True)
 class SideRow:
-    """One attack from one view, on configurations that differ in the protection only.
+    """One attack from one view, on configurations that differ only in the protection.
 
     Args:
         id, attack, view: the attack.
-        surface: what it read without protection; empty if no surface of privacy.
-        rest: what else the configurations are, in words.
+        surface: what it read without protection; empty if that is no surface of privacy.
+        rest: the other settings of the configurations, in words.
         metric: name of the headline.
         base: the headline without protection.
-        could_show: the smallest value that would have been seen there; None if that is not known.
-        cells: one for each protection, in the order of `SideTable.kinds`; None where it was not attacked.
+        could_show: the smallest value that would have been detected there; None if that is not known.
+        cells: one for each protection, in the order of `SideTable.kinds`; None if it was not attacked.
     """
 
     id: str
@@ -74,7 +74,7 @@ class SideTable:
 
 
 def side_table(report: Report) -> SideTable | None:
-    """Return the table, or None if no protection stands beside none."""
+    """Return the table, or None if no protection can be compared with no protection."""
     if not report.attack_differences:
         return None
     items = labelled(report.configurations)
@@ -107,7 +107,7 @@ def difference_of(d: AttackDifference, index: int) -> Number | None:
 
 
 def why_without(d: AttackDifference) -> str:
-    """Return how an attack ended that left no number under the protection, and why."""
+    """Return the outcome of an attack without a number under the protection, and why."""
     return f"{d.outcome}: {d.why}"
 
 
@@ -119,16 +119,16 @@ def could_show_of(d: AttackDifference, index: int) -> Number | None:
 
 
 def smallest(estimate: Estimate, value: float, *, how: str = "") -> Estimate:
-    """Return the smallest true value that an estimate would have shown, as a number without interval."""
-    made = counted(
+    """Return the smallest true value that an estimate would have detected, without an interval."""
+    exact = counted(
         value,
         metric=f"smallest {estimate.metric} that would have been seen",
         unit=estimate.unit,
         seeds=estimate.seeds,
         n=estimate.n,
     )
-    told = "its interval would lie above the bar with probability 0.8"
-    return replace(made, how=f"{told}; from {how}" if how else told)
+    meaning = "its interval would lie above the bar with probability 0.8"
+    return replace(exact, how=f"{meaning}; from {how}" if how else meaning)
 
 
 def _place(index: int) -> str:
@@ -150,10 +150,10 @@ def _row(rest: str, by_kind: dict[str, tuple[int, AttackDifference]], kinds: tup
     )
 
 
-def _cell(there: tuple[int, AttackDifference] | None) -> SideCell | None:
-    if there is None:
+def _cell(entry: tuple[int, AttackDifference] | None) -> SideCell | None:
+    if entry is None:
         return None
-    index, d = there
+    index, d = entry
     return SideCell(
         value=value_of(d, index),
         difference=difference_of(d, index),
@@ -163,7 +163,7 @@ def _cell(there: tuple[int, AttackDifference] | None) -> SideCell | None:
 
 
 def _order(row: SideRow) -> tuple[object, ...]:
-    """Return what rows are sorted by: what else differs, then surfaces of privacy, then A2 before A10."""
+    """Return the sort key of a row: other settings, then surface of privacy, then attack, A2 before A10."""
     surfaces = [*PRIVACY_SURFACES, ""]
     place = surfaces.index(row.surface) if row.surface in surfaces else len(surfaces)
     return row.rest, place, in_order(row.id), row.attack, row.view

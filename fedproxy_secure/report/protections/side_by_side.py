@@ -1,11 +1,11 @@
-"""Each attack under each protection, beside the same attack on the configuration without protection.
+"""Each attack under each protection, compared with the same attack on the unprotected configuration.
 
-Two configurations are compared if they differ in nothing but the protection and its recipe. Seeds are
-paired: the difference is taken seed by seed. Within a seed, targets are also paired if both findings are
-from the same exam, that is, the same records or canaries; each finding carries its exam's fingerprint. An
-exam follows from the attack's name, the seed, the truth and the view. Exams differ, for example, because
-differential privacy draws other records, or because a server that sees only sums is asked about all of
-their clients. The interval is then that of two independent samples.
+Two configurations are compared if they differ only in the protection and its recipe. Seeds are paired: the
+difference is taken seed by seed. Within a seed, targets are also paired if both findings are from the same
+exam, that is, the same records or canaries; each finding has its exam's fingerprint. The attack's name, the
+seed, the truth and the view determine an exam. Exams differ, for example, because differential privacy
+draws other records, or because a server that sees only sums is asked about all of their clients. The
+interval is then that of two independent samples.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ def side_by_side(
     """Return the configurations as reports hold them, and every attack's differences between them.
 
     Args:
-        configurations: the configurations, with the findings' targets where they are known.
-        known: differences that an earlier report had, whose targets are not known any more; they come
-            before those that would be computed without targets.
+        configurations: the configurations, with the findings' targets if they are known.
+        known: differences of an earlier report, whose targets are no longer known; they replace those that
+            would be computed without targets.
 
     Returns:
         The configurations without targets, and the differences in the order of configurations, attacks and
         views.
     """
-    given = tuple(configurations)
-    kept = {_identity(d): d for d in known}
-    items = labelled(given)
+    originals = tuple(configurations)
+    earlier = {_identity(d): d for d in known}
+    items = labelled(originals)
     bases = {item.rest: item for item in items if item.is_baseline}
-    found = [
-        kept.get(_identity(d), d)
+    differences = [
+        earlier.get(_identity(d), d)
         for item in items
         if not item.is_baseline and item.rest in bases
         for d in _differences(item, bases[item.rest])
     ]
-    return tuple(_without_targets(c) for c in given), tuple(found)
+    return tuple(_without_targets(c) for c in originals), tuple(differences)
 
 
 def over_seeds(by_seed: Mapping[int, Estimate], *, metric: str) -> Estimate:
-    """Return a number over seeds: the only seed's, or the mean, no narrower than the seeds' intervals."""
+    """Return the only seed's number, or the mean over seeds, no narrower than the seeds' intervals."""
     first, *rest = by_seed.values()
     if not rest:
         return replace(first, metric=metric, seeds=tuple(by_seed))
@@ -74,11 +74,11 @@ def _without_targets(configuration: Configuration) -> Configuration:
 
 
 def _differences(item: Labelled, base: Labelled) -> list[AttackDifference]:
-    """Return a configuration's differences, for every attack that left a number without protection."""
-    here, there = (_by_attack(i.configuration.findings) for i in (item, base))
+    """Return a configuration's differences, for every attack with a number without protection."""
+    by_attack, base_by_attack = (_by_attack(i.configuration.findings) for i in (item, base))
     result = []
-    for key, unprotected in there.items():
-        protected = here.get(key, {})
+    for key, unprotected in base_by_attack.items():
+        protected = by_attack.get(key, {})
         numbered = {seed: f for seed, f in unprotected.items() if _has_number(f)}
         if not numbered or not protected:
             continue
@@ -110,25 +110,25 @@ def _difference(
     unprotected: Mapping[str, Finding],
     protected: Mapping[str, Finding],
 ) -> AttackDifference:
-    """Return one attack's difference; `pairs`: the seeds on which both left a number."""
+    """Return one attack's difference; `pairs`: the findings of the seeds on which both have a number."""
     bases = [b for _, b in pairs.values()] or list(unprotected.values())
-    first, here = bases[0], next(iter(protected.values()))
+    first, example = bases[0], next(iter(protected.values()))
     base = _headline(bases)
     smallest = [d.smallest for f in bases if f.headline and (d := f.could_show(f.headline)) is not None]
-    known = [s for s in smallest if s is not None]
+    values = [s for s in smallest if s is not None]
     value = change = None
-    paired, outcome, why = False, here.outcome, here.reason
+    paired, outcome, why = False, example.outcome, example.reason
     if pairs:
-        mine = [f for f, _ in pairs.values()]
-        here, value = mine[0], _headline(mine)
+        findings = [f for f, _ in pairs.values()]
+        example, value = findings[0], _headline(findings)
         change, paired = _change(pairs.values())
-        outcome, why = _joined_outcome(mine)
+        outcome, why = _joined_outcome(findings)
     return AttackDifference(
         attack=first.attack,
         id=first.id,
         view=first.view,
         surface=surface_of(first),
-        surface_here=surface_of(here),
+        surface_here=surface_of(example),
         measure=_measure(first),
         configuration=name,
         against=against,
@@ -136,7 +136,7 @@ def _difference(
         bar=first.bar,
         base=base,
         shows=_shows(base, bases),
-        could_show=max(known) if known and len(known) == len(smallest) else None,
+        could_show=max(values) if values and len(values) == len(smallest) else None,
         value=value,
         difference=change,
         paired=paired,
@@ -146,7 +146,7 @@ def _difference(
 
 
 def _joined_outcome(findings: Sequence[Finding]) -> tuple[Outcome, str]:
-    """Return how an attack ended over seeds, and why that is not decided where it is not."""
+    """Return an attack's outcome over seeds, and the reason if it is undecided."""
     if any(f.outcome == Outcome.SUCCEEDED for f in findings):
         return Outcome.SUCCEEDED, ""
     undecided = next((f for f in findings if f.outcome != Outcome.RESISTED), None)
@@ -163,14 +163,16 @@ def _headline(findings: Sequence[Finding]) -> Estimate:
 
 
 def _change(pairs: Iterable[Pair]) -> tuple[Estimate, bool]:
-    """Return the difference over seeds, and whether targets are paired on every one."""
+    """Return the difference over seeds, and whether targets are paired on every seed."""
     by_seed: dict[int, Estimate] = {}
     paired = True
-    for here, base in pairs:
-        assert here.headline is not None
+    for finding, base in pairs:
+        assert finding.headline is not None
         assert base.headline is not None
         metric = f"{base.headline.metric}, difference to no protection"
-        change, same = difference(here.headline, base.headline, (here.targets, base.targets), metric=metric)
+        change, same = difference(
+            finding.headline, base.headline, (finding.targets, base.targets), metric=metric
+        )
         by_seed[_seed(base)] = change
         paired = paired and same
     return over_seeds(by_seed, metric=next(iter(by_seed.values())).metric), paired
@@ -179,8 +181,8 @@ def _change(pairs: Iterable[Pair]) -> tuple[Estimate, bool]:
 def _shows(base: Estimate, findings: Sequence[Finding]) -> bool:
     """Return whether the attack succeeds without protection, on every seed or in the mean over seeds.
 
-    Student's interval over two or three seeds is so wide that it may reach below the bar though every
-    seed's own lies above it. No negative control may be above the bar.
+    Student's interval over two or three seeds is so wide that it may reach below the bar although every
+    seed's own interval lies above it. No negative control may be above the bar.
     """
     bar = findings[0].bar
     succeeded = all(f.outcome == Outcome.SUCCEEDED for f in findings)
@@ -190,11 +192,11 @@ def _shows(base: Estimate, findings: Sequence[Finding]) -> bool:
 
 
 def _measure(finding: Finding) -> str:
-    """Return the measure of privacy that the headline is a number of; empty if there is none."""
+    """Return the key of the headline's measure of privacy; empty if there is none."""
     return next((key for key in privacy_measures(finding) if 0 in finding.measures[key]), "")
 
 
 def _seed(finding: Finding) -> int:
-    """Return the seed of a finding's run, by the name of its folder."""
+    """Return the seed of a finding's run, from the name of its folder."""
     seed = seed_of(finding.seed_folder)
     return finding.seed if seed is None else seed

@@ -1,7 +1,7 @@
 """A verdict in plain words for each protection on each surface of privacy.
 
-A protection is judged by the attacks that succeed without it: where the unprotected run shows nothing,
-nothing can be said of any protection, and the verdict says so.
+A protection is judged by the attacks that succeed without it. If no attack succeeds on the unprotected run,
+nothing can be said about any protection, and the verdict states this.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ Indexed = tuple[int, AttackDifference]
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceVerdict:
-    """What is said of one surface.
+    """The verdicts on one surface.
 
     Args:
         surface: the surface of privacy.
         about: what it is.
-        rest: what else the configurations are, in words.
-        warning: why nothing can be said of protections; empty where something can.
+        rest: the other settings of the configurations, in words.
+        warning: why nothing can be said about protections; empty if there are verdicts.
         cells: for each protection its sentences, in the order of `Verdicts.kinds`; empty with a warning.
     """
 
@@ -75,7 +75,7 @@ class Verdicts:
 
 
 def verdicts(report: Report) -> Verdicts | None:
-    """Return the verdicts, or None if no protection stands beside none that was attacked."""
+    """Return the verdicts, or None if no attacked protection has an attacked unprotected counterpart."""
     items = labelled(report.configurations)
     attacked = [i for i in items if i.configuration.findings]
     words = {i.name: (i.kind, i.rest) for i in attacked}
@@ -102,25 +102,30 @@ def in_words(sentence: Sentence) -> str:
 
 
 def _verdict(surface: str, rest: str, by_kind: dict[str, list[Indexed]]) -> SurfaceVerdict:
-    here = {kind: [(i, d) for i, d in mine if d.surface == surface] for kind, mine in by_kind.items()}
-    shown = {kind: [(i, d) for i, d in mine if d.shows] for kind, mine in here.items()}
+    on_surface = {
+        kind: [(i, d) for i, d in entries if d.surface == surface] for kind, entries in by_kind.items()
+    }
+    telling = {kind: [(i, d) for i, d in entries if d.shows] for kind, entries in on_surface.items()}
     warning: Sentence = ()
     cells: tuple[tuple[Sentence, ...], ...] = ()
-    if not any(here.values()):
+    if not any(on_surface.values()):
         warning = (NO_ATTACK,)
-    elif not any(shown.values()):
-        warning = (CANNOT_TELL, *_could_have_shown(next(mine for mine in here.values() if mine)))
+    elif not any(telling.values()):
+        warning = (
+            CANNOT_TELL,
+            *_could_have_shown(next(entries for entries in on_surface.values() if entries)),
+        )
     else:
-        cells = tuple(_cell(mine) for mine in shown.values())
+        cells = tuple(_cell(entries) for entries in telling.values())
     about = PRIVACY_SURFACES[surface]
     return SurfaceVerdict(surface=surface, about=about, rest=rest, warning=warning, cells=cells)
 
 
-def _could_have_shown(mine: Sequence[Indexed]) -> Sentence:
-    """Return the smallest values that the attacks would have seen, each from the view that sees most."""
-    known = [(i, d) for i, d in mine if d.could_show is not None]
+def _could_have_shown(entries: Sequence[Indexed]) -> Sentence:
+    """Return the smallest values that attacks would have detected, each from its most sensitive view."""
+    detectable = [(i, d) for i, d in entries if d.could_show is not None]
     best: dict[tuple[str, str], Indexed] = {}
-    for index, d in sorted(known, key=lambda pair: pair[1].could_show or 0.0):
+    for index, d in sorted(detectable, key=lambda pair: pair[1].could_show or 0.0):
         best.setdefault((d.id, d.attack), (index, d))
     parts: list[Part] = []
     for index, d in sorted(best.values(), key=lambda pair: -_rank(pair[1]))[:MOST]:
@@ -131,18 +136,18 @@ def _could_have_shown(mine: Sequence[Indexed]) -> Sentence:
     return (*parts, ".") if parts else ()
 
 
-def _cell(mine: Sequence[Indexed]) -> tuple[Sentence, ...]:
+def _cell(entries: Sequence[Indexed]) -> tuple[Sentence, ...]:
     """Return the sentences about one protection: its attacks, the most telling ones first."""
-    worst: dict[tuple[str, str], Indexed] = {}  # of each attack the view from which it finds most
-    for index, d in sorted(mine, key=lambda pair: -_left(pair[1])):
+    worst: dict[tuple[str, str], Indexed] = {}  # of each attack, the view with the largest number
+    for index, d in sorted(entries, key=lambda pair: -_left(pair[1])):
         worst.setdefault((d.id, d.attack), (index, d))
     ordered = sorted(worst.values(), key=lambda pair: (-_rank(pair[1]), -_excess(pair[1])))
     sentences = [_sentence(index, d) for index, d in ordered[:MOST]]
     if len(ordered) > 1:
-        left = sum(_succeeds(d) for _, d in ordered)
+        still_succeed = sum(_succeeds(d) for _, d in ordered)
         sentences.append(
             (
-                _count(left, "attacks that still succeed", ordered),
+                _count(still_succeed, "attacks that still succeed", ordered),
                 " of ",
                 _count(len(ordered), "attacks that succeed without protection", ordered),
                 " attacks that succeed without protection still succeed",
@@ -153,11 +158,11 @@ def _cell(mine: Sequence[Indexed]) -> tuple[Sentence, ...]:
     return tuple(sentences)
 
 
-def _not_decided(mine: Sequence[Indexed]) -> Sentence:
-    number = sum(_undecided(d) for _, d in mine)
+def _not_decided(entries: Sequence[Indexed]) -> Sentence:
+    number = sum(_undecided(d) for _, d in entries)
     if not number:
         return ()
-    return "; ", _count(number, "undecided attacks", mine), " undecided"
+    return "; ", _count(number, "undecided attacks", entries), " undecided"
 
 
 def _sentence(index: int, d: AttackDifference) -> Sentence:
@@ -168,23 +173,33 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
         if d.outcome == Outcome.NOT_APPLICABLE:
             return ("Leaves the attack nothing to work on; ", *unprotected)
         return ("Not measured (", Verbatim(why_without(d)), "); ", *unprotected)
-    told: tuple[Part, ...] = (": difference ", change, *(() if d.paired else (f", {NOT_PAIRED}",)))
+    details: tuple[Part, ...] = (": difference ", change, *(() if d.paired else (f", {NOT_PAIRED}",)))
     low, high = change.estimate.low, change.estimate.high
     still = "; the attack still succeeds" if _succeeds(d) else ""
     if low is None or high is None:
-        return ("Changes ", _what(d), " from ", base, " to ", value, *told, "; no interval", still, *who)
+        return ("Changes ", _what(d), " from ", base, " to ", value, *details, "; no interval", still, *who)
     if high < 0 and _at_chance(d):
-        return ("Lowers ", _what(d), " from ", base, " to chance, ", value, *told, *who)
+        return ("Lowers ", _what(d), " from ", base, " to chance, ", value, *details, *who)
     if high < 0:
-        less: tuple[Part, ...] = (_side(d),)
+        qualification: tuple[Part, ...] = (_side(d),)
         if still:
-            less = (still,)
+            qualification = (still,)
         elif d.outcome == Outcome.INCONCLUSIVE:
-            less = ("; it is undecided whether the attack still succeeds: ", Verbatim(d.why))
-        return ("Lowers ", _what(d), " from ", base, " to ", value, *told, *less, *who)
+            qualification = ("; it is undecided whether the attack still succeeds: ", Verbatim(d.why))
+        return ("Lowers ", _what(d), " from ", base, " to ", value, *details, *qualification, *who)
     if low > 0:
-        return ("Raises ", _what(d), " from ", base, " to ", value, *told, still, *who)
-    return ("Makes no detectable difference to ", _what(d), ", ", base, " to ", value, *told, still, *who)
+        return ("Raises ", _what(d), " from ", base, " to ", value, *details, still, *who)
+    return (
+        "Makes no detectable difference to ",
+        _what(d),
+        ", ",
+        base,
+        " to ",
+        value,
+        *details,
+        still,
+        *who,
+    )
 
 
 def _what(d: AttackDifference) -> Verbatim:
@@ -209,7 +224,7 @@ def _succeeds(d: AttackDifference) -> bool:
 
 
 def _undecided(d: AttackDifference) -> bool:
-    """Return whether it is open if the attack succeeds: it was not measured, or is inconclusive."""
+    """Return whether it is open if the attack succeeds: it has no number, or is inconclusive."""
     if d.value is None:
         return d.outcome != Outcome.NOT_APPLICABLE
     return d.outcome == Outcome.INCONCLUSIVE
@@ -222,14 +237,14 @@ def _at_chance(d: AttackDifference) -> bool:
 
 
 def _below_chance(d: AttackDifference) -> bool:
-    """Return whether an AUC's interval ends below chance, so that guessing is not in it."""
+    """Return whether an AUC's interval lies below chance."""
     if d.value is None or d.value.high is None:
         return False
     return d.value.unit == "AUC" and d.value.high < d.chance
 
 
 def _side(d: AttackDifference) -> str:
-    """Return on which side of chance a value lies whose interval excludes chance.
+    """Return on which side of chance a value lies, if its interval excludes chance.
 
     An AUC below chance by more than the margin separates targets as well as one that far above chance.
     """
@@ -251,7 +266,7 @@ def _left(d: AttackDifference) -> float:
     return float("-inf") if d.value is None else d.value.value
 
 
-def _count(value: int, metric: str, mine: Sequence[Indexed]) -> Number:
-    seeds = sorted({s for _, d in mine for s in d.base.seeds})
-    made = counted(value, metric=metric, unit="count", seeds=seeds)
-    return Number(made, pointer("attack_differences"))
+def _count(value: int, metric: str, entries: Sequence[Indexed]) -> Number:
+    seeds = sorted({s for _, d in entries for s in d.base.seeds})
+    exact = counted(value, metric=metric, unit="count", seeds=seeds)
+    return Number(exact, pointer("attack_differences"))

@@ -1,1 +1,1 @@
-"""The tables of a report as numbers: what the page, Markdown files and terminals show of them."""
+"""The tables of a report as numbers, for the page, Markdown files and terminals."""

@@ -58,9 +58,9 @@ COMPARED: Mapping[Compared, tuple[str, str, str]] = {
 
 
 def comparison_tables(report: Report, *, by_task: bool = True) -> list[Table]:
-    """Return a comparison's tables in the order of reading; those that nothing is known for are left out.
+    """Return a comparison's tables in reading order, without empty ones.
 
-    `by_task`: whether accuracies have a column for each task, which takes room.
+    `by_task`: whether accuracies have a column for each task, which needs space.
     """
     tables = (
         methods_table(report, by_task=by_task),
@@ -72,12 +72,12 @@ def comparison_tables(report: Report, *, by_task: bool = True) -> list[Table]:
         effect_table(report),
         proxy_table(report),
     )
-    return [made for made in tables if made is not None]
+    return [t for t in tables if t is not None]
 
 
 def methods_table(report: Report, *, by_task: bool = True) -> Table | None:
     """Return the methods' accuracies, or None if all tasks are free text."""
-    own = {
+    labels = {
         "tuned_proxy": "tuned proxy (%)",
         "average": "fused LLM (%)",
         "gap_closed": "gap closed (%)",
@@ -88,17 +88,17 @@ def methods_table(report: Report, *, by_task: bool = True) -> Table | None:
         method_line(
             report,
             row,
-            numbers_of(row, f"rows/{i}", own) | numbers_by_task(row.tasks, f"rows/{i}/tasks", tasks),
+            numbers_of(row, f"rows/{i}", labels) | numbers_by_task(row.tasks, f"rows/{i}/tasks", tasks),
             by="average",
         )
         for i, row in enumerate(report.rows)
     ]
-    return table(METHODS_TITLE, "", own | {on(t): f"{t} (%)" for t in tasks}, lines)
+    return table(METHODS_TITLE, "", labels | {on(t): f"{t} (%)" for t in tasks}, lines)
 
 
 def norm_table(report: Report, *, by_task: bool = True) -> Table | None:
-    """Return the accuracies by acc_norm, or None if they are those by acc."""
-    own = {
+    """Return the accuracies by acc_norm, or None if they equal those by acc."""
+    labels = {
         "average_norm": "average (%)",
         "gap_closed_norm": "gap closed (%)",
         "owners_edge_norm": "owner's edge (points)",
@@ -106,25 +106,25 @@ def norm_table(report: Report, *, by_task: bool = True) -> Table | None:
     tasks = _norm_tasks(report)
     if not tasks:
         return None
-    shown = tasks if by_task else []
+    task_columns = tasks if by_task else []
     lines = [
         method_line(
             report,
             row,
-            numbers_of(row, f"rows/{i}", own)
-            | numbers_by_task(row.tasks_norm, f"rows/{i}/tasks_norm", shown),
+            numbers_of(row, f"rows/{i}", labels)
+            | numbers_by_task(row.tasks_norm, f"rows/{i}/tasks_norm", task_columns),
             by="average_norm",
         )
         for i, row in enumerate(report.rows)
         if row.average_norm is not None
     ]
     about = f"{NORM_ABOUT} {NORM_TASKS_ABOUT}" if by_task else NORM_ABOUT
-    return table(NORM_TITLE, about, own | {on(t): f"{t} (%)" for t in shown}, lines)
+    return table(NORM_TITLE, about, labels | {on(t): f"{t} (%)" for t in task_columns}, lines)
 
 
 def loss_table(report: Report) -> Table | None:
-    """Return the losses on free text, or None if there is none."""
-    own = {
+    """Return the losses on free text, or None without free text."""
+    labels = {
         "tuned_proxy_loss": "tuned proxy (nats)",
         "loss": "fused LLM (nats)",
         "perplexity": "perplexity",
@@ -135,26 +135,26 @@ def loss_table(report: Report) -> Table | None:
     for i, row in enumerate(report.rows):
         if row.loss is None:
             continue
-        numbers = numbers_of(row, f"rows/{i}", own)
+        numbers = numbers_of(row, f"rows/{i}", labels)
         numbers["perplexity"] = Number(perplexity_of(row.loss), pointer(f"rows/{i}/loss"))
         numbers |= numbers_by_task(row.tasks_loss, f"rows/{i}/tasks_loss", tasks)
         lines.append(method_line(report, row, numbers, by="loss"))
-    return table(LOSS_TITLE, LOSS_ABOUT, own | {on(t): f"{t} (nats)" for t in tasks}, lines)
+    return table(LOSS_TITLE, LOSS_ABOUT, labels | {on(t): f"{t} (nats)" for t in tasks}, lines)
 
 
 def difference_table(report: Report, of: Compared = "average") -> Table | None:
     """Return the paired differences of methods in one number, or None if there are none.
 
-    By acc_norm there are none where it is the same as acc.
+    There are none by acc_norm if it equals acc.
     """
     if of == "average_norm" and not _norm_tasks(report):
         return None
     title, about, unit = COMPARED[of]
     grid: dict[tuple[str, float | None], dict[str, Number]] = {}
     for i, pair in enumerate(report.differences):
-        made: Estimate | None = getattr(pair, of)
-        if made is not None:
-            number = Number(made, pointer(f"differences/{i}/{of}"), signed=True)
+        estimate: Estimate | None = getattr(pair, of)
+        if estimate is not None:
+            number = Number(estimate, pointer(f"differences/{i}/{of}"), signed=True)
             grid.setdefault((pair.method, pair.remove_ratio), {})[pair.against] = number
     order = sorted(grid, key=lambda key: (key[1] is not None, key[1] or 0))
     lines = [line(report, method, removed(ratio), grid[method, ratio]) for method, ratio in order]
@@ -163,7 +163,7 @@ def difference_table(report: Report, of: Compared = "average") -> Table | None:
 
 
 def effect_table(report: Report) -> Table | None:
-    """Return what lies between methods and the ceiling, or None if that is not known."""
+    """Return the gap between methods and the ceiling by cause, or None if it is not known."""
     labels = {
         "size_effect": "size (points)",
         "federation_effect": "federation (points)",
@@ -178,7 +178,7 @@ def effect_table(report: Report) -> Table | None:
 
 
 def perplexity_of(loss: Estimate) -> Estimate:
-    """Return exp of a loss and of its ends; what no float holds stays at the largest one."""
+    """Return exp of a loss and of its interval's ends, at most exp(700), which a float can hold."""
 
     def exp(nats: float) -> float:
         return math.exp(min(nats, 700.0))
@@ -195,8 +195,8 @@ def perplexity_of(loss: Estimate) -> Estimate:
 
 
 def _names(by_task: Iterable[Mapping[str, Estimate]]) -> list[str]:
-    """Return the name of each task once."""
-    return list(dict.fromkeys(task for one in by_task for task in one))
+    """Return the names of all tasks, without repeats."""
+    return list(dict.fromkeys(task for tasks in by_task for task in tasks))
 
 
 def _norm_tasks(report: Report) -> list[str]:

@@ -1,4 +1,4 @@
-"""The trilemma's tables: which measures are columns, and what holds for which configuration."""
+"""The trilemma's tables: columns of measures, and guarantees, stamps and failures by configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A measure as a column."""
+    """A column of a table, which shows one measure."""
 
     key: str
     title: str
@@ -41,12 +41,12 @@ class AxisTable:
 
 
 def first_tables(report: Report) -> list[AxisTable]:
-    """Return the trilemma's tables: for each axis the measures that people compare first."""
+    """Return the trilemma's tables: for each axis the main measures."""
     tables = []
     for axis in TRILEMMA:
-        there = keys_of(report.configurations, axis)
-        first = [k for k in there if kind_of_measure(report.configurations, k).in_trilemma]
-        if keys := first or there[:_AT_MOST]:
+        available = keys_of(report.configurations, axis)
+        first = [k for k in available if kind_of_measure(report.configurations, k).in_trilemma]
+        if keys := first or available[:_AT_MOST]:
             tables.append(_table(report, axis, keys))
     return tables
 
@@ -66,7 +66,7 @@ def trilemma_columns(configurations: Sequence[Configuration]) -> list[Column]:
 
 
 def guarantee_groups(report: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """Return (whose, sentences): first the report's, then configurations', with equal ones joined."""
+    """Return (names, sentences): first the report's, then the configurations', with equal ones joined."""
     groups: dict[tuple[str, ...], list[str]] = {}
     if report.guarantees:
         groups[report.guarantees] = ["all configurations" if report.configurations else ""]
@@ -77,7 +77,7 @@ def guarantee_groups(report: Report) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def stamps(report: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """Return each stamp with the names of the configurations that bear it."""
+    """Return each stamp with the names of its configurations."""
     return _whose((stamp, c.name) for c in report.configurations for stamp in c.unsafe)
 
 
@@ -87,7 +87,7 @@ def failures(report: Report) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _whose(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return each line once, with all names."""
+    """Return the lines without repeats, each with all its names."""
     names_of: dict[str, list[str]] = {}
     for line, name in pairs:
         names_of.setdefault(line, []).append(name)

@@ -1,4 +1,4 @@
-"""What a comparison's scale is worth: what its tasks can show, and how like the LLM its proxies are."""
+"""Tables on a comparison's scale: what each task can show, and the fidelity of the proxies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROXIES_ABOUT = (
 
 
 def scale_table(report: Report) -> Table | None:
-    """Return what each task can show, or None if that is not known."""
+    """Return the table of the tasks' scales, or None if they are not known."""
     labels = {
         "constant": "constant answer (%)",
         "zero_shot": "zero-shot (%)",
@@ -42,12 +42,12 @@ def scale_table(report: Report) -> Table | None:
         for i, scale in enumerate(report.task_scales)
     ]
     names = [scale.task for scale in report.task_scales if scale.counts]
-    found = (
+    conclusion = (
         f"{len(names)} of {len(lines)} tasks count: {', '.join(names)}."
         if names
         else "No task counts: on none the ceiling is above both, beyond the intervals."
     )
-    return table(SCALES_TITLE, f"{SCALES_ABOUT} {found}", labels, lines, of="task", beside="counts")
+    return table(SCALES_TITLE, f"{SCALES_ABOUT} {conclusion}", labels, lines, of="task", beside="counts")
 
 
 def counting_table(report: Report) -> Table | None:
@@ -64,7 +64,7 @@ def counting_table(report: Report) -> Table | None:
 
 
 def proxy_table(report: Report) -> Table | None:
-    """Return how like the LLM proxies are before tuning, or None if that is not known."""
+    """Return the table of the untuned proxies' fidelity, or None if it is not known."""
     like = {
         "kl": "KL (nats)",
         "agreement": "same next token (%)",

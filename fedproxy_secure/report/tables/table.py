@@ -1,4 +1,4 @@
-"""One table of a comparison: its title, what it is about, and lines of numbers."""
+"""One table of a comparison: its title, its explanation, and lines of numbers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Line:
     """One line of a table.
 
     Args:
-        name: what it is of; a method as settings spell it.
-        about: what else tells it from other lines, such as `25 % removed`; may be empty.
-        numbers: its numbers by column; a column that it has no number for is not there.
-        rests_on: the number whose n and seeds stand for the line's; None without numbers.
-        few: `one seed`, or such as `2 of 3 seeds` where the report has more; otherwise empty.
+        name: its subject; a method as settings spell it.
+        about: what else distinguishes it from other lines, such as `25 % removed`; may be empty.
+        numbers: its numbers by column, without columns for which it has no number.
+        rests_on: the number whose n and seeds the line shows; None without numbers.
+        few: `one seed`, or for example `2 of 3 seeds` if the report has more; otherwise empty.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Table:
         about: what a reader must know to read it.
         columns: key and label, with the unit, of each column that some line has a number for.
         lines: its lines, at least one.
-        of: what a line is of.
-        beside: what `Line.about` is about.
+        of: the heading of `Line.name`.
+        beside: the heading of `Line.about`.
     """
 
     title: str
@@ -68,12 +68,12 @@ def table(
     of: str = "method",
     beside: str = "removed",
 ) -> Table | None:
-    """Return a table without the columns that no line has a number for; None if none is left.
+    """Return a table without the columns for which no line has a number; None if no column is left.
 
-    `labels`: of columns, by key. What the other arguments are, `Table` says.
+    `labels`: the labels of columns, by key. `Table` describes the other arguments.
     """
-    there = {key for line in lines for key in line.numbers}
-    columns = tuple((key, label) for key, label in labels.items() if key in there)
+    used = {key for line in lines for key in line.numbers}
+    columns = tuple((key, label) for key, label in labels.items() if key in used)
     if not columns:
         return None
     return Table(title=title, about=about, columns=columns, lines=tuple(lines), of=of, beside=beside)
@@ -82,7 +82,7 @@ def table(
 def line(report: Report, name: str, about: str, numbers: Mapping[str, Number], *, by: str = "") -> Line:
     """Return a line of a table of `report`.
 
-    `by`: the number that it rests on; where it has none of this key, the one with the fewest seeds.
+    `by`: the key of the number that it rests on; without such a number, the one with the fewest seeds.
     """
     of_seeds = [numbers[by]] if by in numbers else numbers.values()
     rests_on = min((n.estimate for n in of_seeds), key=lambda e: len(e.seeds), default=None)
@@ -96,12 +96,12 @@ def method_line(report: Report, row: MethodRow, numbers: Mapping[str, Number], *
 
 
 def removed(ratio: float | None) -> str:
-    """Return what a proxy does without, such as `25 % removed`; empty for None."""
+    """Return what a proxy lacks in words, such as `25 % removed`; empty for None."""
     return "" if ratio is None else f"{percent(ratio)} % removed"
 
 
 def few_seeds(seeds: Sequence[int], wanted: Sequence[int]) -> str:
-    """Return what a line must say of its seeds, such as `2 of 3 seeds`; empty if it has all and several.
+    """Return a line's note on its seeds, such as `2 of 3 seeds`; empty if it has all and several.
 
     >>> few_seeds((0, 1), (0, 1, 2))
     '2 of 3 seeds'
@@ -112,23 +112,23 @@ def few_seeds(seeds: Sequence[int], wanted: Sequence[int]) -> str:
 
 
 def numbers_of(part: object, path: str, keys: Iterable[str]) -> dict[str, Number]:
-    """Return the numbers of a part of the report, by field name; those that are None are left out.
+    """Return the numbers of a part of the report, by field name, without those that are None.
 
     Args:
         part: the part, such as a row of `report.rows`.
         path: its place in the report, such as `rows/0`.
         keys: names of its estimates.
     """
-    made = {key: getattr(part, key, None) for key in keys}
+    estimates = {key: getattr(part, key, None) for key in keys}
     return {
         key: Number(estimate, pointer(f"{path}/{key}"), signed=key in DIFFERENCES)
-        for key, estimate in made.items()
+        for key, estimate in estimates.items()
         if estimate is not None
     }
 
 
 def numbers_by_task(by_task: Mapping[str, Estimate], path: str, tasks: Iterable[str]) -> dict[str, Number]:
-    """Return the numbers of some tasks by the key of the task's column; `path`: place of `by_task`."""
+    """Return the numbers of `tasks`, by the key of the task's column; `path`: the place of `by_task`."""
     return {on(t): Number(by_task[t], pointer(f"{path}/{t}")) for t in tasks if t in by_task}
 
 

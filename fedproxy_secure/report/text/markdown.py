@@ -43,7 +43,7 @@ def markdown_report(report: Report) -> str:
         parts += ["## Notes", markdown_items(report.notes)]
     parts += [
         "## Run it again",
-        f"    {printable(report.command)}",  # indented: code, in which no character is markup
+        f"    {printable(report.command)}",  # indented, so code, which has no markup
         f"Settings: SHA-256 {code(report.config_sha256)}.",
     ]
     return "\n\n".join(parts) + "\n"

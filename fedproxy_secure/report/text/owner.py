@@ -1,4 +1,4 @@
-"""What clients get of the LLM as Markdown: a list, an entry for each proxy."""
+"""How much of the LLM clients obtain as Markdown: a list with an entry for each proxy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fedproxy_secure.runtime.escape import escaped_line
 
 
 def owner_lines(report: Report) -> list[str]:
-    """Return what is said of each proxy as parts of a Markdown file; none where nothing was measured."""
+    """Return the sentences on each proxy as parts of a Markdown file; none if nothing was measured."""
     rows = owners_rows(report)
     if not rows:
         return []
     lines = []
     for row in rows:
-        said = escaped_line(" ".join(map(in_words, row.sentences)))
+        text = escaped_line(" ".join(map(in_words, row.sentences)))
         name = f"**{escaped_line(row.proxy[:1].upper() + row.proxy[1:])}**: " if row.proxy else ""
-        lines.append(f"- {name}{said}")
+        lines.append(f"- {name}{text}")
     return [f"## {TITLE}", "\n".join(lines), ABOUT]

@@ -1,4 +1,4 @@
-"""Protections beside no protection as Markdown: verdicts as a list, attacks side by side as a table."""
+"""Protections compared with no protection as Markdown: a list of verdicts, and a table of attacks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fedproxy_secure.runtime.escape import escaped_line
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """Return the verdicts on every surface as parts of a Markdown file; none where there are none."""
-    said = verdicts(report)
-    if said is None:
+    """Return the verdicts on every surface as parts of a Markdown file; none without verdicts."""
+    judgements = verdicts(report)
+    if judgements is None:
         return []
-    lines = [line for verdict in said.rows for line in _lines(verdict, said.kinds)]
+    lines = [line for verdict in judgements.rows for line in _lines(verdict, judgements.kinds)]
     return [f"## {TITLE}", ABOUT, "\n".join(lines)]
 
 
 def side_lines(report: Report) -> list[str]:
-    """Return the attacks side by side as parts of a Markdown file; none where there are none."""
+    """Return the attacks side by side as parts of a Markdown file; none without differences."""
     table = side_table(report)
     if table is None:
         return []
@@ -30,8 +30,8 @@ def side_lines(report: Report) -> list[str]:
 
 
 def _lines(verdict: SurfaceVerdict, kinds: tuple[str, ...]) -> list[str]:
-    where = ", ".join(part for part in (verdict.surface, verdict.rest) if part)
-    name = f"- **{escaped_line(where[:1].upper() + where[1:])}** ({escaped_line(verdict.about)})"
+    title = ", ".join(part for part in (verdict.surface, verdict.rest) if part)
+    name = f"- **{escaped_line(title[:1].upper() + title[1:])}** ({escaped_line(verdict.about)})"
     if verdict.warning:
         return [f"{name}: {escaped_line(in_words(verdict.warning))}"]
     return [
@@ -44,12 +44,12 @@ def _lines(verdict: SurfaceVerdict, kinds: tuple[str, ...]) -> list[str]:
 
 
 def _row(row: SideRow) -> tuple[str, ...]:
-    read = ", ".join(part for part in (row.surface or "-", row.rest) if part)
+    surface = ", ".join(part for part in (row.surface or "-", row.rest) if part)
     could = "-" if row.could_show is None else f">= {row.could_show.short}"
     return (
         f"{row.id} {row.attack}",
         row.view,
-        read,
+        surface,
         row.metric,
         row.base.short,
         could,

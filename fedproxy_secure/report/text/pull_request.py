@@ -19,7 +19,7 @@ from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
 SUMMARY_NAME = "summary.md"
 RED = (Outcome.SUCCEEDED, Outcome.ERROR)
-_MOST = 20  # the most red findings that are listed; the rest are counted
+_MOST = 20  # most red findings that are listed; further ones are only counted
 
 
 def write_pull_request_summary(report: Report, folder: Path) -> Path:
@@ -92,10 +92,10 @@ def _red_rows(every: Sequence[tuple[str, Finding]]) -> list[list[str]]:
     rows = []
     for id, attack in attacks_in_order([f for _, f in every]):
         for view in dict.fromkeys(f.view for _, f in every if f.attack == attack):
-            mine = [(n, f) for n, f in every if (f.id, f.attack, f.view) == (id, attack, view)]
-            heads = [f.headline for _, f in mine if f.headline is not None]
+            group = [(n, f) for n, f in every if (f.id, f.attack, f.view) == (id, attack, view)]
+            heads = [f.headline for _, f in group if f.headline is not None]
             worst = max(heads, key=lambda e: e.value, default=None)
-            measured = mine[0][1].reason if worst is None else f"{worst.metric} {Number(worst, '').short}"
-            names = "; ".join(dict.fromkeys(n for n, _ in mine))
-            rows.append([f"{id} {attack}", view, str(mine[0][1].outcome), names, measured])
+            measured = group[0][1].reason if worst is None else f"{worst.metric} {Number(worst, '').short}"
+            names = "; ".join(dict.fromkeys(n for n, _ in group))
+            rows.append([f"{id} {attack}", view, str(group[0][1].outcome), names, measured])
     return rows

@@ -4,7 +4,7 @@ Every result has a physical location: the `config.yaml` of the run that the find
 the outcome, and only a success is an error:
 
     SUCCEEDED               fail, error
-    INCONCLUSIVE, ERROR     fail, warning: there is no evidence, and that never passes
+    INCONCLUSIVE, ERROR     fail, warning: missing evidence never passes
     RESISTED                pass, none
     NOT_APPLICABLE          notApplicable, none
     an unsafe setting       fail, warning
@@ -99,7 +99,7 @@ def sarif(report: Report) -> Json:
 
 
 def _rules(findings: Sequence[Finding]) -> list[Json]:
-    """Return one rule per attack, tagged with what it maps to, and one for unsafe settings."""
+    """Return one rule per attack, tagged with its items of frameworks, and one for unsafe settings."""
     rules: list[Json] = []
     for id, name in attacks_in_order(findings):
         first = next(f for f in findings if (f.id, f.attack) == (id, name))
@@ -183,7 +183,7 @@ def _stamp(configuration: Configuration, stamp: str, rule: int) -> Json:
 
 
 def _plain(value: Any) -> Any:
-    """Return every text without control characters, and without `](`, which makes a link in a message."""
+    """Return all texts without control characters and without `](`, which makes a link in a message."""
     if isinstance(value, str):
         return printable(value).replace("](", "] (")
     if isinstance(value, dict):
@@ -203,7 +203,7 @@ def _location(path: str) -> Json:
 
 
 def _frameworks(findings: Sequence[Finding]) -> list[tuple[str, str]]:
-    """Return (framework, version) of everything that findings map to."""
+    """Return (framework, version) of all frameworks that findings map to."""
     return list(dict.fromkeys((name, version) for f in findings for name, version, _ in f.mapping))
 
 

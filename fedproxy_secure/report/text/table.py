@@ -1,7 +1,7 @@
 """Tables as text: Markdown for files, rich for terminals.
 
 Shares are shown in percent, differences of shares in points. `71.3 ± 2.1` is a mean with half its 95 %
-interval; `71.3 [69.0, 73.5]` has an interval that is not symmetric; `71.3` has none, or was counted.
+interval; `71.3 [69.0, 73.5]` has an asymmetric interval; `71.3` has none, or was counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def cell(number: Number | None, *, unit: bool = False) -> str:
-    """Return a number's value and interval, with its unit if asked for; `-` for None."""
+    """Return a number's value and interval, with its unit if `unit`; `-` for None."""
     if number is None:
         return "-"
     return number.short if unit else f"{number.text} {number.spread}".rstrip()
@@ -33,7 +33,7 @@ def table_rows(table: Table) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def markdown_of(table: Table) -> list[str]:
-    """Return a table as parts of a Markdown file: its title, its lines, and what it is about."""
+    """Return a table as parts of a Markdown file: its title, its lines, and its explanation."""
     about = [escaped_line(table.about)] if table.about else []
     return [f"## {table.title}", markdown_table(*table_rows(table)), *about]
 
@@ -54,24 +54,24 @@ def markdown_items(lines: Sequence[str]) -> str:
 
 
 def rich_tables(report: Report) -> list[RichTable]:
-    """Return a comparison's tables for a terminal, as narrow as can be.
+    """Return a comparison's tables for a terminal, as narrow as possible.
 
-    Accuracies by task and n are left out, and the column of seeds where every line has all seeds, and
-    several. What a table is about is said once, though it may be true of several.
+    Accuracies by task and n are left out, and so is the column of seeds if every line has all seeds, and
+    several. An explanation that several tables share is shown once.
     """
     tables = comparison_tables(report, by_task=False)
-    said = {t.about: t for t in reversed(tables)}  # the first table of each
-    return [_rich(table, table.about if said[table.about] is table else "") for table in tables]
+    first_of = {t.about: t for t in reversed(tables)}  # the first table of each
+    return [_rich(table, table.about if first_of[table.about] is table else "") for table in tables]
 
 
 def _cells(table: Table, line: Line) -> tuple[str, ...]:
-    known = line.rests_on
+    estimate = line.rests_on
     return (
         line.name,
         line.about.removesuffix(f" {table.beside}") or "-",
         *(cell(line.numbers.get(key)) for key, _ in table.columns),
-        "-" if known is None else str(known.n),
-        line.few.removesuffix(" seeds") or ("-" if known is None else str(len(known.seeds))),
+        "-" if estimate is None else str(estimate.n),
+        line.few.removesuffix(" seeds") or ("-" if estimate is None else str(len(estimate.seeds))),
     )
 
 
@@ -80,12 +80,14 @@ def _rich(table: Table, about: str) -> RichTable:
     from rich.text import Text
 
     caption = Text(printable(about), style="table.caption") if about else None
-    made = RichTable(title=Text(printable(table.title)), caption=caption, caption_justify="left")
+    rich_table = RichTable(title=Text(printable(table.title)), caption=caption, caption_justify="left")
     headings, lines = table_rows(table)
     left_out = {len(headings) - 2, *([] if any(line.few for line in table.lines) else [len(headings) - 1])}
     for index, heading in enumerate(headings):
         if index not in left_out:  # as Text: brackets are not markup
-            made.add_column(Text(printable(heading)), justify="right" if index else "left", overflow="fold")
+            rich_table.add_column(
+                Text(printable(heading)), justify="right" if index else "left", overflow="fold"
+            )
     for line in lines:
-        made.add_row(*(Text(printable(text)) for i, text in enumerate(line) if i not in left_out))
-    return made
+        rich_table.add_row(*(Text(printable(text)) for i, text in enumerate(line) if i not in left_out))
+    return rich_table

@@ -1,7 +1,7 @@
 """The trilemma as a table: one row per configuration in Markdown, one per measure in a terminal.
 
-It shows the measures that people compare first; the report's page has all. A measure of attacks is the
-worst that any attack of the suite reached, beside what is claimed.
+It shows the main measures; the report's page has all. A measure of attacks is the worst number of any
+attack of the suite, shown beside the claimed one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NAMES_WIDTH, _COLUMN_WIDTH = 15, 21  # widths in a terminal's table, borders in
 
 
 def headings(configurations: Sequence[Configuration]) -> tuple[str, ...]:
-    """Return "configuration", then the heading of every column that some configuration has a number for."""
+    """Return "configuration", then the heading of every column with a number of some configuration."""
     return ("configuration", *(c.heading or c.label for c in trilemma_columns(configurations)))
 
 
 def lines(configurations: Sequence[Configuration]) -> list[tuple[str, ...]]:
-    """Return the texts of each configuration in the order of `headings`; `-` where nothing was measured."""
+    """Return the texts of each configuration in the order of `headings`; `-` if nothing was measured."""
     columns, rows = trilemma_columns(configurations), []
     for configuration in configurations:
         measures = [(c, configuration.measure(c.key)) for c in columns]
@@ -49,7 +49,9 @@ def rich_trilemma(configurations: Sequence[Configuration], *, width: int) -> lis
     beside = max(1, (width - _NAMES_WIDTH) // _COLUMN_WIDTH)
     tables = []
     for start in range(0, len(texts), beside):
-        table = Table(title=Text("value ± half a 95 % interval, or [interval]"))  # brackets are no markup
+        table = Table(
+            title=Text("value ± half a 95 % interval, or [interval]")
+        )  # as Text: brackets are not markup
         table.add_column("measure", overflow="fold", max_width=_NAMES_WIDTH)
         for name, *_ in texts[start : start + beside]:
             table.add_column(Text(printable(name)), justify="right", overflow="fold")

@@ -1,1 +1,1 @@
-"""Files that are whole or not there at all, and locks that end with their holder."""
+"""Atomically written files, and locks that end with their holder."""

@@ -1,8 +1,8 @@
-"""Locks of files: one holder at a time, and the operating system frees them when their holder ends.
+"""File locks: one holder at a time, freed by the operating system when the holder ends.
 
-Guarantees: `alone` keeps out every other process and every other thread of this one; a lock ends with its
-holder, however that ends, so none is ever left over. Not guaranteed: on a file system without `flock`
-between machines or threads (some network ones), or after somebody deletes the lock's file while it is held.
+Guarantees: `alone` keeps out every other process and every other thread of this process; a lock ends with
+its holder in any case, so no stale lock remains. Not guaranteed: on a file system without `flock` between
+machines or threads (some network ones), or after the lock's file is deleted while it is held.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from fedproxy_secure.errors import FolderInUse, RunFolderError
 
 log = logging.getLogger(__name__)
 POLL_S = 0.05
-LOGGED_AFTER_S = 10.0  # after so long a line of log says which process holds the lock
+LOGGED_AFTER_S = 10.0  # wait after which the log names the process that holds the lock
 T = TypeVar("T")
 
 
 @contextmanager
 def alone(path: Path, *, wait_s: float) -> Iterator[None]:
-    """Hold the lock of the file `path`, made if need be, until the block is left. It cannot be held twice.
+    """Hold the lock of the file `path` in a `with` block; create the file if there is none.
 
-    Raises `FolderInUse`, naming the holder's process, if another holds it for longer than `wait_s`.
+    The lock is not reentrant. Raises `FolderInUse`, which names the holder's process, if another process or
+    thread holds it for longer than `wait_s`.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -39,14 +40,14 @@ def alone(path: Path, *, wait_s: float) -> Iterator[None]:
         try:
             yield
         finally:
-            # closing alone would not do: a process forked meanwhile has the same open file
+            # closing is not enough, because a process forked meanwhile has the same open file
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
 
 def locked(descriptor: int) -> bool:
-    """Lock an open file, unless another holds its lock; return whether it is this one's now."""
+    """Lock an open file without waiting; return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -61,7 +62,7 @@ def waited_for(
     poll_s: float = POLL_S,
     meanwhile: Callable[[float], None] | None = None,
 ) -> T:
-    """Try until something true comes of it, or `wait_s` are over; return what came of the last attempt.
+    """Call `attempt` until it returns something true or `wait_s` are over; return its last result.
 
     `meanwhile`: called between two attempts with the seconds so far.
     """
@@ -86,10 +87,10 @@ def _acquire(descriptor: int, path: Path, wait_s: float) -> None:
             logged = True
 
     try:
-        held = waited_for(lambda: locked(descriptor), wait_s=wait_s, meanwhile=tell)
+        acquired = waited_for(lambda: locked(descriptor), wait_s=wait_s, meanwhile=tell)
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be locked: {error.strerror}") from error
-    if not held:
+    if not acquired:
         raise FolderInUse(
             f"{path}: has been locked by process {_holder(descriptor)} for more than {wait_s:g} s; wait "
             "until that process ends, or end it, which frees the lock"

@@ -1,4 +1,4 @@
-"""What files and folders of a run are called, and those of the sweeps that hold many runs."""
+"""Names of the files and folders of runs, comparisons and matrices."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ RESULT = "result.json"
 PROXY, ADAPTER, FUSED = "proxy", "adapter", "fused"
 MODEL_FOLDERS = (PROXY, ADAPTER, FUSED)
 
-# below the folder of a seed: what its rounds left
-FEDERATION = "federation"  # a folder, which holds the others
-JOB = "job.json"  # what the server app was asked for
+# below the folder of a seed: the files of its rounds
+FEDERATION = "federation"  # the folder of the files below
+JOB = "job.json"  # the job of the server app
 ROUNDS = "rounds.jsonl"
-WAITS = "waits.json"  # whom the server waits for
-TROUBLE = "trouble.json"  # why it ended
+WAITS = "waits.json"  # the clients that the server waits for
+TROUBLE = "trouble.json"  # why the server app failed
 LEAKAGE = "ledger.jsonl"
-PRIVACY = "privacy"  # the ledgers of what clients spent, where all run on one machine
-PRIVACY_LEDGER = ".ledger.jsonl"  # follows the client's name
-ROSTER = "roster.json"  # who could take part in secure aggregation; beside clients' keys, too
+PRIVACY = "privacy"  # the privacy ledgers of clients, if all run on one machine
+PRIVACY_LEDGER = ".ledger.jsonl"  # suffix after the client's name
+ROSTER = "roster.json"  # possible participants of secure aggregation; also beside clients' keys
 TRANSCRIPT = "transcript"  # a recorded run's messages and every party's state
 
-# below the folder of a run: what attacks on it found
+# below the folder of a run: the findings of attacks
 ATTACKS = "attacks"
 FINDINGS = f"{ATTACKS}/results.json"
 ATTACK_EVENTS = f"{ATTACKS}/events.jsonl"

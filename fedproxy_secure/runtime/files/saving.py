@@ -1,4 +1,4 @@
-"""Writing of models' folders: a full disk is one line, as for every other file of a run."""
+"""Writing of models' folders, with errors in one line, as for every other file of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fedproxy_secure.errors import RunFolderError
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Make a folder, and let a `with` block write a model into it.
+    """Create a folder, and let a `with` block write a model into it.
 
-    Raises `RunFolderError` if the disk is full or the folder cannot be written, whichever library notices.
+    Raises `RunFolderError` for a full disk or a folder that cannot be written, reported by any library.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    except Exception as error:  # tokenizers raises a bare `Exception` with the system's words
+    except Exception as error:  # tokenizers raises a bare `Exception` with the system's message
         if not isinstance(error, SafetensorError) and "os error" not in str(error).lower():
             raise
         raise RunFolderError(f"{folder}: cannot be written: {' '.join(str(error).split())}") from error

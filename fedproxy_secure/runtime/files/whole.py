@@ -1,8 +1,9 @@
-"""Files written whole or not at all, which a power cut does not take back.
+"""Files written atomically and durably: a power cut leaves the old file or the new one.
 
-Guarantees: `replacing` and what stands on it leave the old file or the new one, never half of one, on the
-disk when they return; `created_private` leaves the new file or none, and never touches one that is there.
-What a kill has left begins with `PARTIAL`. Not guaranteed: that freed disk blocks are overwritten.
+Guarantees: `replacing`, and functions that use it, leave the old file or the new one, never a part of one,
+on the disk when they return; `created_private` leaves the new file or none, and never changes an existing
+file. The names of files that a kill leaves start with `PARTIAL`. Not guaranteed: that freed disk blocks are
+overwritten.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ from pathlib import Path
 
 from fedproxy_secure.errors import RunFolderError
 
-PARTIAL = ".partial-"  # the beginning of the name of an unfinished file
+PARTIAL = ".partial-"  # prefix of the name of an unfinished file
 
 
 @contextmanager
 def replacing(
     path: Path, *, private: bool = False, at_once: bool = False, durable: bool = True
 ) -> Iterator[Path]:
-    """Yield the path of an empty file to write; it takes the place of `path` when the block ends well.
+    """Yield the path of an empty file to write, which replaces `path` if the block succeeds.
 
     Args:
-        private: the file has mode 0600, whatever the umask; any other has the mode of any new file.
-        at_once: several processes may write `path` at once. Unfinished files that a kill leaves are then
-            never removed, so do not use it for large or secret files; with one writer at a time, at most
-            one unfinished file is left.
+        private: whether the file has mode 0600, regardless of the umask; else the usual mode of a new file.
+        at_once: whether several processes may write `path` at once. Unfinished files that a kill leaves are
+            then never removed, so do not use it for large or secret files; with one writer at a time, at
+            most one unfinished file is left.
         durable: whether to wait for the disk. If not, a power cut may leave the file damaged; this is for
-            large files that are written often and can be made again.
+            large files that are written often and can be recomputed.
 
-    Makes the folder if there is none. Raises `RunFolderError` if the disk is full or the folder cannot be
-    written; what was at `path` before is then still there, whole.
+    Creates the folder if there is none. Raises `RunFolderError` if the disk is full or the folder cannot be
+    written; an earlier file at `path` is then unchanged.
     """
     partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(PARTIAL + secrets.token_hex(8)) if at_once else unfinished(path)
         if not at_once:
-            _removed(new)  # it may be a link, which nothing is to be written through
+            _removed(new)  # it may be a link, which must not be written through
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
         partial = new
         try:
-            # the umask as the system applied it: to ask for it is to change it, for all threads
+            # read from the file, because reading the umask changes it for all threads
             mode = 0o600 if private else stat.S_IMODE(os.fstat(descriptor).st_mode)
             os.fchmod(descriptor, 0o600)
         finally:
@@ -68,9 +69,9 @@ def replacing(
 
 @contextmanager
 def created_private(file: Path) -> Iterator[Path]:
-    """Yield the path of an empty file to write, mode 0600; it becomes `file` when the block ends well.
+    """Yield the path of an empty file to write, mode 0600, which becomes `file` if the block succeeds.
 
-    Raises `FileExistsError` if `file` is there by then, and what else the operating system raises.
+    Raises `FileExistsError` if `file` exists by then, and other errors of the operating system.
     """
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=PARTIAL)  # has mode 0600
     os.close(descriptor)
@@ -93,9 +94,9 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def remove_private(path: Path) -> None:
-    """Remove a file and what an interrupted `write_private` may have left of it.
+    """Remove a file and the unfinished file that an interrupted `write_private` may have left.
 
-    Raises `RunFolderError` if one is there and stays.
+    Raises `RunFolderError` if one of them cannot be removed.
     """
     try:
         removed = [_removed(unfinished(path)), _removed(path)]
@@ -106,14 +107,14 @@ def remove_private(path: Path) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """Return the path of the file that `replacing` makes into `path`, unless several write at once."""
+    """Return the path of the unfinished file that `replacing` renames to `path`, without `at_once`."""
     return path.with_name(f"{PARTIAL}{path.name}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new name, a rename or a removal in the folder itself last through a power cut.
+    """Make a creation, a rename or a removal in the folder survive a power cut.
 
-    Some file systems cannot be asked for that, and do it by themselves or not at all.
+    Some file systems do not support the request; they do this by themselves or not at all.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -126,9 +127,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def _complete(file: Path, *, mode: int, durable: bool = True) -> None:
-    """Set a written file's mode and wait until it is on the disk.
+    """Set a written file's mode and, if `durable`, wait until it is on the disk.
 
-    It is opened by its name again: a library may have put another file there.
+    The file is opened by name again, because a library may have replaced it.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
     try:

@@ -1,1 +1,1 @@
-"""Processes of the pool of tasks."""
+"""The processes of the pool of tasks."""

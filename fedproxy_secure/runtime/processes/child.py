@@ -1,4 +1,4 @@
-"""What a process of the pool runs: its task; progress and the result go to its parent by a pipe."""
+"""The code that a process of the pool runs: its task, with a pipe to the parent for progress and result."""
 
 from __future__ import annotations
 
@@ -28,43 +28,45 @@ class ProgressMessage:
     snapshot: Snapshot
 
 
-def child(there: Connection, work: Callable[Concatenate[T, ...], R], task: T, tells: bool) -> None:
-    """Run a task and send its result, or what it raised, as the last message of the pipe.
+def child(pipe: Connection, work: Callable[Concatenate[T, ...], R], task: T, tells: bool) -> None:
+    """Run a task and send its result, or its error, as the last message of the pipe.
 
     Args:
-        there: the end of the pipe to send by.
+        pipe: the sending end of the pipe.
         work, task: as in `in_processes`.
         tells: whether `work` takes a `progress`, which is then sent too.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal, too, and ends this process
     end_with_parent()
     try:
-        result = work(task, progress=Relayed(hand_on=partial(_tell, there))) if tells else work(task)
-        message = ForkingPickler.dumps((result, None))  # here, so that what cannot be pickled is told too
+        result = work(task, progress=Relayed(hand_on=partial(_tell, pipe))) if tells else work(task)
+        message = ForkingPickler.dumps(
+            (result, None)
+        )  # in the `try`, so that a failure to pickle is sent, too
     except Exception as error:
         message = ForkingPickler.dumps((None, _portable(error)))
-    with suppress(BrokenPipeError):  # nobody waits for it any more
-        there.send_bytes(message)
-    there.close()
+    with suppress(BrokenPipeError):  # the parent has closed its end
+        pipe.send_bytes(message)
+    pipe.close()
 
 
-def _tell(there: Connection, snapshot: Snapshot) -> bool:
+def _tell(pipe: Connection, snapshot: Snapshot) -> bool:
     """Send a snapshot if the pipe takes it without waiting, and return whether it did."""
     message = pickle.dumps(ProgressMessage(snapshot=snapshot))
-    room = select.poll()
-    room.register(there, select.POLLOUT)
+    poller = select.poll()
+    poller.register(pipe, select.POLLOUT)
     # a pipe that is ready takes PIPE_BUF bytes at once; the connection puts 4 bytes before the message
-    if len(message) + 4 > select.PIPE_BUF or not room.poll(0):
+    if len(message) + 4 > select.PIPE_BUF or not poller.poll(0):
         return False
     try:
-        there.send_bytes(message)
-    except BrokenPipeError:  # nobody listens any more
+        pipe.send_bytes(message)
+    except BrokenPipeError:  # the parent has closed its end
         return False
     return True
 
 
 def _portable(error: Exception) -> Exception:
-    """Return the error with its traceback as a note, or its text where it cannot be pickled."""
+    """Return the error with its traceback as a note, or an error with its text if it cannot be pickled."""
     error.add_note("in a process of its own:\n" + "".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - made one line above, by this process
