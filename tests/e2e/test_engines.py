@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,12 +86,12 @@ def rays_processes():
     return found
 
 
-def joins(port, environment):
-    """Whether a process with this environment gets into a Ray cluster of this machine."""
+def joins(port, environment, *, timeout_s):
+    """Whether a process with this environment gets into a Ray cluster of this machine in this time."""
     program = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
     with suppress(subprocess.TimeoutExpired):
         asked = [sys.executable, "-c", program, f"127.0.0.1:{port}"]
-        ended = subprocess.run(asked, env=environment, capture_output=True, timeout=30, check=False)
+        ended = subprocess.run(asked, env=environment, capture_output=True, timeout=timeout_s, check=False)
         return ended.returncode == 0
     return False
 
@@ -114,7 +115,10 @@ def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world
         heard.update(listening())
         for port, own in rays_processes().items():
             stranger = {name: value for name, value in own.items() if not name.startswith("RAY_AUTH")}
-            entered[port] = (joins(port, own), joins(port, stranger))
+            began = time.monotonic()
+            joined = joins(port, own, timeout_s=200)
+            longer_s = 5 + 1.5 * (time.monotonic() - began)  # without the secret nobody is answered
+            entered[port] = (joined, joins(port, stranger, timeout_s=longer_s))
 
     expected, seen, written = recorded(world, "in_process", rounds, tmp_path)
     final, also_seen, also_written = recorded(world, engine, rounds, tmp_path, on_round=note)

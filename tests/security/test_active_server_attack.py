@@ -177,7 +177,7 @@ def test_the_attempts_are_those_of_the_literature(world):
 
 
 def test_a_client_that_does_not_compare_the_broadcast_makes_the_attack_succeed(world, monkeypatch):
-    monkeypatch.setattr("attacks.integrity.inconsistency.Policy.check", lambda *_, **__: None)
+    monkeypatch.setattr("attacks.integrity.inconsistency.TermsPolicy.check", lambda *_, **__: None)
     seen, truth = world
     found = run_one(SecaggActive(), seen, truth, profile="smoke", seconds=60, seed=0)
     assert found.outcome == Outcome.SUCCEEDED

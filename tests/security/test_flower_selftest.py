@@ -117,10 +117,10 @@ def test_an_installation_with_a_check_taken_out_is_found_bad(world, heard):
 
 
 def test_what_was_taken_out_is_back_afterwards_even_after_an_error():
-    before = vars(masked_client)["Policy"]
-    with pytest.raises(ZeroDivisionError), known_bad.taken_out((masked_client, "Policy", None)):
+    before = vars(masked_client)["TermsPolicy"]
+    with pytest.raises(ZeroDivisionError), known_bad.taken_out((masked_client, "TermsPolicy", None)):
         raise ZeroDivisionError
-    assert vars(masked_client)["Policy"] is before
+    assert vars(masked_client)["TermsPolicy"] is before
 
 
 def test_what_is_read_counts_only_if_it_is_the_victims(world):
@@ -193,7 +193,7 @@ def test_the_command_prints_a_line_an_attempt_and_marks_what_is_not_stopped():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_ends_with_2_on_an_installation_with_a_check_taken_out(monkeypatch):
-    monkeypatch.setattr(masked_client, "Policy", known_bad.TakesAnyTerms)
+    monkeypatch.setattr(masked_client, "TermsPolicy", known_bad.TakesAnyTerms)
     shown = CliRunner().invoke(app, ["selftest"])
     assert shown.exit_code == 2
     assert "BAD  active_server: a cohort smaller than the roster gives: gets a sum" in shown.stdout

@@ -14,7 +14,7 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.flower.launch.same_user import (
     check_users_are_known,
     is_of_this_user,
-    is_open_and_of,
+    owner_in,
 )
 from tests.support.connections import another_users_connection, connected
 
@@ -83,7 +83,7 @@ def test_while_others_connect_and_leave_the_answer_stays_right():
 
 
 def test_an_answer_is_read_as_it_is_meant():
-    assert is_open_and_of(answer(), ENDS, user=ME)
+    assert owner_in(answer(), ENDS) == ME
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_an_answer_is_read_as_it_is_meant():
     ],
 )
 def test_any_other_answer_is_not_this_users(changes):
-    assert not is_open_and_of(answer(**changes), ENDS, user=ME)
+    assert owner_in(answer(**changes), ENDS) != ME
 
 
 @given(st.integers(0, len(answer()) - 1))
 def test_an_answer_that_was_cut_is_none(length):
     with suppress(struct.error):
-        assert not is_open_and_of(answer()[:length], ENDS, user=ME)
+        assert owner_in(answer()[:length], ENDS) != ME
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from starlette.responses import PlainTextResponse
@@ -75,12 +76,21 @@ def is_of_this_user(client: Address, server: Address, *, protocol: int = SOCK_DI
         protocol: of netlink, by which the system is asked.
     """
     try:
-        if not ipaddress.IPv4Address(client[0]).is_loopback:
-            return False
-        ends = _ends(client, server)
-        return is_open_and_of(_ask(ends, protocol), ends, user=os.geteuid())
+        return _user_of(client, server, protocol) == os.geteuid()
     except (OSError, ValueError, struct.error, AttributeError):  # no netlink outside Linux
         return False
+
+
+def _user_of(client: Address, server: Address, protocol: int = SOCK_DIAG) -> int | None:
+    """Return the id of the user who holds the end `client` of an open connection over IPv4 loopback.
+
+    Returns None if no process holds it. Raises `OSError`, `ValueError`, `struct.error` or `AttributeError`
+    where the system does not say.
+    """
+    if not ipaddress.IPv4Address(client[0]).is_loopback:
+        return None
+    ends = _ends(client, server)
+    return owner_in(_ask(ends, protocol), ends)
 
 
 def is_served_by_this_user(other: Address, own: Address) -> bool:
@@ -94,11 +104,12 @@ def is_served_by_this_user(other: Address, own: Address) -> bool:
         own: address and port of this process' end.
     """
     until = time.monotonic() + _ACCEPTED_S
-    while not is_of_this_user(other, own):
-        if time.monotonic() > until:
-            return False
+    while time.monotonic() < until:
+        with suppress(OSError, ValueError, struct.error, AttributeError):
+            if (owner := _user_of(other, own)) is not None:
+                return owner == os.geteuid()
         time.sleep(_LOOK_S)
-    return True
+    return False
 
 
 class OnlyThisUser:
@@ -141,23 +152,24 @@ def is_asked_by_this_user(scope: Scope) -> bool:
     return is_of_this_user((client[0], client[1]), (server[0], server[1]))
 
 
-def is_open_and_of(answer: bytes, ends: bytes, *, user: int) -> bool:
-    """Return whether the system's answer describes an open connection with these ends, made by a user.
+def owner_in(answer: bytes, ends: bytes) -> int | None:
+    """Return the id of the user who holds an open connection with these ends, by the system's answer.
 
-    Asked for a connection that is not there, the system may describe whoever listens at its end. A closed
-    one has no inode any more, and reads as root's.
+    Returns None if the answer describes no such connection. Asked for one that is not there, the system may
+    describe whoever listens at its end. A closed one has no inode any more, and reads as root's.
 
     Raises `struct.error` for an answer that is too short.
     """
     _, kind, *_ = _HEADER.unpack_from(answer)
     if kind != _BY_FAMILY:
-        return False
+        return None
     at = _HEADER.size
     family, state, *_ = _STATE.unpack_from(answer, at)
     at += _STATE.size
     found = answer[at : at + _ENDS.size]
     *_, owner, inode = _USER.unpack_from(answer, at + _ENDS.size + _REST.size)
-    return (family, state, found) == (socket.AF_INET, _ESTABLISHED, ends) and owner == user and inode != 0
+    is_open = (family, state, found) == (socket.AF_INET, _ESTABLISHED, ends) and inode != 0
+    return int(owner) if is_open else None
 
 
 def _ends(client: Address, server: Address) -> bytes:

@@ -46,7 +46,7 @@ from fedproxy_secure.secagg.terms import Roster
 ADVERSARY = "sybils"
 HONEST, SYBILS = 3, 4
 TRUSTING = (masked_client, "ClientSession", TrustsTheServersKeys)
-ANY_TERMS = (masked_client, "Policy", known_bad.TakesAnyTerms)
+ANY_TERMS = (masked_client, "TermsPolicy", known_bad.TakesAnyTerms)
 ANY_ROSTER = (steps, "check_roster", known_bad.takes_any_roster)
 
 
