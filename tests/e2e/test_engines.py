@@ -1,7 +1,6 @@
 """Flower's simulation and deployment run the same apps and end and record as the in-process engine does."""
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ import pytest
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.flower.engines import federate
+from fedproxy_secure.flower.launch.processes import quiet_environment
+from fedproxy_secure.flower.launched import _token_for_ray
 from fedproxy_secure.record.private import read_private
 from fedproxy_secure.record.view import view
 from tests.support.recorded import AUDIT, prepared
@@ -74,26 +75,48 @@ def descendants():
     return found
 
 
-def rays_processes():
-    """Ray's clusters that processes below this one have started: the environment of each, by its port."""
-    found = {}
+def environments_of_ray():
+    """The environments of Ray's processes below this one."""
+    found = []
     for process in descendants():
         with suppress(OSError):
-            line = Path(f"/proc/{process}/cmdline").read_bytes().decode()
-            pairs = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")[:-1]
-            for port in re.findall(r"--gcs-address=127\.0\.0\.1:(\d+)", line):
-                found[port] = dict(pair.split("=", 1) for pair in pairs)
+            if b"--gcs-address=" in Path(f"/proc/{process}/cmdline").read_bytes():
+                pairs = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")[:-1]
+                found.append(dict(pair.split("=", 1) for pair in pairs))
     return found
 
 
-def joins(port, environment, *, timeout_s):
+def joins(address, environment, *, timeout_s):
     """Whether a process with this environment gets into a Ray cluster of this machine in this time."""
     program = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
     with suppress(subprocess.TimeoutExpired):
-        asked = [sys.executable, "-c", program, f"127.0.0.1:{port}"]
+        asked = [sys.executable, "-c", program, address]
         ended = subprocess.run(asked, env=environment, capture_output=True, timeout=timeout_s, check=False)
         return ended.returncode == 0
     return False
+
+
+@pytest.mark.slow
+@pytest.mark.change
+@pytest.mark.timeout(600)
+def test_nobody_joins_a_simulations_ray_cluster_without_the_runs_secret(tmp_path):
+    stranger = quiet_environment(tmp_path / "flwr")
+    own = {**stranger, **_token_for_ray(tmp_path / "ray.token")}
+    program = (
+        "import ray; c = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False); "
+        "print('at', c.address_info['gcs_address'], flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", program], env=own, text=True, **pipes) as cluster:
+        try:
+            line = next(one for one in cluster.stdout if one.startswith("at "))
+            began = time.monotonic()
+            assert joins(line.split()[1], own, timeout_s=200)
+            longer_s = 5 + 1.5 * (time.monotonic() - began)  # without the secret nobody is answered
+            assert not joins(line.split()[1], stranger, timeout_s=longer_s)
+        finally:
+            cluster.stdin.close()
+            cluster.wait(60)
 
 
 @pytest.mark.slow
@@ -108,17 +131,12 @@ def joins(port, environment, *, timeout_s):
     ],
 )
 def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world, tmp_path, engine, rounds):
-    told, heard, entered = [], set(), {}
+    told, heard, rays = [], set(), []
 
     def note(line):
         told.append(line)
         heard.update(listening())
-        for port, own in rays_processes().items():
-            stranger = {name: value for name, value in own.items() if not name.startswith("RAY_AUTH")}
-            began = time.monotonic()
-            joined = joins(port, own, timeout_s=200)
-            longer_s = 5 + 1.5 * (time.monotonic() - began)  # without the secret nobody is answered
-            entered[port] = (joined, joins(port, stranger, timeout_s=longer_s))
+        rays.extend(environments_of_ray())
 
     expected, seen, written = recorded(world, "in_process", rounds, tmp_path)
     final, also_seen, also_written = recorded(world, engine, rounds, tmp_path, on_round=note)
@@ -127,7 +145,8 @@ def test_an_engine_of_flowers_own_ends_and_records_like_the_in_process_one(world
     assert [line["round"] for line in told] == list(range(rounds))
     assert heard, "what it started does listen"
     assert heard <= LOOPBACK
-    assert list(entered.values()) == [(True, False)] * (engine == "simulation"), "Ray asks for the secret"
+    assert {one["RAY_AUTH_MODE"] for one in rays} <= {"token"}
+    assert engine == "simulation" or not rays
     assert also_seen.cohorts == seen.cohorts
     assert also_seen.masked.keys() == seen.masked.keys()
     for number in range(rounds):
