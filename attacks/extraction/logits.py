@@ -148,7 +148,7 @@ class LogitSvd(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return a view of an API that returns all logits unchanged: the same view if it already does."""
+        """Return this view with an API that returns all logits unchanged."""
         return (view if view.api_policy.open else replace_view(view, api_policy=OPEN)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:

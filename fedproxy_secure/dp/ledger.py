@@ -186,7 +186,7 @@ class PrivacyLedger:
         return (number, key) if matches else None
 
     def _kept_result(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> bytes | None:
-        """Return the stored result of this place, or None: if missing or damaged, it is paid for again."""
+        """Return the stored result of this place, or None if it must be computed and paid for again."""
         try:
             head, _, result = self._file(RESULT_SUFFIX).read_bytes().partition(b"\n")
             kept = parse_json(head)

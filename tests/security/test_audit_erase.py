@@ -147,7 +147,7 @@ def test_a_signature_names_the_files_that_it_named_before(matrix):
 
 
 def said_of(name):
-    """What is said of a file that somebody altered; a report that is none says so, and so does a log."""
+    """The text of the error about an altered file: damaged reports and logs have texts of their own."""
     return rf"{re.escape(name)}: (was altered|is missing or damaged|line 1: does not open a log)"
 
 

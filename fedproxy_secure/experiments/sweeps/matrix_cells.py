@@ -8,7 +8,7 @@ cells/NAME/failed.json    why the cell failed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config, SweptCompression, SweptFusion, SweptProtection, parse_config
 from fedproxy_secure.config.kinds import COMPRESSIONS, PROTECTIONS
+from fedproxy_secure.config.sections import Scalar
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.attacked import attack_run
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
@@ -122,8 +123,10 @@ def cell_config(config: Config, cell: MatrixCell) -> Config:
     if cell.compression is not None:
         raw["compress"] |= cell.compression.model_dump(mode="json")
     raw["adapter"]["kind"] = cell.adapter
-    raw["fusion"] |= _fusion(cell.fusion, config)
-    raw["protect"] |= {"granularity": cell.fusion.granularity, **_scheme(cell.protection, config)}
+    fusion, protection = cell.fusion, cell.protection
+    raw["fusion"] |= _with_options("rule", fusion.rule, fusion.options, config.fusion.rule)
+    raw["protect"] |= _with_options("scheme", protection.scheme, protection.options, config.protect.scheme)
+    raw["protect"]["granularity"] = fusion.granularity
     raw["privacy"] |= _privacy(cell.protection)
     raw["audit"]["record"] = config.attacks.suite != "none"
     for section, changed in cell.protection.settings.items():
@@ -131,20 +134,16 @@ def cell_config(config: Config, cell: MatrixCell) -> Config:
     return parse_config(raw)
 
 
-def _scheme(protection: SweptProtection, config: Config) -> dict[str, Any]:
-    if protection.options is not None:
-        return {"scheme": protection.scheme, "options": dict(protection.options)}
-    if protection.scheme == config.protect.scheme:
-        return {}
-    return {"scheme": protection.scheme, "options": {}}  # those of the settings are another scheme's
+def _with_options(
+    key: str, name: str, options: Mapping[str, Scalar] | None, base_name: str
+) -> dict[str, Any]:
+    """Return the settings of a swept kind: its name under `key`, and its options.
 
-
-def _fusion(fusion: SweptFusion, config: Config) -> dict[str, Any]:
-    if fusion.options is not None:
-        return {"rule": fusion.rule, "options": dict(fusion.options)}
-    if fusion.rule == config.fusion.rule:
+    `options`: None leaves those of the matrix' settings if these name the same kind, `base_name`.
+    """
+    if options is None and name == base_name:
         return {}
-    return {"rule": fusion.rule, "options": {}}  # those of the settings are another rule's
+    return {key: name, "options": dict(options or {})}
 
 
 def _privacy(protection: SweptProtection) -> dict[str, Any]:

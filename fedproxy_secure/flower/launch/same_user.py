@@ -7,9 +7,9 @@ some not at all.
 
 Guarantees: `is_of_this_user` is true only of an IPv4 connection over loopback with exactly these two ends
 that is open, is held by a process, and was made by this user. `OnlyThisUser` answers nobody else, and reads
-no body of anybody else. What is closed, unknown or of another form is
-not this user's. Not guaranteed: anything against the administrator, a program of this user that hands on
-what others say (a proxy), or users of a container with its own numbers who share this network.
+no body of anybody else. What is closed, unknown or of another form is not this user's. Not guaranteed:
+anything against the administrator, a program of this user that hands on what others say (a proxy), or users
+of a container with its own numbers who share this network.
 """
 
 from __future__ import annotations
