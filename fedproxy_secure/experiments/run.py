@@ -116,12 +116,11 @@ def run(
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
         witness = Witness.open(folder, signed, command=typed)
         with witness.aborts():
-            cut = cache(
-                lambda: truncated_prompts(config, load_tasks(config.data))
-            )  # the same for all seeds
+            # read once, by the first seed that is not finished: it is the same for all
+            count_truncated = cache(lambda: truncated_prompts(config, load_tasks(config.data)))
             for seed in config.seeds:
                 if not (out / seed_folder(seed) / RESULT).exists():
-                    _run_seed(config, witness, seed, progress, federate, cut)
+                    _run_seed(config, witness, seed, progress, federate, count_truncated)
             head = witness.settle(findings=not in_cell)
             seeds = read_seeds(out, config.seeds, root=out)
             report = replace(report_of(config, out, seeds, typed), audit_head=head)
