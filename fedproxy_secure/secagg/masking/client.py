@@ -1,12 +1,13 @@
 """The client's side of the masking protocol: a state machine without transport.
 
-Bonawitz et al. 2017, the variant against an active server, where every pair of clients shares a mask. Each
-step takes the server's message and returns the client's answer, once and in order; the first failed check
-ends the attempt for good. `freeze` and `thaw` carry a session from one process to the next.
+The protocol is that of Bonawitz et al. 2017, in the variant against an active server, in which every pair
+of clients shares a mask. Each step takes the server's message (see `messages`) and returns the client's
+answer, once and in order; the first failed check ends the attempt for good. `freeze` and `thaw` carry a
+session from one process to the next.
 
-Guarantees, against a server that may do anything, together with up to `protect.colluders` clients: it
-learns at most one sum, over at least t clients of the cohort, of vectors made for exactly these terms.
-Not guaranteed: that the round completes, or that the others' vectors are honest.
+Guarantees: a server that may do anything, and up to `protect.colluders` clients that help it, learn at most
+one sum, over at least t clients of the cohort, of vectors made for exactly these terms.
+Not guaranteed: that the round completes, or that other clients' vectors are honest.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ S = TypeVar("S", Advertise, Unmask)
 
 
 class ClientSession(SteppedSession):
-    """One client in one attempt: `advertise`, `share`, `mask`, `confirm`, `unmask`."""
+    """One client in one attempt: `advertise`, `share`, `mask`, `confirm`, `unmask`, in this order."""
 
     STEPS = ("advertise", "share", "mask", "confirm", "unmask", OVER)
 
@@ -54,12 +55,12 @@ class ClientSession(SteppedSession):
         self._book: KeyBook | None = None
         self._inbox: Inbox | None = None
         self._survivors: Survivors | None = None
-        self._held: dict[str, tuple[Secret, Secret]] = {}  # by sender; computed anew after `thaw`
+        self._held: dict[str, tuple[Secret, Secret]] = {}  # shares by sender, opened again after `thaw`
 
     # step 1
 
     def advertise(self) -> Advertise:
-        """Return fresh public keys and a commitment to the self mask."""
+        """Return fresh public keys and a commitment to the self mask, signed."""
         return self._once("advertise", self._advertise)
 
     def _advertise(self) -> Advertise:
@@ -75,7 +76,7 @@ class ClientSession(SteppedSession):
     # step 2
 
     def share(self, book: KeyBook) -> Shares:
-        """Check every key in the book, then deal shares of both secrets to everyone in it."""
+        """Check every key in the book, then return sealed shares of both secrets for all other clients."""
         return self._once("share", lambda: self._share(book))
 
     def _share(self, book: KeyBook) -> Shares:
@@ -115,7 +116,7 @@ class ClientSession(SteppedSession):
     # step 3
 
     def mask(self, inbox: Inbox, words: np.ndarray) -> MaskedInput:
-        """Check the shares received, then mask `words` (ring words [plan.words], changed in place)."""
+        """Check the shares received, then mask `words`: ring words [plan.words], changed in place."""
         return self._once("mask", lambda: self._mask(inbox, words))
 
     def _mask(self, inbox: Inbox, words: np.ndarray) -> MaskedInput:
@@ -129,7 +130,7 @@ class ClientSession(SteppedSession):
             )
         self._inbox = inbox
         for sender in inbox.senders:
-            self._shares_from(sender)  # a damaged one is found now, before anything is masked
+            self._shares_from(sender)  # finds damaged shares before anything is masked
         plus: list[Secret] = [mask_key(self._secret("self mask"), self._context)]
         minus: list[Secret] = []
         for peer in inbox.senders:
@@ -148,7 +149,7 @@ class ClientSession(SteppedSession):
     # step 4
 
     def confirm(self, survivors: Survivors) -> Confirmation:
-        """Sign the sets that this client was shown."""
+        """Sign the set of survivors, and that of the clients whose shares came, as this client saw them."""
         return self._once("confirm", lambda: self._confirm(survivors))
 
     def _confirm(self, survivors: Survivors) -> Confirmation:
@@ -161,14 +162,14 @@ class ClientSession(SteppedSession):
     # step 5
 
     def unmask(self, confirmations: Confirmations) -> Unmask:
-        """Check that t survivors saw the same sets, then give up one share of each client, once."""
+        """Check that t survivors signed the same sets, then return one share of each client, once."""
         return self._once("unmask", lambda: self._unmask(confirmations))
 
     def _unmask(self, confirmations: Confirmations) -> Unmask:
         survivors, shared = self._known(self._survivors).clients, self._known(self._inbox).senders
         if len(confirmations.clients) != len(confirmations.signatures):
             raise ProtocolAborted("confirmations: columns must have the same length")
-        self._check_names(confirmations.clients, "confirmations", within=survivors, own=False)
+        self._check_names(confirmations.clients, "confirmations", within=survivors, with_own=False)
         message = Confirmation.signed(self._context, shared, survivors)
         for client, signature in zip(confirmations.clients, confirmations.signatures, strict=True):
             self._check_confirmation(client, message, signature)
@@ -186,7 +187,7 @@ class ClientSession(SteppedSession):
         self._end()
         return answer
 
-    # what a session holds between steps
+    # the state between steps
 
     def _frozen_fields(self) -> dict[str, Any]:
         messages = {"book": self._book, "inbox": self._inbox, "survivors": self._survivors}
@@ -209,12 +210,12 @@ class ClientSession(SteppedSession):
     def _check_confirmation(self, client: str, message: bytes, signature: bytes) -> None:
         self._check_signature(client, message, signature, f"confirmation of {client}")
 
-    def _check_names(self, names: list[str], what: str, *, within: Any, own: bool = True) -> None:
+    def _check_names(self, names: list[str], what: str, *, within: Any, with_own: bool = True) -> None:
         if len(set(names)) != len(names):
             raise ProtocolAborted(f"{what}: a client is there twice")
         if strangers := set(names) - set(within):
             raise ProtocolAborted(f"{what}: {min(strangers)[:80]} does not belong there")
-        if own and self.name not in names:
+        if with_own and self.name not in names:
             raise ProtocolAborted(f"{what}: this client is missing")
         if len(names) < self.terms.threshold:
             raise ProtocolAborted(f"{what}: {len(names)} clients; must be >= {self.terms.threshold}")
@@ -276,7 +277,7 @@ class ClientSession(SteppedSession):
 
     @staticmethod
     def _known(message: T | None) -> T:
-        assert message is not None  # the order of steps sees to it
+        assert message is not None  # ensured by the order of steps
         return message
 
 
