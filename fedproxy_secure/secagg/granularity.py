@@ -238,6 +238,7 @@ def _merge_exactly(
     weight: float,
     rho: float,
 ) -> Merged:
+    """Elect a side and average over it, by the exact mass and count of each side."""
     ups, downs = unpack_signs(sums["signs"], clients=plan.clients, bits=plan.bits, d=len(mean))
     absolute = sums["magnitude"] / weight
     # without the counts, rounding would leave a trace of mass on a side that has no client
@@ -255,6 +256,7 @@ def _merge_exactly(
 def _merge_by_blocks(
     mean: np.ndarray, sigma: np.ndarray, *, clients: int, rho: float, kept: float
 ) -> Merged:
+    """Estimate the fused step by the tables of `expectations`, from mean and spread at each coordinate."""
     trimmed = kept < 1 and clients > 1  # the mean of one client is its value, zero or not
     value, conflict = trimmed_tables(clients, rho, kept) if trimmed else plain_tables(clients, rho)
     z = np.divide(np.abs(mean), sigma, out=np.full(len(mean), np.inf), where=sigma > 0)
@@ -273,10 +275,12 @@ def _clip_of(plan: RingPlan) -> float:
 
 
 def _block_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the mean of every block, [blocks], of values [d]."""
     lengths = np.diff(np.append(starts, len(values)))
     means: np.ndarray = np.add.reduceat(values, starts) / lengths
     return means
 
 
 def _block_index(starts: np.ndarray, d: int) -> np.ndarray:
+    """Return the number of the block of every coordinate, [d]."""
     return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, d)))

@@ -50,7 +50,7 @@ HASH = Size(least=32, most=32)
 SIGNATURE = Size(least=SIGNATURE_BYTES, most=SIGNATURE_BYTES)
 TAG = Size(least=TAG_BYTES, most=TAG_BYTES)
 SHARE = Size(least=SHARE_BYTES, most=SHARE_BYTES)
-SEALED_SHARES = Size(least=0, most=NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES)  # empty: the own row
+SEALED_SHARES = Size(least=0, most=NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES)  # own row: empty
 VECTOR = Size(least=0, most=MOST_VECTOR_BYTES)
 
 

@@ -91,9 +91,11 @@ class CkksClient(SteppedSession):
         )
 
     def _make_keys(self) -> ckks.CkksKeys:
+        """Return the keys that this client makes if it leads."""
         return ckks.make_keys()
 
     def _public_for_clients(self, keys: ckks.CkksKeys) -> bytes:
+        """Return the public context that a key grant contains."""
         return keys.public
 
     def mask(self, grant: KeyGrant, row: np.ndarray) -> Encrypted:

@@ -175,7 +175,7 @@ def check_form(part: Any, *, primes: int, scale_bits: int) -> None:
 
 
 def read_context(serialised: bytes, *, moduli: Sequence[int], scale_bits: int) -> Any:
-    """Return a serialised context. Raises `DataError` if it cannot be read or has other parameters."""
+    """Return a context from its bytes. Raises `DataError` for other parameters, or if it cannot be read."""
     ts = tenseal()
     try:
         context = ts.context_from(serialised)

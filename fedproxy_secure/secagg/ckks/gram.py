@@ -145,7 +145,7 @@ class GramServer(CkksServer):
         self._sketches: dict[str, bytes] = {}
 
     def _public_for_clients(self, grants: KeyGrants) -> bytes:
-        return b""
+        return b""  # as the leader signed it
 
     def sketched(self, message: EncryptedSketch) -> None:
         """Check an encrypted sketch and keep it for the products."""

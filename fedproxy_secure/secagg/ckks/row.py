@@ -48,7 +48,7 @@ def row_length(plan: RingPlan) -> int:
 
 
 def real_segments(plan: RingPlan) -> list[Segment]:
-    """Return the plan's segments that carry the update; the control words are not ring words here."""
+    """Return the plan's segments that carry the update; control numbers follow them in the row."""
     return [s for s in plan.segments if s.clip is not None]
 
 

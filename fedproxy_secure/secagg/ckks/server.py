@@ -83,6 +83,7 @@ class CkksServer(SteppedServer):
         self._grants = message
 
     def _take_public(self, message: KeyGrants) -> None:
+        """Check the leader's public context, and prepare to receive ciphertexts under it."""
         length = row_length(self.terms.plan)
         self._probe = self._tried("sum", message, length)
         self._sum = ckks.CkksSum(message.public, length)
@@ -95,6 +96,7 @@ class CkksServer(SteppedServer):
             raise ProtocolAborted(f"key grants of {message.client}: {error}") from error
 
     def _public_for_clients(self, grants: KeyGrants) -> bytes:
+        """Return the public context that each client's key grant contains."""
         return grants.public
 
     def grants(self) -> dict[str, KeyGrant]:

@@ -7,6 +7,7 @@ session from one process to the next.
 
 Guarantees: a server that may do anything, and up to `protect.colluders` clients that help it, learn at most
 one sum, over at least t clients of the cohort, of vectors made for exactly these terms.
+
 Not guaranteed: that the round completes, or that other clients' vectors are honest.
 """
 
@@ -57,10 +58,8 @@ class ClientSession(SteppedSession):
         self._survivors: Survivors | None = None
         self._held: dict[str, tuple[Secret, Secret]] = {}  # shares by sender, opened again after `thaw`
 
-    # step 1
-
     def advertise(self) -> Advertise:
-        """Return fresh public keys and a commitment to the self mask, signed."""
+        """Return fresh public keys and a commitment to the self mask, signed (step 1)."""
         return self._once("advertise", self._advertise)
 
     def _advertise(self) -> Advertise:
@@ -73,10 +72,8 @@ class ClientSession(SteppedSession):
         )
         return _signed(unsigned, self._identity, unsigned.signed(self._context))
 
-    # step 2
-
     def share(self, book: KeyBook) -> Shares:
-        """Check every key in the book, then return sealed shares of both secrets for all other clients."""
+        """Check all keys in the book, then return sealed shares of both secrets for the others (step 2)."""
         return self._once("share", lambda: self._share(book))
 
     def _share(self, book: KeyBook) -> Shares:
@@ -113,10 +110,8 @@ class ClientSession(SteppedSession):
             sealed.append(crypto.seal(key, pair, associated=route))
         return Shares(client=self.name, receivers=receivers, sealed=sealed)
 
-    # step 3
-
     def mask(self, inbox: Inbox, words: np.ndarray) -> MaskedInput:
-        """Check the shares received, then mask `words`: ring words [plan.words], changed in place."""
+        """Check the shares received, then mask `words`, ring words [plan.words], in place (step 3)."""
         return self._once("mask", lambda: self._mask(inbox, words))
 
     def _mask(self, inbox: Inbox, words: np.ndarray) -> MaskedInput:
@@ -146,10 +141,8 @@ class ClientSession(SteppedSession):
         packed = pack(self.terms.plan, words)
         return MaskedInput(client=self.name, masked=packed, tag=crypto.tag(key, packed))
 
-    # step 4
-
     def confirm(self, survivors: Survivors) -> Confirmation:
-        """Sign the set of survivors, and that of the clients whose shares came, as this client saw them."""
+        """Sign two sets as this client saw them: who sent shares, and who survived (step 4)."""
         return self._once("confirm", lambda: self._confirm(survivors))
 
     def _confirm(self, survivors: Survivors) -> Confirmation:
@@ -159,10 +152,8 @@ class ClientSession(SteppedSession):
         message = Confirmation.signed(self._context, shared, survivors.clients)
         return Confirmation(client=self.name, signature=crypto.sign(self._identity, message))
 
-    # step 5
-
     def unmask(self, confirmations: Confirmations) -> Unmask:
-        """Check that t survivors signed the same sets, then return one share of each client, once."""
+        """Check that t survivors signed the same sets, then return one share of each client (step 5)."""
         return self._once("unmask", lambda: self._unmask(confirmations))
 
     def _unmask(self, confirmations: Confirmations) -> Unmask:
@@ -223,9 +214,11 @@ class ClientSession(SteppedSession):
     # secrets and shares
 
     def _secret(self, label: str) -> Secret:
+        """Return the secret of this attempt with this label; it is derived from the root each time."""
         return crypto.derive(self._root, info=label.encode() + b"|" + self._context)
 
     def _split(self, holders: list[str]) -> tuple[dict[int, Secret], dict[int, Secret]]:
+        """Return shares, by the holders' points, of the self mask and of the mask key."""
         points = [self.terms.point_of(c) for c in holders]
         dealt = []
         for label in ("self mask", "mask key"):
@@ -249,6 +242,7 @@ class ClientSession(SteppedSession):
         return self_shares[point], key_shares[point]
 
     def _opened(self, sender: str) -> tuple[Secret, Secret]:
+        """Return the pair of shares that a sender sealed for this client."""
         inbox = self._known(self._inbox)
         pair = crypto.unseal(
             self._channel(sender, outgoing=False),
@@ -271,6 +265,7 @@ class ClientSession(SteppedSession):
         return crypto.digest(b"shares", self._context, sender.encode(), receiver.encode())
 
     def _row(self, client: str) -> tuple[bytes, bytes]:
+        """Return a client's public share key and mask key, from the key book."""
         book = self._known(self._book)
         i = book.clients.index(client)
         return book.share_keys[i], book.mask_keys[i]
