@@ -15,7 +15,8 @@ Both sides call `segments_of` for the vector's layout. A client calls `contribut
 Guarantees (what the server learns; the masking protocol hides everything else):
     plain         the sum at each coordinate.
     coordinate    also, where a side has one contributor, that client's value; where the signs are
-                  unanimous, every client's sign. It does not learn *which* clients are on a side.
+                  unanimous, every client's sign. Otherwise the counts do not tell *which* clients are on
+                  a side.
     block         the sum at each coordinate, and one variance per block. No count and no sign of any
                   client, unless clients send little more than signs.
 
