@@ -141,9 +141,10 @@ def contribution(
     scaled = update if weight == 1 else np.float32(weight) * update
     parts = {"update": scaled}
     if granularity == "block":
+        # of the values as the ring will clip them, or a sum beyond the clip would have a negative variance
         clip = _clip_of(plan)
-        clipped = np.clip(update, -clip, clip)
-        parts["squares"] = weight * _block_means(clipped.astype(np.float64) ** 2, layout.starts())
+        counted = np.clip(scaled, -clip, clip).astype(np.float64) / weight
+        parts["squares"] = weight * _block_means(counted**2, layout.starts())
     elif granularity == "coordinate":
         parts["magnitude"] = np.abs(scaled)
         parts["signs"] = pack_signs(update, clients=plan.clients, bits=plan.bits)
