@@ -9,11 +9,11 @@ An attack registers itself with the decorator `attack`. Another project names it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TypeVar
 
 from attacks.base import Attack, AttackInfo
 from fedproxy_secure.errors import ConfigError
@@ -22,6 +22,7 @@ from fedproxy_secure.evidence.measure import measure_kind
 from fedproxy_secure.runtime.nearest import nearest
 
 GROUP = "fedproxy_secure.attacks"
+A = TypeVar("A", bound=Attack)
 _REGISTERED: dict[str, type[Attack]] = {}
 _OWN = (  # modules; each registers its attacks when it is imported
     "attacks.reconstruction.embedding",
@@ -46,14 +47,14 @@ _OWN = (  # modules; each registers its attacks when it is imported
 )
 
 
-def attack(info: AttackInfo) -> Any:
+def attack(info: AttackInfo) -> Callable[[type[A]], type[A]]:
     """Return a class decorator that registers an attack under `info.name`.
 
     Several attacks may share an id, but a name must not be an id, as commands accept both. Raises
     `ConfigError` if the name is taken, or if the decorated object is not a subclass of `Attack`.
     """
 
-    def register(kind: type[Attack]) -> type[Attack]:
+    def register(kind: type[A]) -> type[A]:
         if not (isinstance(kind, type) and issubclass(kind, Attack)):
             raise ConfigError(f"attack {info.name!r}: {kind!r}: must be a subclass of attacks.base.Attack")
         registered = [k.info for k in _REGISTERED.values() if k.info.name != info.name]

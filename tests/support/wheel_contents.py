@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedproxy_secure", "threat_models", "attacks")
 DATA = (
+    *(f"{package}/py.typed" for package in PACKAGES),  # else a type checker takes a package's names for Any
     "attacks/benchmark/benchmark.schema.json",
     "fedproxy_secure/bundle/findings.schema.json",
     "fedproxy_secure/configs/policies/release.yaml",

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -223,6 +225,10 @@ def test_an_attack_that_needs_arguments_is_one_line(installed):
     registry.attack(replace(INFO, name="wants"))(Wants)
     with pytest.raises(ConfigError, match=r"attack 'wants' of .*: cannot be made without arguments: "):
         registry.every()
+
+
+def test_the_decorator_keeps_the_type_of_the_class_for_type_checkers():
+    assert get_type_hints(registry.attack)["return"] == Callable[[type[registry.A]], type[registry.A]]
 
 
 def test_two_attacks_cannot_have_one_name():

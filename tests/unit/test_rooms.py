@@ -29,6 +29,11 @@ def test_the_root_of_the_package_holds_few_modules():
     assert len(list((ROOT / "fedproxy_secure").glob("*.py"))) <= MOST_IN_THE_ROOT
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_tells_type_checkers_that_it_is_typed(package: str):
+    assert (ROOT / package / "py.typed").is_file()
+
+
 def test_a_module_is_short_or_its_docstring_says_why_not():
     for file in modules():
         text = file.read_text(encoding="utf-8")
