@@ -125,8 +125,8 @@ def train_privately(
         )
     except FedProxyError:
         raise
-    except Exception:  # the error's text may describe a record
-        log.info("%s: training failed", who, exc_info=True)
+    except Exception:  # its text may describe a record, so only the client's own log has it
+        log.exception("%s: training failed", who)
         raise TrainingError(f"{who}: training failed; the client's own log says why") from None
 
 

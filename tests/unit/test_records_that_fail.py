@@ -211,10 +211,14 @@ def test_too_little_memory_is_no_matter_of_a_record_and_said_in_one_constant_lin
         )
 
 
-def test_what_nobody_thought_of_is_said_in_one_constant_line():
+def test_what_nobody_thought_of_is_said_in_one_constant_line_and_why_in_the_log_at_its_default_level(
+    caplog,
+):
     def pull():
         raise RuntimeError("the adapter is 12.5 now")
 
     line = r"^client x, round 0: training failed; the client's own log says why$"
     with pytest.raises(TrainingError, match=line):
         tune(adapted(), pull=pull)
+    assert "client x, round 0: training failed" in caplog.text
+    assert "RuntimeError: the adapter is 12.5 now" in caplog.text
