@@ -141,6 +141,24 @@ def test_what_a_rule_may_not_return_stops_the_round_and_names_the_rule(wrong, sa
         fuse_round(start(2), [update("a", [1, 1])], FusionConfig(rule="wrong"))
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, r"fusion\.rule=mine: has no merge and is not linear; must have merge"),
+        (
+            {"linear": True, "merge": lambda self, tau, analysis, fusion: tau[0]},
+            r"fusion\.rule=mine: is linear and has merge, which would never be called; must be one",
+        ),
+    ],
+    ids=["neither", "both"],
+)
+def test_a_rule_that_merges_and_is_linear_or_neither_is_refused_before_the_run(body, says, tmp_path):
+    said = {"name": "mine", "check_settings": lambda self, fusion: None, **body}
+    mine = type("Mine", (FusionRule,), said)()
+    with FUSION_RULES.added("mine", mine), pytest.raises(ConfigError, match=says):
+        parse_config(tiny_settings(tmp_path, fusion={"rule": "mine"}, protect=IN_THE_CLEAR))
+
+
 def test_a_rule_cannot_change_the_updates_it_reads():
     class Greedy(FusionRule):
         name = "greedy"

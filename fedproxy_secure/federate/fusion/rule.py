@@ -46,7 +46,7 @@ class FusionRule:
                 )
 
     def merge(self, tau: np.ndarray, analysis: Analysis, fusion: FusionConfig) -> np.ndarray:
-        """Return one update for all, float32 [d]. Every rule that is not `linear` needs it.
+        """Return one update for all, float32 [d]. A rule has it or is `linear`.
 
         It is called where the server sees every update, not under a secure sum.
 
@@ -71,8 +71,19 @@ class FusionRule:
 
 
 def fusion_rule_of(fusion: FusionConfig) -> FusionRule:
-    """Return the rule that settings name. Raises `ConfigError` for a name that is not known."""
-    rule: FusionRule = FUSION_RULES.get(fusion.rule, where="fusion.rule")
+    """Return the rule that settings name.
+
+    Raises `ConfigError` for a name that is not known, and for a rule that is neither linear nor has `merge`
+    or that is both.
+    """
+    rule = FUSION_RULES.get(fusion.rule, where="fusion.rule")
+    merges = type(rule).merge is not FusionRule.merge
+    if not merges and not rule.linear:
+        raise ConfigError(f"fusion.rule={rule.name}: has no merge and is not linear; must have merge")
+    if merges and rule.linear:
+        raise ConfigError(
+            f"fusion.rule={rule.name}: is linear and has merge, which would never be called; must be one"
+        )
     return rule
 
 
