@@ -2,18 +2,23 @@
 
 Settings name a kind by a word (`protect.scheme: masking`). Each word leads to one object in one module,
 loaded when it is first needed. Other projects add words by entry points (see
-`fedproxy_secure.runtime.registry`). The objects' types: `fedproxy_secure.protect.base.Protection`,
-`fedproxy_secure.federate.fusion.rule.FusionRule`, `fedproxy_secure.experiments.method.Method`,
-`fedproxy_secure.compress.base.Compression`.
+`fedproxy_secure.runtime.registry`). The classes of the objects are imported for type checkers only: they
+stand in layers above this one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedproxy_secure.runtime.registry import Registry
 
-PROTECTIONS: Registry[Any] = Registry(
+if TYPE_CHECKING:
+    from fedproxy_secure.compress.base import Compression
+    from fedproxy_secure.experiments.method import Method
+    from fedproxy_secure.federate.fusion.rule import FusionRule
+    from fedproxy_secure.protect.base import Protection
+
+PROTECTIONS: Registry[Protection] = Registry(
     kind="protection",
     base="fedproxy_secure.protect.base:Protection",
     texts=("name", "title"),
@@ -25,7 +30,7 @@ PROTECTIONS: Registry[Any] = Registry(
         "ckks": "fedproxy_secure.protect.ckks:CKKS",
     },
 )
-FUSION_RULES: Registry[Any] = Registry(
+FUSION_RULES: Registry[FusionRule] = Registry(
     kind="fusion rule",
     base="fedproxy_secure.federate.fusion.rule:FusionRule",
     texts=("name",),
@@ -50,7 +55,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     ),
     "masked": ("masked_fedavg", "masked_fedavg_lr", "masked_h_ties_coordinate", "masked_h_ties_block"),
 }
-METHODS: Registry[Any] = Registry(
+METHODS: Registry[Method] = Registry(
     kind="method",
     base="fedproxy_secure.experiments.method:Method",
     texts=("name", "title"),
@@ -62,7 +67,7 @@ METHODS: Registry[Any] = Registry(
         for name in names
     },
 )
-COMPRESSIONS: Registry[Any] = Registry(
+COMPRESSIONS: Registry[Compression] = Registry(
     kind="compression",
     base="fedproxy_secure.compress.base:Compression",
     texts=("name", "title"),

@@ -208,8 +208,7 @@ class FusionConfig(Section):
     @property
     def linear(self) -> bool:
         """Whether the rule reads the mean of the updates alone."""
-        linear: bool = FUSION_RULES.get(self.rule, where="fusion.rule").linear
-        return linear
+        return FUSION_RULES.get(self.rule, where="fusion.rule").linear
 
 
 class PlugBackConfig(Section):

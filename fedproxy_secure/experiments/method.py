@@ -93,5 +93,4 @@ def method_of(name: str, *, where: str = "") -> Method:
     Args:
         where: the setting that has the name, such as `compare.methods`.
     """
-    method: Method = METHODS.get(name, where=where)
-    return method
+    return METHODS.get(name, where=where)

@@ -173,5 +173,4 @@ def _title(scheme: str) -> str:
     """Return a protection's title; its name in words if no installed package has it."""
     if scheme not in PROTECTIONS.names():
         return scheme.replace("_", " ")
-    title: str = PROTECTIONS.get(scheme).title
-    return title
+    return PROTECTIONS.get(scheme).title

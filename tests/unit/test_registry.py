@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from fedproxy_secure.config import kinds
 from fedproxy_secure.config.kinds import COMPRESSIONS, FUSION_RULES, METHODS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.protect.plaintext import Plaintext
@@ -32,6 +33,13 @@ def installed(tmp_path, monkeypatch):
         sys.modules.pop("somebody", None)
 
     return install
+
+
+@pytest.mark.parametrize("name", ["PROTECTIONS", "FUSION_RULES", "METHODS", "COMPRESSIONS"])
+def test_a_type_checker_refuses_what_a_registry_refuses(name):
+    """That is, both know the same class of the registry's things."""
+    base = getattr(kinds, name)._base.rpartition(":")[2]
+    assert kinds.__annotations__[name] == f"Registry[{base}]"
 
 
 def test_names_are_known_before_anything_is_loaded(registry):
@@ -117,10 +125,10 @@ def test_what_a_block_adds_is_gone_after_it(registry):
 
 
 def test_every_name_of_this_project_leads_to_an_object_of_that_name():
-    for kinds in (PROTECTIONS, FUSION_RULES, METHODS, COMPRESSIONS):
-        for name, thing in kinds.every().items():
+    for one in (PROTECTIONS, FUSION_RULES, METHODS, COMPRESSIONS):
+        for name, thing in one.every().items():
             assert thing.name == name
-            assert kinds is FUSION_RULES or thing.title
+            assert one is FUSION_RULES or thing.title
 
 
 def test_the_functions_of_a_group_are_loaded_and_asked(installed):

@@ -172,7 +172,7 @@ def _apart(title: str, name: str, titles: Sequence[str]) -> str:
 
 
 def _protection_title(protection: SweptProtection) -> str:
-    title: str = PROTECTIONS.get(protection.scheme).title
+    title = PROTECTIONS.get(protection.scheme).title
     title = " ".join([title, *(f"{key}={value}" for key, value in (protection.options or {}).items())])
     if protection.epsilon is not None:
         level = "client-level " if protection.unit == "client" else ""
@@ -182,7 +182,7 @@ def _protection_title(protection: SweptProtection) -> str:
 
 
 def _compression_title(compression: SweptCompression) -> str:
-    title: str = COMPRESSIONS.get(compression.kind).title
+    title = COMPRESSIONS.get(compression.kind).title
     return " ".join([title, *(f"{key}={value}" for key, value in compression.options.items())])
 
 
