@@ -5,11 +5,17 @@ An attack registers itself with the decorator `attack`. Another project names it
 
     [project.entry-points."fedproxy_secure.attacks"]
     worst_token = "my_package.worst_token"
+
+A measure of another package that is broken stops neither the package's attacks nor others: an attack no
+longer feeds it, and a module that cannot be imported because of it is left out. A line of the log says so.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -18,9 +24,11 @@ from typing import TypeVar
 from attacks.base import Attack, AttackInfo
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.finding import Profile
-from fedproxy_secure.evidence.measure import measure_kind
+from fedproxy_secure.evidence.measure import MEASURES, BrokenMeasure, measure_kind
+from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.nearest import nearest
 
+log = logging.getLogger(__name__)
 GROUP = "fedproxy_secure.attacks"
 A = TypeVar("A", bound=Attack)
 _REGISTERED: dict[str, type[Attack]] = {}
@@ -84,17 +92,47 @@ def _load() -> None:
         import_module(module)
     for point in entry_points(group=GROUP):
         source = f"entry point {point.name!r} of {GROUP}: {point.value}"
-        before = len(_REGISTERED)
+        before = dict(_REGISTERED)
         try:
             point.load()
+        except BrokenMeasure as error:
+            _REGISTERED.clear()  # the module may have registered attacks before it failed
+            _REGISTERED.update(before)
+            _left_out(f"{source}: is left out: {error}")
+            continue
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
         except Exception as error:  # somebody else's module may raise anything
             raise ConfigError(f"{source}: cannot be loaded: {error or type(error).__name__}") from error
-        if len(_REGISTERED) == before and not _has_registered(point.module):
+        if len(_REGISTERED) == len(before) and not _has_registered(point.module):
             raise ConfigError(
                 f"{source}: registers no attack; decorate its class with `attack` of attacks.registry"
             )
+    _feed_no_broken_measure([kind for kind in _REGISTERED.values() if kind.__module__ not in _OWN])
+
+
+def _feed_no_broken_measure(kinds: Iterable[type[Attack]]) -> None:
+    """Take measures of other packages that cannot be loaded out of what attacks feed.
+
+    An attack then feeds its other measures as before, and no policy can name a measure that is left out.
+    """
+    broken: dict[str, bool] = {}
+    for kind in kinds:
+        for key in (feeds.measure for feeds in kind.info.measures):
+            if key not in broken and key in MEASURES.names():
+                try:
+                    measure_kind(key)
+                    broken[key] = False
+                except ConfigError as error:
+                    broken[key] = True
+                    _left_out(f"entry point {key!r} of {MEASURES.group}: is left out: {error}")
+        fed = tuple(feeds for feeds in kind.info.measures if not broken.get(feeds.measure))
+        kind.info = replace(kind.info, measures=fed)
+
+
+def _left_out(line: str) -> None:
+    if multiprocessing.parent_process() is None:  # else the parent has said it
+        log.warning(printable(line))
 
 
 def _has_registered(module: str) -> bool:

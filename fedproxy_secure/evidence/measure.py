@@ -35,6 +35,10 @@ Better = Literal["higher", "lower", "neither"]
 MeasuredBy = Literal["attacks", "run"]
 
 
+class BrokenMeasure(ConfigError):
+    """A measure's description that breaks a rule of `MeasureKind`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasureKind:
     """One kind of number on one axis of the trilemma.
@@ -64,7 +68,7 @@ class MeasureKind:
             gate, such a number can prove that a limit is broken, but never that it is kept.
         counted: whether the run counts it, so that equal numbers of all seeds are exact.
 
-    Raises `ConfigError` for a key that is not an identifier, an unknown axis or direction, an empty title,
+    Raises `BrokenMeasure` for a key that is no identifier, an unknown axis or direction, an empty title,
     an empty range, a phrase without `{}`, and for a measure of attacks without a better direction.
     """
 
@@ -105,7 +109,7 @@ class MeasureKind:
         )
         for name, value, holds, rule in rules:
             if not holds:
-                raise ConfigError(f"measure {self.key!r}: {name}={value!r}: must be {rule}")
+                raise BrokenMeasure(f"measure {self.key!r}: {name}={value!r}: must be {rule}")
 
     @property
     def estimate_name(self) -> str:

@@ -10,8 +10,10 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from attacks import registry
+from attacks.cli import app
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.finding import Outcome
@@ -37,12 +39,16 @@ from tests.support.toys import (
 def installed(tmp_path, monkeypatch):
     """A way to install a package that names an entry point; undone afterwards."""
 
-    def install(value):
+    def install(value, measures=""):
         place = tmp_path / "somebody-1.0.dist-info"
         place.mkdir()
         (place / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
-        (place / "entry_points.txt").write_text(f"[{registry.GROUP}]\nmine = {value}\n")
+        (place / "entry_points.txt").write_text(
+            f"[{registry.GROUP}]\nmine = {value}\n[{MEASURES.group}]\n{measures}\n"
+        )
         monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(MEASURES, "_looked", False)
+        monkeypatch.setattr(MEASURES, "_places", dict(MEASURES._places))
         registry._load.cache_clear()
 
     registry.every()  # modules register their attacks once a process, when first imported
@@ -150,6 +156,73 @@ def test_an_entry_point_that_cannot_be_loaded_is_named_in_one_line(installed):
     installed("somebody.nowhere:Nothing")
     with pytest.raises(ConfigError, match=r"entry point 'mine' .*somebody.nowhere:Nothing: cannot be"):
         registry.every()
+
+
+BROKEN = """
+from dataclasses import replace
+from attacks import Feeds, attack
+from tests.support.toys import INFO, Toy
+FEEDS = Feeds(measure="mine", metric="auc"), Feeds(measure="membership_auc", metric="auc")
+@attack(replace(INFO, id="T9", name="theirs", measures=FEEDS))
+class Theirs(Toy):
+    def __init__(self):
+        self.guesses = 0
+"""
+MEASURE = """
+from fedproxy_secure.evidence.measure import MeasureKind
+MINE = MeasureKind(key="mine", title="mine", axis="privacy", better="lower", unit="")
+"""
+WHY = "measure 'mine': unit='': must be a unit, such as share"
+
+
+@pytest.fixture
+def broken(installed, tmp_path, request):
+    """A package with a broken measure, in the module of its attack or in another."""
+    (tmp_path / "their_attack.py").write_text(BROKEN + (MEASURE if request.param == "one module" else ""))
+    (tmp_path / "their_measure.py").write_text(MEASURE)
+    home = "their_attack" if request.param == "one module" else "their_measure"
+    installed("their_attack:Theirs", f"mine = {home}:MINE")
+    yield
+    for module in ("their_attack", "their_measure"):
+        sys.modules.pop(module, None)
+
+
+def command(*words):
+    return CliRunner().invoke(app, [*words], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("broken", ["two modules"], indirect=True)
+def test_a_broken_measure_is_left_out_and_its_attack_feeds_its_others(broken, clean_run, caplog):
+    assert command("list").exit_code == 0
+    assert command("info", "theirs").exit_code == 0
+    (line,) = caplog.messages
+    assert line.startswith("entry point 'mine' of fedproxy_secure.measures: is left out: ")
+    assert line.endswith(WHY)
+    theirs = registry.get("theirs")
+    assert [feeds.measure for feeds in theirs.info.measures] == ["membership_auc"]
+    (found,) = suite(clean_run, theirs)
+    assert found.outcome == Outcome.SUCCEEDED
+    assert list(found.measures) == ["membership_auc"]
+
+
+@pytest.mark.parametrize("broken", ["one module"], indirect=True)
+def test_an_attack_whose_module_fails_with_a_broken_measure_is_left_out_and_no_other(broken, caplog):
+    shown = command("list")
+    assert shown.exit_code == 0
+    assert "theirs" not in shown.output
+    assert "lora_span_tokens" in shown.output
+    assert command("info", "theirs").exit_code == 2
+    (line,) = caplog.messages
+    assert line == (f"entry point 'mine' of {registry.GROUP}: their_attack:Theirs: is left out: {WHY}")
+
+
+@pytest.mark.parametrize("broken", ["one module", "two modules"], indirect=True)
+def test_no_policy_can_name_a_broken_measure(broken, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("schema_version: 1\nrules: [{max_mine: 0.6, not_applicable: pass}]\n")
+    registry.every()
+    with pytest.raises(ConfigError, match=f"cannot be loaded: {WHY}"):
+        load_policy(policy)
 
 
 def test_an_entry_point_that_registers_no_attack_is_named_in_one_line(installed):
