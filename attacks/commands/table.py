@@ -1,4 +1,4 @@
-"""Results of attacks as text: single lines, tables for terminals, Markdown."""
+"""Results of attacks as text: single lines and tables for terminals."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ from typing import TYPE_CHECKING
 
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome
-from fedproxy_secure.report.text.table import markdown_table
 from fedproxy_secure.runtime.escape import printable
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-HEADINGS = (
-    "attack",
-    "view",
-    "outcome",
-    "headline",
-    "value",
-    "would have shown",
-    "positive",
-    "negative",
-    "seconds",
-)
 STYLES = {Outcome.SUCCEEDED: "bold red", Outcome.ERROR: "red", Outcome.RESISTED: "green"}
 EXPLAINED = (
     "value [95 % interval]; power: the smallest true value that the attack would detect in four runs of "
@@ -48,22 +36,6 @@ def power(result: Finding) -> str:
     if effect is None:
         return "-"
     return "none" if effect.smallest is None else f"{effect.smallest:.2g}"
-
-
-def cells(result: Finding) -> tuple[str, ...]:
-    """Return a result's texts in the order of `HEADINGS`."""
-    headline = result.headline
-    return (
-        f"{result.id} {result.attack}",
-        result.view,
-        str(result.outcome),
-        headline.metric if headline is not None else result.reason,
-        number(headline),
-        power(result),
-        number(result.positive),
-        number(result.negative),
-        f"{result.seconds:.1f}",
-    )
 
 
 def outcome_line(result: Finding) -> str:
@@ -111,8 +83,3 @@ def _rich_table(title: str, results: Sequence[Finding]) -> Table:
             f"{result.seconds:.0f}",
         )
     return table
-
-
-def markdown(results: Sequence[Finding]) -> str:
-    """Return all results as one Markdown table."""
-    return markdown_table(HEADINGS, [cells(r) for r in results])

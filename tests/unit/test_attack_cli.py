@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from attacks import registry
 from attacks.budget import Budget
 from attacks.cli import app
-from attacks.commands.table import EXPLAINED, HEADINGS, markdown, outcome_line, power, rich_tables
+from attacks.commands.table import EXPLAINED, outcome_line, power, rich_tables
 from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome, read_findings, write_findings
@@ -285,7 +285,6 @@ def test_each_result_says_the_smallest_value_that_would_have_been_seen():
     assert [power(r) for r in (seen, never, finding(Outcome.RESISTED))] == ["0.58", "none", "-"]
     assert "power" in shown_on_80_columns([seen])
     assert " 0.58 " in shown_on_80_columns([seen])
-    assert " 0.58 |" in markdown([seen])
 
 
 def test_each_view_and_seed_has_its_own_table_and_those_without_numbers_a_line():
@@ -300,14 +299,6 @@ def test_each_view_and_seed_has_its_own_table_and_those_without_numbers_a_line()
         assert title in text
     assert outcome_line(results[1]) == "NOT_APPLICABLE T1 other, server: because"
     assert outcome_line(results[1]) in text
-
-
-def test_markdown_has_a_row_for_each_result():
-    lines = markdown([finding(Outcome.RESISTED), finding(Outcome.ERROR)]).strip().splitlines()
-    assert len(lines) == 4
-    assert all(heading in lines[0] for heading in HEADINGS)
-    assert "0.7 [0.6, 0.8]" in lines[2]
-    assert "because" in lines[3]
 
 
 @pytest.mark.parametrize(
