@@ -21,11 +21,13 @@ def provision(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the keys; must hold none.")] = Path(
         "keys"
     ),
+    changes: SetOption = None,
 ) -> None:
     """Make the roster and, for each client, a private key, its journal and its policy.
 
     The keys serve federations on this machine: use them with `--set protect.keys=DIR`. Without this
-    setting, `run` makes fresh keys every time.
+    setting, `run` makes fresh keys every time. Change the same settings here as in the run: a client's
+    policy refuses what differs from them.
 
     A journal records what was answered with its key, and must stay beside the key. A policy,
     NAME.policy.yaml, lists everything that a server may ask of that client. If clients are on machines of
@@ -39,7 +41,7 @@ def provision(
         from fedproxy_secure.secagg.provision import check_unused
         from fedproxy_secure.secagg.provision import provision as make_keys
 
-        settings = load_config(find_config(config))
+        settings = load_config(find_config(config), changes or [])
         clients = settings.data.clients
         protect = settings.protect.model_copy(update={"keys": str(out.resolve())})
         privacy = settings.privacy

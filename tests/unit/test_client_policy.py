@@ -149,9 +149,10 @@ def test_a_policy_that_would_not_protect_as_it_says_is_refused_when_it_is_read(t
         load_policy(file)
 
 
-def test_provision_writes_a_policy_and_a_journal_beside_each_key(tmp_path):
+def test_provision_writes_a_policy_of_the_changed_settings_and_a_journal_beside_each_key(tmp_path):
     out = tmp_path / "keys"
-    said = CliRunner().invoke(app, ["provision", "quickstart", "--out", str(out)])
+    changed = ["--set", "federate.rounds=7"]
+    said = CliRunner().invoke(app, ["provision", "quickstart", *changed, "--out", str(out)])
     assert said.exit_code == 0, said.stderr
     roster = load_roster(out)
     for name in roster.members:
@@ -160,3 +161,4 @@ def test_provision_writes_a_policy_and_a_journal_beside_each_key(tmp_path):
         policy = load_policy(out / f"{name}.policy.yaml")
         assert policy.client.name == name
         assert policy.protect.keys == str(out)
+        assert policy.rounds == 7
