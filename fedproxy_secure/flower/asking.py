@@ -272,7 +272,7 @@ class Asker:
         if not replies:
             return None
         # which request a reply claims to answer matters only where a SuperLink hands on more than one
-        answers = [reply for reply in replies if reply.metadata.reply_to_message_id == sent]
+        answers = [answer for answer in replies if answer.metadata.reply_to_message_id == sent]
         reply = (answers or replies)[0]
         if reply.has_error() or not reply.has_content():
             reason = str(reply.error.reason) if reply.has_error() else "its answer is empty"
