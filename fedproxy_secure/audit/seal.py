@@ -38,7 +38,7 @@ from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 SCHEMA_VERSION = 1
 DOMAIN = b"fedproxy-secure report 1"
 MOST_BYTES = 2**24  # largest `report.sig` that is read; it has about 100 bytes per file
-# what else lies in the folder of a run or a matrix, and does not belong to its report
+# what lies beside a report in the folder of a run or a matrix; the log vouches for it, or nothing does
 SETTINGS = (MANIFEST, SETTINGS_FILE, ENVIRONMENT)
 KEY = ".key"
 OWN_FOLDERS = (ATTACKS, BASELINES, CELLS, TRACKING)  # their content is checked separately
@@ -53,7 +53,7 @@ class Seal:
         head: the hash of the log's last line, hex.
         public_key: the signer's, hex.
         files: path -> SHA-256, hex, of each file of the report; paths are relative to its folder.
-        signature: over all of these, hex.
+        signature: over `head` and `files`, hex.
     """
 
     head: str
@@ -70,7 +70,7 @@ def everything_below(folder: Path, *names: str) -> Iterator[str]:
     """
     for name in names:
         place = folder / name
-        if os.path.islink(place) or not os.path.isdir(place):  # both accept names that no file can have
+        if os.path.islink(place) or not os.path.isdir(place):  # neither raises for an impossible name
             yield from [name] if os.path.lexists(place) else []
             continue
         paths = []

@@ -9,8 +9,8 @@ from fedproxy_secure.runtime.escape import printable
 def event_text(entry: Entry) -> str:
     """Return an event as a line of text, such as `2026-01-02T03:04:05+00:00  round: seed 0; round 2`.
 
-    A value with more than eight parts is shown as their number. The log may be unchecked, so the line never
-    has a terminal sequence, whatever the log holds.
+    A mapping with more than eight entries is shown as their number. The log may be unchecked, so the line
+    never has a terminal sequence, whatever the log holds.
     """
     return printable(f"{entry.time}  {entry.event}: {_body(entry)}")
 

@@ -5,9 +5,9 @@ Both start a SuperLink on loopback and submit the same server app and client app
 a cache and a policy file of their own, as on separate machines; the policy names the client's records.
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
-SIGTERM. After a SIGKILL, processes may remain, and their folder is refused until they have ended. They
-listen on 127.0.0.1 only. The SuperLink and the SuperNodes answer only this user's processes where the
-system tells users apart (Linux with inet_diag); elsewhere they log a warning.
+SIGTERM. After a SIGKILL, processes may remain, and their folder is refused until they have ended. Nothing
+listens on anything but 127.0.0.1. The SuperLink and the SuperNodes answer only this user's processes where
+the system tells users apart (Linux with inet_diag); elsewhere they log a warning.
 Ray lets nobody into its cluster who does not know the run's secret. Not guaranteed: encrypted traffic.
 For clients on machines of their own there is `fedproxy-secure deploy`.
 """

@@ -25,7 +25,7 @@ class Attempt:
     """One attack that must be stopped.
 
     Attributes:
-        adversary: the group of attacks that it belongs to.
+        adversary: who attacks, such as `active_server`.
         name: what the adversary does.
         attack: plays the attack.
         known_bad: names the party that lacks a check.

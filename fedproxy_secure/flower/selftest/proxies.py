@@ -1,7 +1,7 @@
 """Attacks by a server whose proxy is made to leak: by swapped weights, by revealing failures, by traps.
 
 Before it reads a record, a client checks a proxy's files, what they load as, and its weights, on its own
-tokens and on public text. Who knows that may still leak (attack A10), but differential privacy limits it.
+tokens and on public text. A proxy made to pass may still leak (attack A10); differential privacy bounds it.
 """
 
 from __future__ import annotations
