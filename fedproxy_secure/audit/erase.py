@@ -84,7 +84,7 @@ class _Place:
 
     def files(self) -> list[str]:
         """Return the paths of the transcripts' files, relative to the folder."""
-        names = [place.relative_to(self.folder).as_posix() for place in self.transcripts]
+        names = [transcript.relative_to(self.folder).as_posix() for transcript in self.transcripts]
         return list(everything_below(self.folder, *names))
 
 
@@ -96,13 +96,15 @@ def transcripts_of(folder: Path) -> Transcripts:
     places = _places(folder)
     files = [place.folder / name for place in places for name in place.files()]
     new_heads = _new_heads_of_cells(places[-1], {place.name: place.log.head for place in places})
-    known = {place.name for place in places}
-    others = {p.relative_to(folder).as_posix() for p in folder.glob(f"{CELLS}/*")} - known
+    logged = {place.name for place in places}
+    unlogged = {p.relative_to(folder).as_posix() for p in folder.glob(f"{CELLS}/*")} - logged
     return Transcripts(
         files=len(files),
         bytes=sum(file.lstat().st_size for file in files),
         begun=bool(new_heads) or any(place.tail or place.transcripts for place in places),
-        others=tuple(sorted(n for n in others if any((folder / n).glob(f"{SEED_PREFIX}*/*/{TRANSCRIPT}")))),
+        others=tuple(
+            sorted(n for n in unlogged if any((folder / n).glob(f"{SEED_PREFIX}*/*/{TRANSCRIPT}")))
+        ),
     )
 
 
@@ -118,9 +120,9 @@ def erase_transcripts(folder: Path, key_file: Path) -> str:
     in the folder.
     """
     key = read_key(key_file)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         for place in _places(folder):  # cells are runs, in which other commands may work
-            held.enter_context(only_run_in(place.folder))
+            locks.enter_context(only_run_in(place.folder))
         places = _places(folder)
         logs = {p.name: AuditLog.open(RunFolder(path=p.folder), key, {}) for p in places}
         for place in places:

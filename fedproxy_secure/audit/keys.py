@@ -39,8 +39,8 @@ def make_key(file: Path) -> bytes:
 
 def own_key_file(run: Path) -> Path:
     """Return the file of a run's own key: beside the folder, so that it does not travel with the folder."""
-    place = run.resolve()
-    return place.with_name(f"{place.name}.audit.key")
+    folder = run.resolve()
+    return folder.with_name(f"{folder.name}.audit.key")
 
 
 def run_key(run: Path, named: str | None, *, make: bool) -> Secret:

@@ -69,12 +69,12 @@ def everything_below(folder: Path, *names: str) -> Iterator[str]:
     Hidden files, keys, unfinished writes and links are included; links are not followed.
     """
     for name in names:
-        place = folder / name
-        if os.path.islink(place) or not os.path.isdir(place):  # neither raises for an impossible name
-            yield from [name] if os.path.lexists(place) else []
+        path = folder / name
+        if os.path.islink(path) or not os.path.isdir(path):  # neither raises for an impossible name
+            yield from [name] if os.path.lexists(path) else []
             continue
         paths = []
-        for current, folders, files in os.walk(place):
+        for current, folders, files in os.walk(path):
             links = [f for f in folders if os.path.islink(os.path.join(current, f))]
             paths += [Path(current, f).relative_to(folder).as_posix() for f in (*files, *links)]
         yield from sorted(paths)
@@ -87,8 +87,8 @@ def files_below(folder: Path, *names: str) -> Iterator[str]:
     passed on.
     """
     for name in everything_below(folder, *names):
-        place = folder / name
-        if place.is_file() and not (place.is_symlink() or _is_key(name) or place.name.startswith(PARTIAL)):
+        file = folder / name
+        if file.is_file() and not (file.is_symlink() or _is_key(name) or file.name.startswith(PARTIAL)):
             yield name
 
 

@@ -41,8 +41,8 @@ def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
     in_ledgers = {
         (client, line.get("round")) for client, lines in _ledgers(folder, seed).items() for line in lines
     }
-    if lost := sorted(_paid(entries, seed) - in_ledgers):
-        client, number = lost[0]
+    if missing := sorted(_paid(entries, seed) - in_ledgers):
+        client, number = missing[0]
         raise AuditError(
             f"{seed_folder(seed)}: {AUDIT_LOG} says that {client} paid for round {number}, which its "
             f"ledger in the seed's folder does not have; put the folder back; {ADDS_UP}"
@@ -60,6 +60,6 @@ def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
 
 
 def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
-    place = RunFolder(path=folder / seed_folder(seed) / FEDERATION / PRIVACY)
-    files = sorted(place.path.glob(f"*{PRIVACY_LEDGER}"))
-    return {file.name.removesuffix(PRIVACY_LEDGER): place.read_jsonl(file.name) for file in files}
+    ledgers = RunFolder(path=folder / seed_folder(seed) / FEDERATION / PRIVACY)
+    files = sorted(ledgers.path.glob(f"*{PRIVACY_LEDGER}"))
+    return {file.name.removesuffix(PRIVACY_LEDGER): ledgers.read_jsonl(file.name) for file in files}

@@ -81,8 +81,8 @@ def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
     name, content = copy_of(proxy, make_marks(proxy), trace_key(proxy), client)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as beside:
-            copy = Path(beside) / out.name
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as temporary:
+            copy = Path(temporary) / out.name
             shutil.copytree(proxy, copy)
             write_bytes(copy / name, content)
             copy.rename(out)  # the unmarked proxy never lies under the client's name

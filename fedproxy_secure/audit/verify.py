@@ -228,12 +228,12 @@ def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> F
 
 def _unvouched(folder: Path, known: Set[str], inner: Set[str]) -> list[str]:
     """Return the files beside the seeds that are not known, and the cells whose logs no log names."""
-    own = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
+    checked_elsewhere = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
     candidates = [p.name for p in folder.iterdir() if not is_seed(p)]
-    for place in (ATTACKS, BASELINES, CELLS):
-        candidates += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
+    for subfolder in (ATTACKS, BASELINES, CELLS):
+        candidates += [f"{subfolder}/{p.name}" for p in folder.glob(f"{subfolder}/*")]
     unvouched: list[str] = []
-    for name in sorted(set(candidates) - own - known - inner):
+    for name in sorted(set(candidates) - checked_elsewhere - known - inner):
         is_cell = name.startswith(f"{CELLS}/")
         unvouched += [name] if is_cell else sorted({*everything_below(folder, name)} - known)
     return unvouched

@@ -127,8 +127,8 @@ def remedy_for(folder: Path, name: str) -> str:
     if name in SETTINGS:
         return "put it back, or choose another --out"
     # a cell of a matrix that has findings is run again as a whole
-    place = ATTACKS if name in ATTACK_FILES else name.partition(f"/{ATTACKS}/")[0]
-    return remedy_for_cell(examine(log_if_there(folder / place) or b"").entries, place)
+    below = ATTACKS if name in ATTACK_FILES else name.partition(f"/{ATTACKS}/")[0]
+    return remedy_for_cell(examine(log_if_there(folder / below) or b"").entries, below)
 
 
 def sha256_if_there(file: Path) -> str | None:

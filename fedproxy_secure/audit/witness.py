@@ -220,8 +220,8 @@ class Witness:
 
     def reopen(self, *names: str) -> None:
         """Log that files which the log vouches for may change until it vouches for them again."""
-        if known := sorted(vouched_files(self.log.entries, by=(FILES,)).keys() & set(names)):
-            self._add(REOPENED, files=known)
+        if vouched := sorted(vouched_files(self.log.entries, by=(FILES,)).keys() & set(names)):
+            self._add(REOPENED, files=vouched)
 
     def settle(self, *more: str, findings: bool = True) -> str:
         """Log the other files that the report depends on, if new, changed or gone; return the log's head.
@@ -277,8 +277,8 @@ class Witness:
             return
         roster = Roster.load(file)
         sha256 = roster.sha256().hex()
-        last = self.log.of("roster", seed=seed)
-        if not last or last[-1].body["sha256"] != sha256:
+        logged = self.log.of("roster", seed=seed)
+        if not logged or logged[-1].body["sha256"] != sha256:
             self._add("roster", seed=seed, sha256=sha256, clients=sorted(roster.members))
 
 

@@ -250,8 +250,8 @@ class Asker:
         """
         if error is self._explained:
             return error
-        others = {name: why for name, why in self.left_out.items() if name != by}
-        self._explained = explained = type(error)(with_reasons(str(error), others))
+        left_out = {name: why for name, why in self.left_out.items() if name != by}
+        self._explained = explained = type(error)(with_reasons(str(error), left_out))
         return explained
 
     def fetch(

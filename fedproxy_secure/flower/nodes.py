@@ -79,14 +79,14 @@ def set_up(
     """
     if registered is not None and registered.have_policies:
         job = job.without_places()
-    known, (least, setting) = {client.name for client in job.clients}, _least(job)
+    client_names, (least, setting) = {client.name for client in job.clients}, _least(job)
     node_ids = _wait_for_nodes(grid, job, registered, notes)
     asker.set_up_again = wire.encode_setup(job)
     if registered is None:
-        nodes = _claimed(asker, job, proxy_folder, node_ids, known, shipped)
+        nodes = _claimed(asker, job, proxy_folder, node_ids, client_names, shipped)
     else:
         asker.names.update({node: registered.names[node] for node in node_ids})
-        asker.left_out.update(dict.fromkeys(sorted(known - set(asker.names.values())), AWAY))
+        asker.left_out.update(dict.fromkeys(sorted(client_names - set(asker.names.values())), AWAY))
         recipients = {node: registered.names[node] for node in node_ids}
         # a site that disconnects before its first answer is waited for like one that is not connected yet
         away = Away(wait_s=registered.wait_s, least=least)
@@ -110,7 +110,7 @@ def _claimed(
     job: FederationJob,
     proxy_folder: Path,
     node_ids: list[int],
-    known: set[str],
+    client_names: set[str],
     shipped: dict[str, int],
 ) -> dict[str, int]:
     """Set up nodes that name their own clients; send the proxy to those that share no name with others."""
@@ -124,13 +124,13 @@ def _claimed(
             ready.append(node)
         else:
             lacking[node] = answer
-    unique_names = {name for name, count in Counter(claims.values()).items() if count == 1} & known
+    unique_names = {name for name, count in Counter(claims.values()).items() if count == 1} & client_names
     recipients = {node: answer for node, answer in lacking.items() if answer.client in unique_names}
     ready += ship(asker, job, proxy_folder, recipients, shipped)
-    return _bound(claims, ready, known)
+    return _bound(claims, ready, client_names)
 
 
-def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict[str, int]:
+def _bound(claims: Mapping[int, str], ready: list[int], client_names: set[str]) -> dict[str, int]:
     """Return client name -> node, for each node that is ready and is the only one to claim that name.
 
     If two nodes claim one name, neither gets it, because nothing here tells which of them is the client.
@@ -140,7 +140,7 @@ def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict
         by_name.setdefault(name, []).append(node)
     nodes = {}
     for name, claimants in sorted(by_name.items()):
-        if name not in known:
+        if name not in client_names:
             log.warning("setup: node %d is left out: no client is called %s", claimants[0], quoted(name))
         elif len(claimants) > 1:
             log.warning("setup: nodes %s are left out: all of them claim the name %s", claimants, name)
@@ -158,14 +158,14 @@ def _wait_for_nodes(
     for a round are connected, and otherwise after `federate.timeout_s`. Raises `RoundAborted` if fewer than
     a round needs are connected after `federate.timeout_s`.
     """
-    known, (least, setting) = {client.name for client in job.clients}, _least(job)
+    client_names, (least, setting) = {client.name for client in job.clients}, _least(job)
     began, enough_since = time.monotonic(), None
     while True:
         nodes = sorted(grid.get_node_ids())
         if registered is not None:
-            nodes = [node for node in nodes if registered.names.get(node) in known]
+            nodes = [node for node in nodes if registered.names.get(node) in client_names]
         now = time.monotonic()
-        if len(nodes) >= len(known):
+        if len(nodes) >= len(client_names):
             return nodes
         enough_since = (enough_since or now) if len(nodes) >= least else None
         if registered is not None and enough_since is not None:

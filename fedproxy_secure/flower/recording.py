@@ -104,15 +104,15 @@ def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]
                 arrays[f"{name}/{key}"] = _numbers(bytes(array.data))
     for name, record in content.config_records.items():
         for key, value in record.items():
-            place = f"{name}/{key}"
+            full_key = f"{name}/{key}"
             if isinstance(value, bytes) and name == wire.PART_DATA:
-                values[place] = hashlib.sha256(value).hexdigest()
+                values[full_key] = hashlib.sha256(value).hexdigest()
             elif isinstance(value, bytes):
-                arrays[place] = _numbers(value)
+                arrays[full_key] = _numbers(value)
             elif isinstance(value, list) and value and isinstance(value[0], bytes):
-                arrays |= {f"{place}/{i}": _numbers(part) for i, part in enumerate(value)}
+                arrays |= {f"{full_key}/{i}": _numbers(part) for i, part in enumerate(value)}
             else:
-                values[place] = _as_json(value)
+                values[full_key] = _as_json(value)
     return values, {k: v for k, v in arrays.items() if v.size}
 
 

@@ -75,11 +75,11 @@ def write_records(
     canaries: Sequence[Canary],
 ) -> None:
     """Write the client's state before the first round."""
-    place = _place(folder, client)
+    client_folder = _place(folder, client)
     arrays = {**_packed("train", train), **_packed("holdout", holdout)}
-    write_bytes(place / "records.safetensors", save(arrays), private=True)
+    write_bytes(client_folder / "records.safetensors", save(arrays), private=True)
     text = json.dumps([asdict(c) for c in canaries], indent=2)
-    write_bytes(place / "canaries.json", text.encode(), private=True)
+    write_bytes(client_folder / "canaries.json", text.encode(), private=True)
 
 
 def write_round(folder: Path, client: str, round_number: int, update: np.ndarray, used: list[int]) -> None:
@@ -102,12 +102,12 @@ def has_records(folder: Path, client: str) -> bool:
 
 def read_private(folder: Path, client: str) -> PrivateState:
     """Read the state of `client`. Raises `RunFolderError` if it is missing or damaged."""
-    place = folder / CLIENTS / client
+    client_folder = folder / CLIENTS / client
     try:
-        records = load_file(place / "records.safetensors")
-        canaries = read_json(place / "canaries.json")
+        records = load_file(client_folder / "records.safetensors")
+        canaries = read_json(client_folder / "canaries.json")
         rounds = {}
-        for file in sorted(place.glob("round-*.safetensors"), key=_round_of):
+        for file in sorted(client_folder.glob("round-*.safetensors"), key=_round_of):
             rounds[_round_of(file)] = PrivateRound(**load_file(file))
         return PrivateState(
             client=client,
@@ -117,7 +117,7 @@ def read_private(folder: Path, client: str) -> PrivateState:
             rounds=rounds,
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise RunFolderError(f"{place}: is not a client's state: {error}") from error
+        raise RunFolderError(f"{client_folder}: is not a client's state: {error}") from error
 
 
 def _place(folder: Path, client: str) -> Path:

@@ -83,13 +83,13 @@ class Recorder:
         more. After a crash in between, the next call deletes the remaining files.
         """
         lines = self._folder.read_jsonl(EVENTS)
-        kept = [line for line in lines if line["round"] < round_number]
-        if len(kept) < len(lines):
-            text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept)
+        kept_lines = [line for line in lines if line["round"] < round_number]
+        if len(kept_lines) < len(lines):
+            text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept_lines)
             self._folder.write_text(EVENTS, text)
-        self._index = len(kept)
+        self._index = len(kept_lines)
         forget_rounds(self._folder.path, round_number)
-        named = {line["blob"] for line in kept}
+        named = {line["blob"] for line in kept_lines}
         for file in (self._folder.path / BLOBS).glob("*.safetensors"):
             if file.stem not in named:
                 file.unlink()

@@ -216,10 +216,10 @@ def client_names(transcript: Path) -> tuple[str, ...]:
 
     Raises `RunFolderError` if the run was not recorded.
     """
-    place = transcript / CLIENTS
-    if not place.is_dir():
+    folder = transcript / CLIENTS
+    if not folder.is_dir():
         raise RunFolderError(f"{transcript}: holds no transcript; run with --record")
-    return tuple(sorted(p.name for p in place.iterdir() if p.is_dir()))
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
 
 
 def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) -> View:

@@ -38,8 +38,8 @@ _SCHEMA = (
 
 def own_ledger_file(run: Path) -> Path:
     """Return the file of a run's ledger: beside the run's folder, so that sharing the folder omits it."""
-    place = run.resolve()
-    return place.with_name(f"{place.name}{SUFFIX}")
+    folder = run.resolve()
+    return folder.with_name(f"{folder.name}{SUFFIX}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,12 +52,12 @@ def is_plain_tree(tree: Any, store: Any) -> bool:
         node, depth = stack.pop()
         count += 1
         children = tuple(child.object_id for child in node.children)
-        known = store.store.get(node.object_id)
+        stored = store.store.get(node.object_id)
         if depth > DEEPEST or count > MOST_OBJECTS or not OBJECT_ID.fullmatch(node.object_id):
             return False
         if children_of.setdefault(node.object_id, children) != children:
             return False
-        if known is not None and tuple(known.child_object_ids) != children:
+        if stored is not None and tuple(stored.child_object_ids) != children:
             return False
         stack += [(child, depth + 1) for child in node.children]
     return True
@@ -122,8 +122,10 @@ def _all_below(root: str, store: Any) -> set[str]:
     """Return the ids of an object and of all objects below it."""
     seen, stack = {root}, [root]
     while stack:
-        known = store.get(stack.pop())
-        children = [] if known is None else [child for child in known.child_object_ids if child not in seen]
+        stored = store.get(stack.pop())
+        children = (
+            [] if stored is None else [child for child in stored.child_object_ids if child not in seen]
+        )
         seen.update(children)
         stack += children
     return seen

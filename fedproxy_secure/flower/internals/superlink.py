@@ -149,14 +149,14 @@ def begins_anew(activate: Any) -> Any:
 
     def checked(request: Any, state: Any) -> Any:
         answer = activate(request=request, state=state)
-        taken = {
+        unanswered = {
             message_id
             for message_id, message in list(state.message_ins_store.items())
             if message.metadata.dst_node_id == answer.node_id
             and message.metadata.delivered_at
             and message_id not in state.message_ins_id_to_message_res_id
         }
-        state.delete_messages(message_ins_ids=taken)
+        state.delete_messages(message_ins_ids=unanswered)
         return answer
 
     return checked

@@ -70,10 +70,10 @@ class _Bounded(httpx.SyncByteStream):
         self._stream, self._most_bytes = stream, most_bytes
 
     def __iter__(self) -> Iterator[bytes]:
-        taken = 0
+        received = 0
         for part in self._stream:
-            taken += len(part)
-            if taken > self._most_bytes:
+            received += len(part)
+            if received > self._most_bytes:
                 raise httpx.RemoteProtocolError(f"the answer has more than {self._most_bytes} bytes")
             yield part
 
@@ -112,8 +112,8 @@ class _CheckedBackend(httpcore.SyncBackend):
 
     def connect_tcp(self, *arguments: Any, **named: Any) -> httpcore.NetworkStream:
         stream = super().connect_tcp(*arguments, **named)
-        other, own = stream.get_extra_info("server_addr"), stream.get_extra_info("client_addr")
-        if not self._is_own_users(other, own):
+        remote, local = stream.get_extra_info("server_addr"), stream.get_extra_info("client_addr")
+        if not self._is_own_users(remote, local):
             stream.close()
-            raise httpcore.ConnectError(f"{other[0]}:{other[1]}: is not served by a process of this user")
+            raise httpcore.ConnectError(f"{remote[0]}:{remote[1]}: is not served by a process of this user")
         return stream

@@ -81,7 +81,7 @@ def watch(
     Raises the server app's error, or `RoundAborted` if Flower failed or did not start the app, or if the
     app was killed.
     """
-    seen = len(_lines(control / ROUNDS))
+    reported = len(_lines(control / ROUNDS))
     began, tell_at = time.time(), 0.0
     signs = SignsOfLife(control / ALIVE)
     while True:
@@ -90,10 +90,10 @@ def watch(
             run.poll() is not None,
         )  # before reading the lines, so that none is missed
         lines = patiently(lambda: _lines(control / ROUNDS))
-        for metrics in lines[seen:]:
+        for metrics in lines[reported:]:
             if on_round is not None:
                 on_round(metrics)
-        seen = max(seen, len(lines))
+        reported = max(reported, len(lines))
         if finished:
             return ServerState.load(control / FINAL)
         if (control / TROUBLE).exists():

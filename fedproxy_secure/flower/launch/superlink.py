@@ -100,13 +100,13 @@ def _announced_bytes(scope: Scope) -> int:
 
 def _bounded(receive: Receive, most: int) -> Receive:
     """Wrap `receive` to end a request, as if its sender had disconnected, once its body is too long."""
-    taken = 0
+    received = 0
 
     async def bounded() -> Message:
-        nonlocal taken
+        nonlocal received
         message = await receive()
-        taken += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if taken > most else message
+        received += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if received > most else message
 
     return bounded
 

@@ -68,8 +68,8 @@ def weight_of_almost_nothing(world: World) -> str:
     """Subtract the others' weight from the sum with the liar's limbs, so that 2^-20 is left."""
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
-        others = (plan.clients - 1) * _limbs(int(FRACTION))
-        _say(plan, words, "weight", _limbs(1) - others)
+        others_weight = (plan.clients - 1) * _limbs(int(FRACTION))
+        _say(plan, words, "weight", _limbs(1) - others_weight)
 
     with staged(world) as stage:
         return _moved(stage, stage.serve(stage.grid(Liar(stage.node(LIAR), lie))).adapter)
@@ -189,8 +189,8 @@ def _limbs(value: int) -> np.ndarray:
 
 def _bringing(stage: Stage, clips: float) -> Lie:
     """Return a lie that moves coordinate 0 of the sum to `clips` times the clip."""
-    others = sum(float(stage.update(i)[0]) for i in range(len(stage.policies)) if i != LIAR)
-    target = clips * first_clip(stage.job.local) * (1 - 1e-6) - others
+    others_sum = sum(float(stage.update(i)[0]) for i in range(len(stage.policies)) if i != LIAR)
+    target = clips * first_clip(stage.job.local) * (1 - 1e-6) - others_sum
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
         steps = round(target / plan.step_of(plan.segment("update")))

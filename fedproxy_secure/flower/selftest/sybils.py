@@ -120,28 +120,28 @@ def strangers(world: World) -> str:
     with staged(world, small_job(5)) as stage:
         everybody = load_roster(stage.keys).members
         sybils = ["c0", "c1"]
-        place = _servers_place(stage, sybils, everybody, new_keys=False)
+        folder = _servers_place(stage, sybils, everybody, new_keys=False)
         _write_roster(stage.keys, {n: k for n, k in everybody.items() if n not in sybils})
-        return _alone_among(stage, sybils, place)
+        return _alone_among(stage, sybils, folder)
 
 
 def honest_names(world: World) -> str:
     """Play two of three honest clients, with keys of the server's own."""
     with staged(world, small_job(HONEST)) as stage:
         played = ["c0", "c1"]
-        place = _servers_place(stage, played, load_roster(stage.keys).members, new_keys=True)
-        return _alone_among(stage, played, place)
+        folder = _servers_place(stage, played, load_roster(stage.keys).members, new_keys=True)
+        return _alone_among(stage, played, folder)
 
 
 def roster_changes(world: World) -> str:
     """Play two of three honest clients, by a roster that replaces the victim's between two steps."""
     with staged(world, small_job(HONEST)) as stage:
         played, agreed = ["c0", "c1"], load_roster(stage.keys)
-        place = _servers_place(stage, played, agreed.members, new_keys=True)
-        forged = TwoFacedRoster(members=load_roster(place).members, shown=agreed)
+        folder = _servers_place(stage, played, agreed.members, new_keys=True)
+        forged = TwoFacedRoster(members=load_roster(folder).members, shown=agreed)
         app = SwapsRoster([stage.node(i) for i in range(len(played))], stage.keys, forged.members)
         with taken_out((masked_server, "load_roster", lambda _folder: forged)):
-            return _alone_among(stage, played, place, app)
+            return _alone_among(stage, played, folder, app)
 
 
 def fewer_than_asked(world: World) -> str:
@@ -203,28 +203,28 @@ def _servers_place(
     stage: Stage, names: Sequence[str], members: Mapping[str, bytes], *, new_keys: bool
 ) -> Path:
     """Make a folder with the server's roster and its clients' keys, and name it in their policies."""
-    place = Path(tempfile.mkdtemp(dir=stage.world.folder))
+    folder = Path(tempfile.mkdtemp(dir=stage.world.folder))
     roster_members = dict(members)
     if new_keys:
-        roster_members |= provision(names, place).members
+        roster_members |= provision(names, folder).members
     else:
         for name in names:
             for suffix in (".key", JOURNAL, SEQUENCE):
-                shutil.copy2(stage.keys / f"{name}{suffix}", place)
-    _write_roster(place, roster_members)
+                shutil.copy2(stage.keys / f"{name}{suffix}", folder)
+    _write_roster(folder, roster_members)
     for name in names:
         file = stage.keys / f"{name}.policy.yaml"
         policy = load_policy(file)
-        elsewhere = policy.protect.model_copy(update={"keys": str(place)})
+        elsewhere = policy.protect.model_copy(update={"keys": str(folder)})
         policy.model_copy(update={"protect": elsewhere}).write(file)
-    return place
+    return folder
 
 
-def _alone_among(stage: Stage, sybils: Sequence[str], place: Path, app: Sybils | None = None) -> str:
+def _alone_among(stage: Stage, sybils: Sequence[str], folder: Path, app: Sybils | None = None) -> str:
     """Run a round of the victim and two Sybils, and subtract what the Sybils sent from its sum."""
     chosen = [i for i, c in enumerate(stage.job.clients) if c.name in (*sybils, stage.victim)]
     job = stage.job.changed(clients=tuple(stage.job.clients[i] for i in chosen))
-    servers = job.changed(protect=job.protect.model_copy(update={"keys": str(place)}))
+    servers = job.changed(protect=job.protect.model_copy(update={"keys": str(folder)}))
     small_stage = replace(stage, job=job, policies=tuple(stage.policies[i] for i in chosen))
     app = app or Sybils([small_stage.node(i) for i in range(len(sybils))])
     total = small_stage.sum_of(small_stage.serve(small_stage.grid(app), servers), len(chosen))
