@@ -110,7 +110,7 @@ def _signer(parsed: Sequence[tuple[int, Entry]]) -> bytes | None:
 
 
 def _order(parsed: Sequence[tuple[int, Entry]]) -> list[tuple[int, str]]:
-    """Return problems with lines that are missing, moved, repeated, or do not follow from the last line."""
+    """Return problems with lines that are missing, moved, repeated, or do not follow the one before."""
     problems = []
     present = {entry.seq for _, entry in parsed}
     expected, last = 0, START

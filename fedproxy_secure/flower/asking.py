@@ -226,7 +226,7 @@ class Asker:
         return self.names.get(node, f"node {node}")
 
     def leave_out(self, group: str, node: int, why: str) -> None:
-        """Say in the log that a node is left out, and remember why; the first reason of a round stays."""
+        """Log that a node is left out, and remember why; of several reasons in a round the first stays."""
         log.warning("%s: %s is left out: %s", group, self.log_name(node), why)
         self.left_out.setdefault(self.owner_name(node), why)
 

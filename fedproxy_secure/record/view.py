@@ -85,7 +85,7 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The knowledge of a set of corrupted parties, "it" below.
+    """What a set of corrupted parties, "it" below, knows of a run.
 
     Vectors are float32 [d]. A key that is missing in a mapping was not seen.
 

@@ -36,7 +36,7 @@ MOST_HELD = 24  # nodes whose requests are held at once; each occupies one of th
 
 
 def start_superlink(middleware: Any | None, most_answer_bytes: Callable[[], int] | None) -> None:
-    """Run `flower-superlink` with this process' arguments and the checks.
+    """Run `flower-superlink` with this process' arguments and the changes of this module.
 
     Args:
         middleware: an ASGI middleware in front of everything that it serves, or None.
@@ -112,7 +112,7 @@ def held(pull: Any, *, held_s: float = HELD_S, most: int = MOST_HELD) -> Any:
 
 
 def _hand_out_again(node: int, state: Any, handed_out_again: set[str]) -> None:
-    """Mark the messages that a node has taken and not confirmed as undelivered, because it asks for more.
+    """Mark as undelivered the messages that a node has taken and not confirmed, as it asks for another.
 
     A node takes one message after another, and confirms each before it works on it. A message whose app the
     node refuses is never confirmed, so `handed_out_again` keeps the messages that had their second chance.
@@ -141,10 +141,10 @@ def _has_message(node: int, state: Any) -> bool:
 
 
 def begins_anew(activate: Any) -> Any:
-    """Wrap Flower's handler of a node that starts to drop the messages it had taken and not answered.
+    """Wrap Flower's handler of a starting node so that it drops what the node had taken and not answered.
 
-    They are lost with the process that took them. When the server app asks for an answer to one of them, it
-    is told that the message does not exist.
+    Such messages are lost with the process that took them. When the server app asks for an answer to one of
+    them, it is told that the message does not exist.
     """
 
     def checked(request: Any, state: Any) -> Any:

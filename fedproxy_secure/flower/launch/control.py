@@ -110,7 +110,7 @@ def watch(
 
 
 def waited_for(control: Path, began: float) -> waiting.Wait | None:
-    """Return the wait under way in a control folder: the one that the server app noted, or for its start.
+    """Return the wait under way in a control folder: the server app's noted one, or that for its start.
 
     `began`: when the run was submitted, seconds since the epoch.
     """
