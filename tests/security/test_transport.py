@@ -14,9 +14,12 @@ from typing import Any
 import httpx
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 
+from fedproxy_secure.flower.internals.supernode import bounded
 from fedproxy_secure.flower.internals.transport import (
     MOST_ANSWER_BYTES,
+    MessageTooLong,
     ask_own_user_alone,
     hold_clients_to_plain_answers,
     make_plain,
@@ -148,6 +151,52 @@ def test_an_answer_is_read_to_its_bound_and_no_further(announced):
             else:
                 assert len(client.post(f"http://{address_of(server)}/").content) == 4000
     assert MOST_ANSWER_BYTES >= 2 * 5 * 2**20  # two of the pieces in which Flower sends arrays
+
+
+def test_the_parts_of_a_message_are_read_to_their_bound_together_and_asked_for_no_more():
+    part = bytes(1000)
+    for most, fails in ((5000, False), (4999, True)):
+        with serving(lambda handler: plain(handler, part)) as server, httpx.Client() as client:
+            make_plain(client)
+
+            def pull(_, client=client, server=server):
+                return client.post(f"http://{address_of(server)}/").content
+
+            if fails:
+                with pytest.raises(MessageTooLong, match="more than 4999 bytes"):
+                    bounded(pull_objects, most)(list("abcde"), pull_object_fn=pull)
+                with pytest.raises(MessageTooLong):
+                    bounded(pull_objects, most)(list("abcdefgh"), pull, max_concurrent_pulls=1)
+                assert len(server.seen) == 5 + 5
+            else:
+                parts = bounded(pull_objects, most)(list("abcde"), pull_object_fn=pull)
+                assert parts == dict.fromkeys("abcde", part)
+                assert pull("another message's part"), "the budget ends with its message"
+
+
+STARTED_NODE = """
+import sys
+import httpx
+from flwr.supernode import start_client_internal as worker
+from flwr.supernode.cli import flower_supernode
+from fedproxy_secure.flower.internals import supernode, transport
+
+vars(sys.modules["flwr.supernode.cli.flower_supernode"])["flower_supernode"] = lambda: None
+supernode.MOST_MESSAGE_BYTES = 1999
+supernode.start_supernode(lambda app: None, lambda app: app)
+answer = lambda request: httpx.Response(200, stream=httpx.ByteStream(bytes(1000)))
+client = httpx.Client(transport=httpx.MockTransport(answer))
+transport.make_plain(client)
+try:
+    worker.pull_objects(["a", "b"], pull_object_fn=lambda part: client.get("http://owner/").content)
+except transport.MessageTooLong as error:
+    print(error)
+"""
+
+
+def test_a_node_that_is_started_holds_messages_to_the_bound():
+    done = subprocess.run([sys.executable, "-c", STARTED_NODE], capture_output=True, text=True, check=True)
+    assert done.stdout == "the message has more than 1999 bytes\n"
 
 
 def test_what_is_held_to_plain_answers_once_is_not_wrapped_again():

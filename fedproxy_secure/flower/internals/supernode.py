@@ -11,12 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 from fedproxy_secure.flower.internals.log_lines import log_printable_lines_alone
-from fedproxy_secure.flower.internals.transport import hold_clients_to_plain_answers
+from fedproxy_secure.flower.internals.transport import (
+    MOST_ANSWER_BYTES,
+    ByteBudget,
+    counted_by,
+    hold_clients_to_plain_answers,
+)
 from fedproxy_secure.flower.patience import pause_s
 
 IDLE_S = 3.0  # how long Flower's worker sleeps when there is no message
 SOON_S, LOOK_S = 0.05, 0.4  # the shortest and the longest sleep of a deployed node instead
 PART_S = 2.0  # its longest sleep before it asks again for a missing part of a message
+MOST_MESSAGE_BYTES = MOST_ANSWER_BYTES  # of all parts of a message together
 PATIENT_S = 60.0  # after so much sleep without a message it polls as rarely as Flower does
 
 
@@ -56,8 +62,8 @@ def start_supernode(check: Callable[[OfferedApp], None], guard: Callable[[Any], 
     # Flower polls for messages every three seconds and for answers twice a second; masking has five steps
     vars(worker)["time"] = SimpleNamespace(sleep=Impatient(time.sleep).sleep)
     # a message may be handed out before its last part is there; Flower would ask for that a second later
-    pull = vars(worker)["pull_objects"]
-    vars(worker)["pull_objects"] = sooner(pull, least_s=SOON_S, most_s=PART_S)
+    pull = sooner(vars(worker)["pull_objects"], least_s=SOON_S, most_s=PART_S)
+    vars(worker)["pull_objects"] = bounded(pull, MOST_MESSAGE_BYTES)
     flower_supernode()
 
 
@@ -68,6 +74,24 @@ def sooner(pull: Callable[..., Any], *, least_s: float, most_s: float) -> Callab
     wait, not a number of tries, which short sleeps would use up while a slow line still carries the part.
     """
     return partial(pull, initial_backoff=least_s, backoff_cap=most_s, max_tries_per_object=None)
+
+
+def bounded(pull: Callable[..., Any], most_bytes: int) -> Callable[..., Any]:
+    """Return Flower's function that pulls a message's parts, with a bound on all of them together.
+
+    Flower drops a message that is longer, says so in its log, and goes on.
+    """
+
+    def pull_bounded(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **named: Any) -> Any:
+        budget = ByteBudget(most_bytes)
+
+        def pull_part(object_id: str) -> bytes:
+            with counted_by(budget):
+                return pull_object_fn(object_id)
+
+        return pull(object_ids, pull_part, **named)
+
+    return pull_bounded
 
 
 class Impatient:

@@ -7,14 +7,18 @@ too, and fill its memory with a few kilobytes. No answer of Flower's own is a re
 Guarantees of a client made after `hold_clients_to_plain_answers`: no request goes to another address than
 its own. No byte of an answer with a content encoding is decoded, and no more than `MOST_ANSWER_BYTES` of an
 answer are taken. An answer that breaks these rules counts as a failed connection, and Flower tries again.
-No cookie is kept. Not guaranteed: a bound on a message, which comes in as many answers as it has parts.
+No cookie is kept. A message comes in as many answers as it has parts; the answers that are read inside
+`counted_by`, in all threads together, have no more bytes than its budget.
 Guarantee of `ask_own_user_alone`: no byte is sent unless the process at the other end is this user's, where
 the system tells (`flower.launch.same_user`).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, cast
 
@@ -25,6 +29,39 @@ from fedproxy_secure.runtime.quoting import quoted
 
 MOST_ANSWER_BYTES = 2**30  # Flower sends arrays in pieces of 5 MiB, and bytes, such as a sum of CKKS, whole
 Ends = tuple[str, int]
+
+
+class MessageTooLong(Exception):
+    """The answers counted by one `ByteBudget` have more bytes than it allows. Flower does not try again."""
+
+
+class ByteBudget:
+    """How many bytes several answers may have in total, counted by threads that read side by side."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._taken, self._lock = most_bytes, 0, threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Count `count` bytes more; raise `MessageTooLong` beyond the budget."""
+        with self._lock:
+            self._taken += count
+            if self._taken > self._most_bytes:
+                raise MessageTooLong(f"the message has more than {self._most_bytes} bytes")
+
+
+_budget: ContextVar[ByteBudget | None] = ContextVar(
+    "the budget of the answers that are being read", default=None
+)
+
+
+@contextmanager
+def counted_by(budget: ByteBudget) -> Iterator[None]:
+    """Count every answer that a plain client reads in this thread until the end of the `with` block."""
+    token = _budget.set(budget)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
 
 
 def hold_clients_to_plain_answers() -> None:
@@ -70,8 +107,10 @@ class _Bounded(httpx.SyncByteStream):
         self._stream, self._most_bytes = stream, most_bytes
 
     def __iter__(self) -> Iterator[bytes]:
-        received = 0
+        received, budget = 0, _budget.get()
         for part in self._stream:
+            if budget is not None:
+                budget.take(len(part))
             received += len(part)
             if received > self._most_bytes:
                 raise httpx.RemoteProtocolError(f"the answer has more than {self._most_bytes} bytes")
