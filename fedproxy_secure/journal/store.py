@@ -20,7 +20,7 @@ from fedproxy_secure.journal import newest
 from fedproxy_secure.runtime.files.whole import created_private
 
 SUFFIX = ".journal"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WAIT_S = 60.0  # for the end of another process's transaction, which takes milliseconds
 
 _SCHEMA = (
@@ -38,6 +38,7 @@ _SCHEMA = (
     "CREATE TABLE sent (run TEXT, round INTEGER, name TEXT, value BLOB,"
     " PRIMARY KEY (run, round, name)) STRICT",
     "CREATE TABLE opened (run TEXT, round INTEGER, PRIMARY KEY (run, round)) STRICT",
+    "CREATE TABLE labelled (run TEXT, label TEXT, value BLOB, PRIMARY KEY (run, label)) STRICT",
 )
 
 
