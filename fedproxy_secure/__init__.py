@@ -5,7 +5,8 @@
 
 The names below are the public API: whole runs (`run`, `compare`, `matrix`, `plan`); single stages, which
 take and return ordinary torch and transformers objects; what a report holds; and what to subclass for a
-method, a compression or a protection of one's own. Importing this package is cheap: what needs torch is
+protection, a fusion rule, a method or a compression of one's own, to describe a measure or to write an
+engine, with the registries to add them to. Importing this package is cheap: what needs torch is
 loaded when first used.
 """
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from fedproxy_secure.compress.drop_blocks import build_proxy
     from fedproxy_secure.compress.proxy import Proxy, save_model
     from fedproxy_secure.config import Config, load_config
+    from fedproxy_secure.config.kinds import COMPRESSIONS, FUSION_RULES, METHODS, PROTECTIONS
     from fedproxy_secure.evidence.estimate import Estimate
     from fedproxy_secure.evidence.finding import Finding
+    from fedproxy_secure.evidence.measure import MEASURES, MeasureKind
     from fedproxy_secure.experiments.compare import compare
     from fedproxy_secure.experiments.dry_run import plan
     from fedproxy_secure.experiments.matrix import matrix
@@ -34,29 +37,41 @@ if TYPE_CHECKING:
         prepare,
         tune,
     )
+    from fedproxy_secure.federate.fusion.rule import FusionRule
     from fedproxy_secure.federate.job import FederationJob
+    from fedproxy_secure.flower.engines import Federate
     from fedproxy_secure.fuse.line_search import scale_for
     from fedproxy_secure.fuse.plug_back import plug_back
     from fedproxy_secure.fuse.stage import Fused
     from fedproxy_secure.models.adapters import attach, block_deltas, save_adapter
     from fedproxy_secure.models.llm import load_llm
     from fedproxy_secure.protect.base import Protection
+    from fedproxy_secure.protect.one_message import OneMessage
     from fedproxy_secure.report.report import MethodRow, Report
     from fedproxy_secure.report.trilemma import Configuration, Measure
 
 __version__ = "0.1.0"
 __all__ = [
+    "COMPRESSIONS",
     "Compression",
     "Config",
     "Configuration",
     "Estimate",
+    "FUSION_RULES",
+    "Federate",
     "FederationJob",
     "Finding",
     "Fused",
+    "FusionRule",
+    "MEASURES",
+    "METHODS",
     "Measure",
+    "MeasureKind",
     "Method",
     "MethodResult",
     "MethodRow",
+    "OneMessage",
+    "PROTECTIONS",
     "Protection",
     "Proxy",
     "Report",
@@ -103,7 +118,10 @@ _HOME = {
     "Proxy": "compress.proxy",
     "save_model": "compress.proxy",
     "Protection": "protect.base",
+    "OneMessage": "protect.one_message",
+    "FusionRule": "federate.fusion.rule",
     "FederationJob": "federate.job",
+    "Federate": "flower.engines",
     "attach": "models.adapters",
     "block_deltas": "models.adapters",
     "save_adapter": "models.adapters",
@@ -112,10 +130,16 @@ _HOME = {
     "Fused": "fuse.stage",
     "Estimate": "evidence.estimate",
     "Finding": "evidence.finding",
+    "MeasureKind": "evidence.measure",
     "Report": "report.report",
     "MethodRow": "report.report",
     "Configuration": "report.trilemma",
     "Measure": "report.trilemma",
+    "PROTECTIONS": "config.kinds",
+    "FUSION_RULES": "config.kinds",
+    "METHODS": "config.kinds",
+    "COMPRESSIONS": "config.kinds",
+    "MEASURES": "evidence.measure",
 }
 
 

@@ -7,6 +7,7 @@ import inspect
 
 import fedproxy_secure
 from fedproxy_secure import errors as errors_module
+from fedproxy_secure.runtime.registry import Registry
 
 # the first package below `fedproxy_secure` that a name's home lies in -> heading
 HEADINGS = {
@@ -20,8 +21,9 @@ HEADINGS = {
     "report": "Reports",
     "gate": "Gate",
     "protect": "Protections",
+    "flower": "Engines",
 }
-OTHER = "Other names"
+REGISTRIES, OTHER = "Registries", "Other names"
 
 
 def public_names() -> str:
@@ -30,10 +32,11 @@ def public_names() -> str:
     for name in fedproxy_secure.__all__:
         if name.startswith("__"):
             continue
-        home = getattr(getattr(fedproxy_secure, name), "__module__", "") or ""
-        part = home.removeprefix("fedproxy_secure.").partition(".")[0]
-        groups.setdefault(HEADINGS.get(part, OTHER), []).append(name)
-    order = [*dict.fromkeys(HEADINGS.values()), OTHER]
+        thing = getattr(fedproxy_secure, name)
+        part = (getattr(thing, "__module__", "") or "").removeprefix("fedproxy_secure.").partition(".")[0]
+        heading = REGISTRIES if isinstance(thing, Registry) else HEADINGS.get(part, OTHER)
+        groups.setdefault(heading, []).append(name)
+    order = [*dict.fromkeys(HEADINGS.values()), REGISTRIES, OTHER]
     return "\n\n".join(
         "\n\n".join((f"## {heading}", *(_directive(name) for name in groups[heading])))
         for heading in order
@@ -101,8 +104,15 @@ def errors() -> str:
 
 
 def _directive(name: str) -> str:
-    kind = "autoclass" if inspect.isclass(getattr(fedproxy_secure, name)) else "autofunction"
+    thing = getattr(fedproxy_secure, name)
+    if isinstance(thing, Registry):
+        own = ", ".join(f"``{one}``" for one in thing.own)
+        text = f"Every {thing.kind} by its name: {own}, and those of other packages (``{thing.group}``)."
+        return _rst(f".. py:data:: fedproxy_secure.{name}\n   :type: Registry\n\n   {text}")
+    kind = "autoclass" if inspect.isclass(thing) else "autofunction"
     options = "\n   :members:" if kind == "autoclass" else ""
+    if kind == "autoclass" and "__call__" in vars(thing):  # a function's protocol
+        options += "\n   :special-members: __call__"
     return _rst(f".. {kind}:: fedproxy_secure.{name}{options}")
 
 

@@ -96,8 +96,8 @@ def run(
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
     result is the same as that of an uninterrupted run. Events go into the folder's audit log, and the
     report is signed over its last line. In a cell of a sweep (`in_cell`) the report is written only as JSON
-    and text, and a matrix's log vouches for findings of attacks. `federate` replaces
-    `fedproxy_secure.flower.engines.federate`.
+    and text, and a matrix's log vouches for findings of attacks. `federate` runs the rounds in
+    place of the engine that the settings name.
 
     Raises `FedProxyError` in one line for anything wrong with settings, data, model or folder, such as
     another process that works in it; `AuditError` if the folder's files are not those in the log.

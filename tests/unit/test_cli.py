@@ -55,10 +55,11 @@ def test_nothing_heavy_is_loaded(code: str):
 @pytest.mark.torch
 def test_the_public_names_are_these():
     names = (
-        "Compression Config Configuration Estimate FederationJob Finding Fused Measure Method "
-        "MethodResult MethodRow Protection Proxy Report __version__ attach average block_deltas "
-        "build_proxy compare evaluate load_config load_llm make_fused_llm make_proxy matrix plan plug_back "
-        "prepare run save_adapter save_model scale_for tune"
+        "COMPRESSIONS Compression Config Configuration Estimate FUSION_RULES Federate FederationJob "
+        "Finding Fused FusionRule MEASURES METHODS Measure MeasureKind Method MethodResult MethodRow "
+        "OneMessage PROTECTIONS Protection Proxy Report __version__ attach average block_deltas "
+        "build_proxy compare evaluate load_config load_llm make_fused_llm make_proxy matrix plan "
+        "plug_back prepare run save_adapter save_model scale_for tune"
     )
     assert dir(fedproxy_secure) == fedproxy_secure.__all__ == names.split()
     assert all(hasattr(fedproxy_secure, name) for name in names.split())
