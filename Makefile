@@ -96,7 +96,7 @@ environment: $(TEST)
 check: $(TEST)
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --quiet --check .
-	@$(PY) -m mypy $(PACKAGES) tests
+	@$(PY) -m mypy $(PACKAGES) examples tests
 	@$(VENV)/bin/lint-imports
 	@$(PY) -m tests.support.wheel_contents
 

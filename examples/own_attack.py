@@ -12,14 +12,17 @@ both in its `pyproject.toml`:
 Then the measure is a column of the trilemma, and a policy may ask for `max_worst_token_auc: 0.6`.
 """
 
+from typing import Any
+
 import numpy as np
 
-from attacks import AttackInfo, Feeds, attack, white_box
-from attacks.membership.models import ModelMembership
+import fedproxy_secure as fp
+from attacks import AttackInfo, Budget, Feeds, attack, white_box
+from attacks.membership.models import ModelMembership, ModelQuestion
 from attacks.statistics import auc_estimate
-from fedproxy_secure.evidence.measure import MeasureKind
+from fedproxy_secure.record.view import View
 
-WORST_TOKEN_AUC = MeasureKind(
+WORST_TOKEN_AUC = fp.MeasureKind(
     key="worst_token_auc",
     title="worst token's AUC",
     meaning="How well records are told from others by their least likely token; 0.5 is chance.",
@@ -41,7 +44,9 @@ ABOUT = AttackInfo(
 
 @attack(ABOUT)
 class WorstToken(ModelMembership):  # the same question, the same controls
-    def guess(self, view, question, budget, rng):
+    def guess(
+        self, view: View, question: ModelQuestion, budget: Budget, rng: np.random.Generator
+    ) -> Any:  # the scores; a subclass may answer with anything that its `score` reads
         worst, documents = [], question.documents[:200]
         with white_box.opened(view) as box:
             for number in (min(view.adapters), max(view.adapters)):
@@ -49,5 +54,5 @@ class WorstToken(ModelMembership):  # the same question, the same controls
                 worst.append(np.array([p.max() for p in box.token_losses(documents)]))
         return worst[0] - worst[1]
 
-    def score(self, guess, answer):
+    def score(self, guess: Any, answer: np.ndarray) -> tuple[fp.Estimate, ...]:
         return (auc_estimate(guess, answer[: len(guess)], metric="auc"),)

@@ -13,7 +13,6 @@ Then `compress: {kind: rounded_blocks, options: {bits: 4}}` in any settings, or 
       compressions:
         - {kind: drop_blocks}
         - {kind: rounded_blocks, options: {bits: 4}}
-        - {kind: rounded_blocks, options: {bits: 2}}
 """
 
 from dataclasses import replace
@@ -21,6 +20,7 @@ from dataclasses import replace
 import torch
 
 import fedproxy_secure as fp
+from fedproxy_secure.config import CompressConfig
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.models.llm import blocks_of
 
@@ -32,13 +32,15 @@ class RoundedBlocks(fp.Compression):
     title = "blocks dropped, the others rounded"
     options = ("bits",)
 
-    def check_settings(self, compress):
+    def check_settings(self, compress: CompressConfig) -> None:
         super().check_settings(compress)
         bits = compress.options.get("bits", 4)
         if bits not in range(2, 9):
             raise ConfigError(f"compress.options.bits={bits}: must be from 2 to 8")
 
-    def build(self, llm, compress, *, windows, seed):
+    def build(
+        self, llm: torch.nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int
+    ) -> fp.Proxy:
         proxy = fp.build_proxy(
             llm,
             remove_ratio=compress.remove_ratio,
@@ -46,12 +48,11 @@ class RoundedBlocks(fp.Compression):
             windows=windows,
             seed=seed,
         )
-        bits = compress.options.get("bits", 4)
+        bits = int(compress.options.get("bits", 4))
         with torch.no_grad():
             for weight in blocks_of(proxy.model).parameters():
                 if weight.dim() == 2:
-                    largest = weight.abs().amax(dim=1, keepdim=True)
-                    step = (largest / (2 ** (bits - 1) - 1)).clamp_min(1e-12)
+                    step = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
                     weight.copy_((weight / step).round() * step)
         return replace(proxy, details={"bits": bits})
 

@@ -11,25 +11,27 @@ Then `fusion: {rule: trimmed_mean, options: {trim: 0.2}}` with `protect: {scheme
 
 import numpy as np
 
+import fedproxy_secure as fp
+from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.federate.fusion.rule import FusionRule
+from fedproxy_secure.federate.fusion.algorithms import Analysis
 
 
-class TrimmedMean(FusionRule):
+class TrimmedMean(fp.FusionRule):
     """Leave out, at each coordinate, the share `trim` of the clients at either end."""
 
     name = "trimmed_mean"
     options = ("trim",)
 
-    def check_settings(self, fusion):
+    def check_settings(self, fusion: FusionConfig) -> None:
         super().check_settings(fusion)
         trim = fusion.options.get("trim", 0.1)
         if isinstance(trim, bool | str) or not 0 <= trim < 0.5:
             raise ConfigError(f"fusion.options.trim={trim}: must be a number, at least 0 and below .5")
 
-    def merge(self, tau, analysis, fusion):
-        cut = int(fusion.options.get("trim", 0.1) * len(tau))
-        return np.sort(tau, axis=0)[cut : len(tau) - cut].mean(axis=0)
+    def merge(self, tau: np.ndarray, analysis: Analysis, fusion: FusionConfig) -> np.ndarray:
+        cut = int(float(fusion.options.get("trim", 0.1)) * len(tau))
+        return np.asarray(np.sort(tau, axis=0)[cut : len(tau) - cut].mean(axis=0))
 
 
 TRIMMED_MEAN = TrimmedMean()

@@ -15,18 +15,21 @@ Then add `one_shot` to `compare.methods` in any settings. A script adds it to it
 
 import copy
 
+import torch
+
 import fedproxy_secure as fp
+from fedproxy_secure.experiments.inputs import Inputs
 from fedproxy_secure.models.adapters import vector_bytes
 
 
 class OneShot(fp.Method):
     """Average what each client's own training adds to the proxy, and plug that back into the LLM."""
 
-    def run(self, inputs):
+    def run(self, inputs: Inputs) -> fp.MethodResult:
         proxy = inputs.proxy()
         tuned = [own.train_pooled(copy.deepcopy(proxy.model)) for own in inputs.each_task()]
         deltas = [fp.block_deltas(model) for model in tuned]
-        mean = {key: sum(delta[key] for delta in deltas) / len(deltas) for key in deltas[0]}
+        mean = {key: torch.stack([delta[key] for delta in deltas]).mean(dim=0) for key in deltas[0]}
         fused = fp.plug_back(inputs.llm, proxy, mean)
         return fp.MethodResult(fused=inputs.evaluate(fused), upload_bytes=vector_bytes(tuned[0]))
 

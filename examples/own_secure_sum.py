@@ -9,13 +9,16 @@ function; in earnest it is another party's machine, and only that party has its 
 """
 
 import secrets
+from collections.abc import Sequence
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
+import fedproxy_secure as fp
+from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.crypto.secret import Secret
-from fedproxy_secure.protect.base import Protection
+from fedproxy_secure.protect.base import ClientRequest, RoundResult, ServerRound
 from fedproxy_secure.protect.gathering import check_reads_mean_alone, fuse_sum, gather
 from fedproxy_secure.protect.one_message import train
 from fedproxy_secure.wire import records
@@ -24,23 +27,25 @@ HELPER = Secret(b"not a secret: it stands for the ")  # the helper's private key
 STEP = 2.0**-20  # the sums are of whole numbers of steps, modulo 2**32
 
 
-class TwoServers(Protection):
+class TwoServers(fp.Protection):
     name, title, server_learns = "two_servers", "shares for two servers", "sums"
 
-    def check_settings(self, protect, privacy, fusion, *, cohort):
+    def check_settings(
+        self, protect: ProtectConfig, privacy: PrivacyConfig, fusion: FusionConfig, *, cohort: int | None
+    ) -> None:
         super().check_settings(protect, privacy, fusion, cohort=cohort)
         check_reads_mean_alone(self.name, fusion)
 
-    def sees(self, protect, fusion):
+    def sees(self, protect: ProtectConfig, fusion: FusionConfig | None) -> str:
         return "two_servers: two servers that follow the protocol and do not collude see the sum alone."
 
-    def unsafe(self, protect):
+    def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
         return (self.sees(protect, None),)
 
-    def upload_bytes(self, job, sizes):
+    def upload_bytes(self, job: fp.FederationJob, sizes: Sequence[int]) -> int:
         return 8 * sum(sizes)
 
-    def train(self, asked):
+    def train(self, asked: ClientRequest) -> RecordDict:
         words = np.rint(train(asked).update / STEP).astype(np.int64).astype(np.uint32)
         share, ephemeral = (
             np.frombuffer(secrets.token_bytes(words.nbytes), np.uint32),
@@ -48,13 +53,14 @@ class TwoServers(Protection):
         )
         key = crypto.agree(ephemeral, crypto.agreement_public(HELPER), info=b"share", what="helper's key")
         sealed = crypto.seal(key, (words - share).tobytes(), associated=asked.name.encode())
-        fields = {"share": share.tobytes(), "key": crypto.agreement_public(ephemeral), "sealed": sealed}
-        return RecordDict({"shares": ConfigRecord(fields)})
+        public = crypto.agreement_public(ephemeral)
+        shares = ConfigRecord({"share": share.tobytes(), "key": public, "sealed": sealed})
+        return RecordDict({"shares": shares})
 
-    def run_round(self, round):
+    def run_round(self, round: ServerRound) -> RoundResult:
         d = len(round.state.adapter)
 
-        def read(name, reply):
+        def read(name: str, reply: RecordDict) -> tuple[np.ndarray, np.ndarray]:
             fields = records.record(
                 reply, "shares", ConfigRecord, "shares", keys={"share", "key", "sealed"}
             )
@@ -65,16 +71,18 @@ class TwoServers(Protection):
         servers, helpers = (
             np.sum(part, axis=0, dtype=np.uint32) for part in zip(*shares.values(), strict=True)
         )
-        total = (servers + helpers).astype(np.int32) * np.float32(STEP)
+        total = np.multiply((servers + helpers).astype(np.int32), STEP, dtype=np.float32)
         return fuse_sum(round, total, list(shares))
 
 
-def helpers_share(name, fields, d):
+def helpers_share(name: str, fields: ConfigRecord, d: int) -> np.ndarray:
     """What the helper does with one client's message; in earnest it answers with the sum alone."""
     key = crypto.agree(
         HELPER, records.raw_bytes(fields, "key", length=32), info=b"share", what="share's key"
     )
-    words = crypto.unseal(key, fields["sealed"], associated=name.encode(), what="share")
+    length = crypto.NONCE_BYTES + 4 * d + crypto.TAG_BYTES
+    sealed = records.raw_bytes(fields, "sealed", length=length)
+    words = crypto.unseal(key, sealed, associated=name.encode(), what="share")
     return np.frombuffer(words, np.uint32, count=d)
 
 

@@ -10,6 +10,7 @@ A script with `# %%` cells: editors that know them run it cell by cell; jupytext
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -36,7 +37,7 @@ print(trilemma.to_string(float_format="{:.4g}".format))
 
 
 # %%
-def value_of(estimate: dict | None) -> float:
+def value_of(estimate: dict[str, Any] | None) -> float:
     """The number of an estimate; NaN where nothing was measured."""
     return float("nan") if estimate is None else estimate["value"]
 

@@ -285,7 +285,7 @@ def test_the_name_of_an_attack_is_no_id_of_others():
 
 def test_what_is_no_attack_cannot_be_registered(installed):
     with pytest.raises(ConfigError, match=r"must be a subclass of attacks\.base\.Attack"):
-        registry.attack(replace(INFO, name="function"))(len)
+        registry.attack(replace(INFO, name="function"))(len)  # type: ignore[type-var]
 
 
 def test_an_attack_that_needs_arguments_is_one_line(installed):

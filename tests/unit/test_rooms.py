@@ -34,6 +34,13 @@ def test_a_package_tells_type_checkers_that_it_is_typed(package: str):
     assert (ROOT / package / "py.typed").is_file()
 
 
+@pytest.mark.parametrize("file", ["Makefile", ".pre-commit-config.yaml"])
+def test_the_type_checker_reads_packages_examples_and_tests(file: str):
+    text = (ROOT / file).read_text(encoding="utf-8").replace("$(PACKAGES)", " ".join(PACKAGES))
+    (read,) = re.findall(r"(?:-m |bin/)mypy (.*)", text)
+    assert sorted(read.split()) == sorted((*PACKAGES, "examples", "tests"))
+
+
 def test_a_module_is_short_or_its_docstring_says_why_not():
     for file in modules():
         text = file.read_text(encoding="utf-8")
