@@ -98,7 +98,7 @@ def test_the_front_in_the_chart_follows_which_way_is_better(report: Report):
 def test_every_measure_of_privacy_that_differs_can_be_chosen_the_headline_first(report: Report):
     names = [name for name, _ in chart(report, "front-privacy").specs]
     assert names[0] == "members found at 1\u00a0% false positives (%)"
-    assert {"token AUC", "whole records found (%)", "fewest clients in a sum"} <= set(names)
+    assert {"vocabulary AUC", "whole records found (%)", "fewest clients in a sum"} <= set(names)
     assert "ε claimed" not in names  # the same wherever it is
     assert "CKA of LLM and proxy (CKA)" not in [n for n, _ in chart(report, "front-ip").specs]
 
