@@ -138,7 +138,7 @@ def setup(message: Message, context: Context) -> RecordDict:
     sha256 = own.job.proxy_sha256
     if asked.sha256 != sha256:  # all clients of a sum train one proxy: its hash is in what they sign
         raise ProtocolAborted(f"proxy {asked.sha256[:12]}: must be {sha256[:12]}, which the job names")
-    if own.policy is not None and protection_of(own.job.protect).secure_sum:
+    if own.policy is not None and protection_of(own.job.protect).needs_keys:
         # before the proxy's files are kept or a record is read: a seed is spent on the first proxy named
         attempt.agree(own.job, own.name, own.policy, context)
     folder = _proxy(own)

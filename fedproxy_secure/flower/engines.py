@@ -41,7 +41,7 @@ class Federate(Protocol):
 @contextmanager
 def with_keys(job: FederationJob) -> Iterator[FederationJob]:
     """Yield the job, with fresh keys if it needs keys and names no folder; for engines of one machine."""
-    if not protection_of(job.protect).secure_sum or job.protect.keys is not None:
+    if not protection_of(job.protect).needs_keys or job.protect.keys is not None:
         yield job
         return
     with tempfile.TemporaryDirectory(prefix="fedproxy-keys-") as folder:
@@ -51,8 +51,8 @@ def with_keys(job: FederationJob) -> Iterator[FederationJob]:
 
 def leave_roster(job: FederationJob, run_folder: Path | None) -> None:
     """Write the roster (public keys only) into the run's folder: the audit log says who could take part."""
-    secure_sum = protection_of(job.protect).secure_sum
-    if run_folder is not None and secure_sum and job.protect.keys is not None:
+    keyed = protection_of(job.protect).needs_keys
+    if run_folder is not None and keyed and job.protect.keys is not None:
         write_bytes(run_folder / ROSTER, load_roster(Path(job.protect.keys)).to_json().encode())
 
 

@@ -25,6 +25,7 @@ from fedproxy_secure.flower.recording import WatchedGrid, recorder_of
 from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import RoundResult, ServerRound, protection_of
+from fedproxy_secure.protect.rounds import run_round
 from fedproxy_secure.record.leakage import Ledger
 from fedproxy_secure.record.saved_rounds import STATE, note_unmasked, resumed, unmasked_for, with_remedy
 from fedproxy_secure.record.server_messages import note_adapter, note_proxy, proxy_noted_if_aborted
@@ -176,7 +177,7 @@ def _checked(job: FederationJob, proxy_folder: Path) -> FederationJob:
     from fedproxy_secure.federate.shared_proxy import with_proxy  # loads models
 
     job = with_proxy(job, proxy_folder)
-    if protection_of(job.protect).secure_sum:
+    if protection_of(job.protect).needs_keys:
         _check_roster(job)
     return job
 
@@ -208,7 +209,7 @@ def _one_round(
         note_unmasked=partial(note_unmasked, federation.folder, state.round),
     )
     try:
-        result = protection_of(job.protect).run_round(own)
+        result = run_round(protection_of(job.protect), own)
     except FedProxyError as error:
         _note_abort(error, federation.folder, ledger, began=began)
         if isinstance(error, RoundAborted):
