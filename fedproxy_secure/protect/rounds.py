@@ -18,13 +18,18 @@ from fedproxy_secure.protect.base import Protection, RoundResult, ServerRound
 def run_round(protection: Protection, round: ServerRound) -> RoundResult:
     """Run one round; return its result, with the length of the fused step among the metrics.
 
+    With differential privacy the metrics have no `loss`: clients keep their losses to themselves.
+
     Raises `RoundAborted` if too few clients answer, and `ConfigError`, naming the protection, for a result
     that is not what its class promises.
     """
     result = protection.run_round(round)
     _check_round(protection, result, round)
     step = result.state.adapter - round.state.adapter
-    return replace(result, metrics={"step_norm": float(np.linalg.norm(step)), **result.metrics})
+    metrics = {"step_norm": float(np.linalg.norm(step)), **result.metrics}
+    if round.job.privacy.unit != "none":
+        metrics.pop("loss", None)
+    return replace(result, metrics=metrics)
 
 
 def _check_round(protection: Protection, result: RoundResult, round: ServerRound) -> None:

@@ -49,7 +49,8 @@ class Sums(Scheme):
     server_learns = "sums"
 
 
-def a_round(job=None):
+def a_round(unit="none"):
+    job = SimpleNamespace(privacy=PrivacyConfig(unit=unit, target_epsilon=8, target_delta=1e-5))
     return ServerRound(
         ask=None,
         job=job,
@@ -65,6 +66,12 @@ def test_a_whole_result_passes_and_has_the_length_of_its_step():
     assert run_round(Scheme(WHOLE), a_round()).metrics == {"step_norm": 5.0}
     summed = replace(WHOLE, updates={}, sums={"update": UPDATE})
     assert run_round(Sums(summed), a_round()).metrics == {"step_norm": 5.0}
+
+
+def test_under_differential_privacy_a_round_keeps_no_loss():
+    with_loss = replace(WHOLE, metrics={"loss": 1.0, "step_norm": 2.0})
+    assert run_round(Scheme(with_loss), a_round()).metrics == {"loss": 1.0, "step_norm": 2.0}
+    assert run_round(Scheme(with_loss), a_round("record")).metrics == {"step_norm": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -124,4 +131,4 @@ def test_a_threshold_that_no_round_can_have_is_refused_when_settings_are_read(sc
 @pytest.mark.parametrize("total", [np.zeros(2, np.float32), np.array([1, np.nan, 1], np.float32)])
 def test_a_sum_of_another_length_or_not_finite_is_not_fused(total):
     with pytest.raises(DataError, match="sum of updates: must be 3 finite numbers"):
-        fuse_sum(a_round(SimpleNamespace()), total, ["a"])
+        fuse_sum(a_round(), total, ["a"])
