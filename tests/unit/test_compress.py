@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedproxy_secure.compress import fidelity as fidelity_module
-from fedproxy_secure.compress import importance_memo
+from fedproxy_secure.compress import importance, importance_memo
 from fedproxy_secure.compress.base import Compression, compression_of
 from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.drop_blocks import build_proxy
@@ -28,7 +28,7 @@ from fedproxy_secure.config import CompressConfig
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.errors import ConfigError, ModelError
 from fedproxy_secure.models.llm import blocks_of, load_llm, with_blocks
-from tests.support.tiny import louder, same_weights, save_tiny, tiny_llama
+from tests.support.tiny import louder, public_windows, same_weights, save_tiny, tiny_llama
 
 WINDOWS = torch.arange(3, 3 + 40).view(2, 20)
 
@@ -93,6 +93,34 @@ def test_gradient_fidelity_drops_a_block_that_does_nothing_first():
     assert plan_by_importance(scores, 0.25).kept == (0, 2, 3)
 
 
+def test_gradient_fidelity_tries_at_each_step_only_the_blocks_of_least_influence(monkeypatch):
+    model, tried = louder(tiny_llama(6)), []
+
+    def counted(model, windows, of, range_kept):
+        if range_kept is not None:
+            tried.append(set(range(6)) - set(range_kept))
+        return gradients(model, windows, of, range_kept)
+
+    gradients = importance._block_gradients
+    monkeypatch.setattr(importance, "_block_gradients", counted)
+    monkeypatch.setattr(importance, "TRIALS", 2)
+    scores = greedy_gradient_fidelity(model, WINDOWS, keep=4)
+    influence = block_influence(model, WINDOWS)
+    assert len(tried) == 2 * 2
+    assert set.union(*tried[:2]) == {*sorted(range(6), key=lambda i: influence[i])[:2]}
+    assert sorted(scores) == [0, 1, 6, 6, 6, 6]
+
+
+def test_gradients_of_many_passes_are_summed_in_float32(monkeypatch):
+    monkeypatch.setattr(importance, "windows_a_pass", lambda *_: 1)
+    model, windows = tiny_llama().bfloat16(), public_windows(64)
+    whole = importance._block_gradients(model, windows, [0], range_kept=None)
+    each = [importance._block_gradients(model, one, [0], range_kept=None) for one in windows.split(1)]
+    for key, found in whole.items():
+        expected = torch.stack([one[key].double() for one in each]).sum(0)
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_divergence_drops_a_block_that_does_nothing_first_and_then_the_one_that_is_missed_least():
     model = tiny_llama()
     with torch.no_grad():
@@ -134,7 +162,7 @@ def test_importance_that_took_long_is_computed_once_for_an_llm_and_its_windows(t
         file.write_bytes(b"damaged")
     assert remembered(slow, llm, WINDOWS, 2) == [2.0] * 4
     assert asked == [2, 3, 2, 2]
-    for name in ("VERSION", "DIVERGENCE_WINDOWS", "DIVERGENCE_TRIALS"):
+    for name in ("VERSION", "DIVERGENCE_WINDOWS", "TRIALS"):
         monkeypatch.setattr(importance_memo, name, 99)
         remembered(slow, llm, WINDOWS, 2)
     assert asked == [2, 3, 2, 2, *[2] * 3], "what was computed in another way is not taken"
