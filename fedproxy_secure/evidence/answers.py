@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, where_apart
 
 DRAWS = 10_000  # number of draws from a posterior
-FARTHEST = 2.0**20  # no end of an interval of the gap closed is searched beyond
+OF_MEANS = "ratio of means over seeds, Fieller 95 %, no narrower than a seed's own"
+UNRESOLVED = "ratio of means over seeds; they do not resolve the gap itself, no interval"
 Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
 
 
@@ -129,8 +130,7 @@ def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str
         ]
         return no_surer(mean_interval(values, metric=metric, unit="share"), parts)
 
-    ends = _where_apart(apart, value)
-    how = "ratio of means over seeds, Fieller 95 %, no narrower than a seed's own"
+    ends = where_apart(apart, value)
     low, high = ends or (None, None)
     return Estimate(
         metric=metric,
@@ -140,7 +140,7 @@ def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str
         n=len(by_seed),
         unit="share",
         seeds=tuple(by_seed),
-        how=how if ends else "ratio of means over seeds; the gap is hardly resolved, no interval",
+        how=OF_MEANS if ends else UNRESOLVED,
     )
 
 
@@ -155,33 +155,6 @@ def resolved_gap(by_seed: Mapping[int, Sequence[Bits]]) -> bool:
     pairs = {seed: (ceiling, zero_shot) for seed, (zero_shot, ceiling) in by_seed.items()}
     low = over_seeds_or_records(pairs, operator.sub, "gap").low
     return low is not None and low > 0
-
-
-def _where_apart(apart: Callable[[float], Estimate], value: float) -> tuple[float, float] | None:
-    """Return the ends of the shares around `value` for which the interval of `apart` contains 0.
-
-    None if one of them is too far to be found. `apart` falls as the share rises.
-    """
-    from scipy.optimize import brentq
-
-    def above(share: float) -> float:
-        return apart(share).low or 0.0
-
-    def below(share: float) -> float:
-        return apart(share).high or 0.0
-
-    ends = []
-    for side, end in ((-1.0, above), (1.0, below)):
-        if end(value) == 0:  # an end of the scale itself, from which no record differs
-            ends.append(value)
-            continue
-        step = 1.0
-        while side * end(value + side * step) >= 0:
-            step *= 2
-            if step > FARTHEST:
-                return None
-        ends.append(float(brentq(end, value, value + side * step, xtol=1e-7)))
-    return min(value, ends[0]), max(value, ends[1])
 
 
 def _over_records(

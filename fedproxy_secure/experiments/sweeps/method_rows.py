@@ -198,7 +198,8 @@ def _with_losses(row: MethodRow, by_seed: BySeed, ends: Ends) -> MethodRow:
     if not all(map(measured, tuned.values())):
         tuned = {}
     scale, gap = ends.scale(lambda r: r.fused_loss), None
-    if all(s in scale and all(map(measured, scale[s])) and has_loss_gap(*scale[s]) for s in fused):
+    ended = all(s in scale and all(map(measured, scale[s])) for s in fused)
+    if ended and has_loss_gap(scale[s] for s in fused):
         models = {s: (f, *scale[s]) for s, f in fused.items()}
         gap = loss_over_seeds_or_records(
             models, gap_closed, f"gap closed by loss, {cell.row}", unit="share"

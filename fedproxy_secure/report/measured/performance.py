@@ -57,8 +57,8 @@ def _on_free_text(seeds: Sequence[SeedRun]) -> list[Measure]:
     if all(s.ceiling_losses for s in seeds):
         measures += losses(seeds, kinds.LOSS_CENTRALISED, alone, ["ceiling"])
         ends = [s.losses(model) for s in seeds for model in ("zero_shot", "ceiling")]
-        if all(map(measured, ends)) and all(
-            has_loss_gap(s.losses("zero_shot"), s.losses("ceiling")) for s in seeds
+        if all(map(measured, ends)) and has_loss_gap(
+            (s.losses("zero_shot"), s.losses("ceiling")) for s in seeds
         ):
             measures += losses(seeds, kinds.LOSS_GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
     return measures
