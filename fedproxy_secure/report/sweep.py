@@ -159,9 +159,10 @@ def front_in_words(names: Sequence[str], points: Sequence[tuple[Span, Span]]) ->
     beaten = may_be_beaten(points)
     on_it = [name for name, on in zip(names, there, strict=True) if on]
     unsure = [name for name, on, may in zip(names, there, beaten, strict=True) if on and may]
-    sure = "none of them may be beaten on both axes"
+    sure = "no other configuration may beat any of them on both axes"
     if unsure:
-        sure = f"some other configuration may beat on both axes: {'; '.join(unsure)}"
+        which = "each of them" if unsure == on_it else f"some of them ({'; '.join(unsure)})"
+        sure = f"another configuration may beat {which} on both axes"
     return f"On the front by mean values: {'; '.join(on_it)}. Within the 95 % intervals {sure}."
 
 

@@ -114,11 +114,12 @@ def test_the_front_is_told_in_words_with_the_members_that_intervals_leave_unsure
         return (x - 1, x, x + 1), (y - 1, y, y + 1)
 
     sure = front_in_words(["a", "b", "c"], [exact(1, 3), exact(3, 1), exact(1, 1)])
-    assert sure.startswith("On the front by mean values: a; b. Within the 95 % intervals none of them")
+    assert sure.startswith("On the front by mean values: a; b. Within the 95 % intervals no other")
     unsure = front_in_words(["a", "b", "c"], [wide(1, 3), exact(9, 0), exact(0, 2.5)])
-    assert unsure.endswith("some other configuration may beat on both axes: a.")
+    assert unsure.endswith("another configuration may beat some of them (a) on both axes.")
     unknown = (upward(number(1, None), "higher"), upward(number(1, None), "lower"))
-    assert front_in_words(["a", "b"], [unknown, exact(0, -2)]).endswith("both axes: a.")
+    said = front_in_words(["a", "b"], [unknown, exact(0, -2)])
+    assert said.endswith("another configuration may beat each of them on both axes.")
     assert upward(number(1, 0.5), "lower") == (-1.5, -1, -0.5)
 
 
