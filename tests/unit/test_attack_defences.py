@@ -238,7 +238,10 @@ def test_a_client_refuses_terms_under_which_fewer_would_be_summed():
             {"scheme": "unsafe_plaintext", "min_cohort": 3},
             r"protect.min_cohort=3: is not enforced with protect.scheme=unsafe_plaintext",
         ),
-        ({"scheme": "unsafe_plaintext", "refuse_differencing": True}, r"protect.refuse_differencing=True: is not enforced"),
+        (
+            {"scheme": "unsafe_plaintext", "refuse_differencing": True},
+            r"protect.refuse_differencing=True: is not enforced",
+        ),
     ],
 )
 def test_protections_that_cannot_be_kept_are_refused_before_the_run(protect, line):
