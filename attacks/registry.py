@@ -202,4 +202,4 @@ def check_measures(attacks: Iterable[Attack]) -> None:
     """Raise `ConfigError` with the nearest key if an attack feeds a measure that is not registered."""
     for one in attacks:
         for feeds in one.info.measures:
-            measure_kind(feeds.measure, where=f"attack {one.info.name!r}: measures")
+            measure_kind(feeds.measure, place=f"attack {one.info.name!r}: measures")

@@ -51,7 +51,9 @@ class TwoServers(fp.Protection):
             np.frombuffer(secrets.token_bytes(words.nbytes), np.uint32),
             crypto.fresh_secret(),
         )
-        key = crypto.agree(ephemeral, crypto.agreement_public(HELPER), info=b"share", what="helper's key")
+        key = crypto.agree(
+            ephemeral, crypto.agreement_public(HELPER), info=b"share", subject="helper's key"
+        )
         sealed = crypto.seal(key, (words - share).tobytes(), associated=asked.name.encode())
         public = crypto.agreement_public(ephemeral)
         shares = ConfigRecord({"share": share.tobytes(), "key": public, "sealed": sealed})
@@ -78,11 +80,11 @@ class TwoServers(fp.Protection):
 def helpers_share(name: str, fields: ConfigRecord, d: int) -> np.ndarray:
     """What the helper does with one client's message; in earnest it answers with the sum alone."""
     key = crypto.agree(
-        HELPER, records.raw_bytes(fields, "key", length=32), info=b"share", what="share's key"
+        HELPER, records.raw_bytes(fields, "key", length=32), info=b"share", subject="share's key"
     )
     length = crypto.NONCE_BYTES + 4 * d + crypto.TAG_BYTES
     sealed = records.raw_bytes(fields, "sealed", length=length)
-    words = crypto.unseal(key, sealed, associated=name.encode(), what="share")
+    words = crypto.unseal(key, sealed, associated=name.encode(), subject="share")
     return np.frombuffer(words, np.uint32, count=d)
 
 

@@ -114,7 +114,7 @@ def trained_scores(
         ),
         noise=Noise(seed.to_bytes(32, "big")),
         divisor=1.0,
-        who="audit",
+        subject="audit",
     )
     return scores, coins
 

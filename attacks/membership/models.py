@@ -235,7 +235,7 @@ class ModelMembership(Attack):
                 local=view.settings.local,
                 pad_id=box.tokenizer.pad_token_id,
                 rng=np.random.default_rng(int(rng.integers(2**31))),
-                who=f"shadow {s}",
+                subject=f"shadow {s}",
                 on_step=lambda _: budget.check(),
             )
             results = likelihoods(box.tuned, documents, budget=budget)

@@ -136,7 +136,7 @@ def _train(tuned: Any, items: Sequence[Encoded], tokenizer: Any, known: Known) -
             local=local,
             pad_id=tokenizer.pad_token_id,
             rng=np.random.default_rng(time),
-            who="positive control",
+            subject="positive control",
         )
         first = first or loss
         if loss < known.share * first:

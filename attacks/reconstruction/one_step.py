@@ -111,7 +111,7 @@ def _with_adamw(control: View, truth: Truth, settings: PublicSettings, *, steps:
             local=local,
             pad_id=box.tokenizer.pad_token_id,
             rng=np.random.default_rng(0),
-            who="positive control",
+            subject="positive control",
         )
         update = get_vector(box.tuned) - start
     done = replace(state.rounds[number], update=update)

@@ -123,6 +123,6 @@ def check_signature(entry: Entry, public: bytes) -> None:
     """Raise `AuditError` unless the owner of `public`, Ed25519, 32 bytes, signed the entry's hash."""
     try:
         signed = digest(DOMAIN, from_hex(entry.hash))
-        verify(public, signed, from_hex(entry.signature), what="signature")
+        verify(public, signed, from_hex(entry.signature), subject="signature")
     except (ProtocolAborted, ValueError):
         raise AuditError("was altered: the signature is not the signer's") from None

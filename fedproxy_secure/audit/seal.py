@@ -180,7 +180,7 @@ def parse_seal(raw: bytes) -> Seal:
             from_hex(seal.public_key),
             _content(seal.head, seal.files),
             from_hex(seal.signature),
-            what="signature",
+            subject="signature",
         )
         return seal
     except (ValueError, TypeError, AttributeError, ProtocolAborted) as error:

@@ -79,7 +79,7 @@ def open_envelope(raw: bytes, public: bytes) -> dict[str, Any]:
     if named != key_id(public):
         raise AuditError(f"names the key {str(named)[:16]}, not {key_id(public)[:16]} of --key")
     try:
-        verify(public, pae(payload), signed, what="signature")
+        verify(public, pae(payload), signed, subject="signature")
         statement = parse_json(payload)
     except (ProtocolAborted, ValueError):
         raise AuditError("was altered: the signature is not that of --key") from None

@@ -77,7 +77,7 @@ def compression_of(compress: CompressConfig, heal: HealConfig | None = None) -> 
     Raises `ConfigError` for an unknown name, for settings that the compression refuses, or for no healing
     steps where its proxies need healing.
     """
-    compression = COMPRESSIONS.get(compress.kind, where="compress.kind")
+    compression = COMPRESSIONS.get(compress.kind, setting="compress.kind")
     compression.check_settings(compress)
     if heal is not None and compression.needs_healing and not heal.steps:
         raise ConfigError(

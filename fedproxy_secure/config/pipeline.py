@@ -104,7 +104,7 @@ class CompressConfig(Section):
     @field_validator("kind")
     @classmethod
     def _kind_is_known(cls, kind: str) -> str:
-        COMPRESSIONS.check(kind, where="compress.kind")
+        COMPRESSIONS.check(kind, setting="compress.kind")
         return kind
 
 
@@ -196,7 +196,7 @@ class FusionConfig(Section):
     @field_validator("rule")
     @classmethod
     def _rule_is_known(cls, rule: str) -> str:
-        FUSION_RULES.check(rule, where="fusion.rule")
+        FUSION_RULES.check(rule, setting="fusion.rule")
         return rule
 
     @model_validator(mode="after")
@@ -208,7 +208,7 @@ class FusionConfig(Section):
     @property
     def linear(self) -> bool:
         """Whether the rule reads the mean of the updates alone."""
-        return FUSION_RULES.get(self.rule, where="fusion.rule").linear
+        return FUSION_RULES.get(self.rule, setting="fusion.rule").linear
 
 
 class PlugBackConfig(Section):

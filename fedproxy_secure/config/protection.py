@@ -50,7 +50,7 @@ class ProtectConfig(Section):
     @field_validator("scheme")
     @classmethod
     def _scheme_is_known(cls, scheme: str) -> str:
-        PROTECTIONS.check(scheme, where="protect.scheme")
+        PROTECTIONS.check(scheme, setting="protect.scheme")
         return scheme
 
 

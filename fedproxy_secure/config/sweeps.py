@@ -44,7 +44,7 @@ class CompareConfig(Section):
     @classmethod
     def _methods_are_known(cls, methods: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for method in methods:
-            METHODS.check(method, where=f"compare.{info.field_name}")
+            METHODS.check(method, setting=f"compare.{info.field_name}")
         return methods
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class SweptProtection(Section):
     @field_validator("scheme")
     @classmethod
     def _scheme_is_known(cls, scheme: str) -> str:
-        PROTECTIONS.check(scheme, where="matrix.protections.scheme")
+        PROTECTIONS.check(scheme, setting="matrix.protections.scheme")
         return scheme
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class SweptFusion(Section):
     @field_validator("rule")
     @classmethod
     def _rule_is_known(cls, rule: str) -> str:
-        FUSION_RULES.check(rule, where="matrix.fusions.rule")
+        FUSION_RULES.check(rule, setting="matrix.fusions.rule")
         return rule
 
     @model_validator(mode="after")
@@ -159,7 +159,7 @@ class SweptCompression(Section):
     @field_validator("kind")
     @classmethod
     def _kind_is_known(cls, kind: str) -> str:
-        COMPRESSIONS.check(kind, where="matrix.compressions.kind")
+        COMPRESSIONS.check(kind, setting="matrix.compressions.kind")
         return kind
 
     @model_validator(mode="after")

@@ -55,12 +55,12 @@ def sign(private: Secret, message: bytes) -> bytes:
     return Ed25519PrivateKey.from_private_bytes(private.reveal()).sign(message)
 
 
-def verify(public: bytes, message: bytes, signature: bytes, *, what: str) -> None:
-    """Raise `ProtocolAborted`, naming `what`, unless the key `public` signed this message."""
+def verify(public: bytes, message: bytes, signature: bytes, *, subject: str) -> None:
+    """Raise `ProtocolAborted`, naming `subject`, unless the key `public` signed this message."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
-        raise ProtocolAborted(f"{what}: verification failed") from None
+        raise ProtocolAborted(f"{subject}: verification failed") from None
 
 
 def agreement_public(private: Secret) -> bytes:
@@ -68,23 +68,23 @@ def agreement_public(private: Secret) -> bytes:
     return X25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
 
 
-def agree(private: Secret, public: bytes, *, info: bytes, what: str) -> Secret:
+def agree(private: Secret, public: bytes, *, info: bytes, subject: str) -> Secret:
     """Return a 32-byte key that only the owners of the two X25519 keys can compute.
 
     Args:
         private: of one owner.
         public: of the other owner, 32 bytes.
         info: the purpose; another purpose gives an independent key.
-        what: what `public` is, for the error.
+        subject: what `public` is, for the error.
 
-    Raises `ProtocolAborted`, naming `what`, for a public key of low order or of another length.
+    Raises `ProtocolAborted`, naming `subject`, for a public key of low order or of another length.
     """
     try:
         shared = X25519PrivateKey.from_private_bytes(private.reveal()).exchange(
             X25519PublicKey.from_public_bytes(public)
         )
     except ValueError:
-        raise ProtocolAborted(f"{what}: verification failed") from None
+        raise ProtocolAborted(f"{subject}: verification failed") from None
     return derive(Secret(shared), info=info)
 
 
@@ -116,19 +116,19 @@ def seal(key: Secret, plaintext: bytes, *, associated: bytes) -> bytes:
     return nonce + ChaCha20Poly1305(key.reveal()).encrypt(nonce, plaintext, associated)
 
 
-def unseal(key: Secret, sealed: bytes, *, associated: bytes, what: str) -> bytes:
+def unseal(key: Secret, sealed: bytes, *, associated: bytes, subject: str) -> bytes:
     """Return the plaintext of what `seal` returned.
 
-    Raises `ProtocolAborted`, naming `what`, if `sealed` or `associated` was changed or the key is another.
+    Raises `ProtocolAborted`, naming `subject`, if `sealed` or `associated` was changed or the key is wrong.
     """
     if len(sealed) < NONCE_BYTES + TAG_BYTES:
-        raise ProtocolAborted(f"{what}: verification failed")
+        raise ProtocolAborted(f"{subject}: verification failed")
     try:
         return ChaCha20Poly1305(key.reveal()).decrypt(
             sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated
         )
     except InvalidTag:
-        raise ProtocolAborted(f"{what}: verification failed") from None
+        raise ProtocolAborted(f"{subject}: verification failed") from None
 
 
 def tag(key: Secret, message: bytes) -> bytes:
@@ -139,12 +139,12 @@ def tag(key: Secret, message: bytes) -> bytes:
     return AESGCM(key.reveal()).encrypt(bytes(NONCE_BYTES), b"", message)
 
 
-def check_tag(key: Secret, message: bytes, tagged: bytes, *, what: str) -> None:
-    """Raise `ProtocolAborted`, naming `what`, unless `tagged` is the tag on this message under the key."""
+def check_tag(key: Secret, message: bytes, tagged: bytes, *, subject: str) -> None:
+    """Raise `ProtocolAborted`, naming `subject`, unless `tagged` is the message's tag under the key."""
     try:
         AESGCM(key.reveal()).decrypt(bytes(NONCE_BYTES), tagged, message)
     except (InvalidTag, ValueError):
-        raise ProtocolAborted(f"{what}: verification failed") from None
+        raise ProtocolAborted(f"{subject}: verification failed") from None
 
 
 def keystream(key: Secret, *, from_byte: int = 0) -> CipherContext:

@@ -93,7 +93,7 @@ def read_document(file: Path, kind: str, *, by: bytes | None = None) -> Document
             "file from the holder of that key"
         )
     try:
-        verify(public, signed, signature, what=str(file))
+        verify(public, signed, signature, subject=str(file))
     except ProtocolAborted:
         raise ConfigError(f"{file}: its signature is invalid; altered or cut short, get it anew") from None
     if body.get("format") != FORMAT:

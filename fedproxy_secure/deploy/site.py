@@ -190,7 +190,7 @@ def check_request(document: Document) -> Request:
         replaces = None if body.get("replaces") is None else bytes.fromhex(str(body["replaces"]))
         if replaces is not None:
             vouched = bytes.fromhex(str(body.get("replaces_proof")))
-            verify(replaces, _ROTATION + document.public, vouched, what="the key that it replaces")
+            verify(replaces, _ROTATION + document.public, vouched, subject="the key that it replaces")
     except InvalidSignature:
         raise ConfigError(f"request of {name}: does not prove that it holds its node key") from None
     except (ValueError, UnsupportedAlgorithm, ProtocolAborted) as error:

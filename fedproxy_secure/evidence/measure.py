@@ -160,16 +160,16 @@ MEASURES = Registry[MeasureKind](
 )
 
 
-def measure_kind(key: str, *, where: str = "") -> MeasureKind:
+def measure_kind(key: str, *, place: str = "") -> MeasureKind:
     """Return the measure called `key`.
 
     Args:
         key: the measure's key.
-        where: the place that names it, for the error message.
+        place: the place that names it, for the error message.
 
     Raises `ConfigError` for a key that is unknown or registered under another name.
     """
-    return MEASURES.get(key, where=where)
+    return MEASURES.get(key, setting=place)
 
 
 def in_order(keys: Iterable[str]) -> list[str]:

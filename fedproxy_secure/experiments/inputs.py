@@ -191,7 +191,7 @@ class Inputs:
             local=config.local,
             pad_id=tokenizer.pad_token_id,
             rng=stream(self.seed, "centralised", *(t.name for t in tasks)),
-            who="centralised training",
+            subject="centralised training",
             on_step=lambda _: display.advance(name),
         )
         display.done(name)

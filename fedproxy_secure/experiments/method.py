@@ -87,10 +87,10 @@ def trained_steps(config: Config) -> int:
     return config.federate.rounds * config.local.steps * config.cohort
 
 
-def method_of(name: str, *, where: str = "") -> Method:
+def method_of(name: str, *, setting: str = "") -> Method:
     """Return the method of this name; raises `ConfigError` for an unknown name.
 
     Args:
-        where: the setting that has the name, such as `compare.methods`.
+        setting: the setting that has the name, such as `compare.methods`.
     """
-    return METHODS.get(name, where=where)
+    return METHODS.get(name, setting=setting)

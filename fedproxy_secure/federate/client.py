@@ -130,18 +130,18 @@ class LocalClient:
                 local=self.local,
                 pad_id=self.pad_id,
                 rng=stream(self.seed, "client", self.name, request.round),
-                who=f"client {self.name}, round {request.round}",
+                subject=f"client {self.name}, round {request.round}",
                 penalty=request.penalty(tuned),
             )
             return loss, get_vector(tuned) - request.start
 
     def _train_privately(self, request: _RoundRequest, items: _Drawn, privacy: Privacy) -> np.ndarray:
         """Return the round's update, float32 [d]: computed once, from then on read from the ledger."""
-        noise, who = privacy.noise, f"client {self.name}, round {request.round}"
+        noise, subject = privacy.noise, f"client {self.name}, round {request.round}"
         d = sum(self.sizes)
         for vector in (request.start, request.conflict):  # a wrong one must not cost privacy
             if vector is not None and vector.shape != (d,):
-                raise DataError(f"{who}: broadcast of shape {vector.shape}; must be ({d},)")
+                raise DataError(f"{subject}: broadcast of shape {vector.shape}; must be ({d},)")
 
         def compute(key: bytes) -> bytes:
             if privacy.simulated:
@@ -155,7 +155,7 @@ class LocalClient:
                     private=noise,
                     noise=Noise(key),
                     pad_id=self.pad_id,
-                    who=who,
+                    subject=subject,
                     pull=request.pull(tuned),
                 )
                 difference = (get_vector(tuned) - request.start).astype(np.float32)

@@ -82,7 +82,7 @@ def train_privately(
     private: RecordNoise,
     noise: Noise,
     pad_id: int,
-    who: str,
+    subject: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
 ) -> None:
     """Take `steps` private steps on the trained parameters.
@@ -91,7 +91,7 @@ def train_privately(
         pull: gradients of the penalties (PCR, FedProx), one per trained parameter; they depend on what was
             broadcast and on the parameters, not on records, and are added after the noise.
 
-    Raises `TrainingError`, naming `who`: with the step, as soon as the adapter is not finite; or in one
+    Raises `TrainingError`, naming `subject`: with the step, as soon as the adapter is not finite; or in one
     constant line if the machine has too little memory, or for any unexpected error.
     """
     device = trained_parameters(tuned)[0].device
@@ -119,15 +119,15 @@ def train_privately(
             private=private,
             noise=noise,
             divisor=local.batch_size,
-            who=who,
+            subject=subject,
             pull=pull,
             usable=usable,
         )
     except FedProxyError:
         raise
     except Exception:  # its text may describe a record, so only the client's own log has it
-        log.exception("%s: training failed", who)
-        raise TrainingError(f"{who}: training failed; the client's own log says why") from None
+        log.exception("%s: training failed", subject)
+        raise TrainingError(f"{subject}: training failed; the client's own log says why") from None
 
 
 def private_steps(
@@ -140,7 +140,7 @@ def private_steps(
     private: RecordNoise,
     noise: Noise,
     divisor: float,
-    who: str,
+    subject: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
     usable: Callable[[int], bool] | None = None,
 ) -> None:
@@ -168,12 +168,12 @@ def private_steps(
                 p.grad = gradient
             _add(parameters, pull)
             optimizer.step()
-            _check_finite(parameters, who, step)
+            _check_finite(parameters, subject, step)
     finally:
         for p in parameters:
             p.grad = None
     if failed:
-        log.info("%s: %d times a drawn record gave no gradient and counted as zero", who, failed)
+        log.info("%s: %d times a drawn record gave no gradient and counted as zero", subject, failed)
 
 
 class _NoisySum:
@@ -215,11 +215,11 @@ class _NoisySum:
         return [part.view(p.shape).to(p.dtype) for part, p in zip(parts, self._parameters, strict=True)]
 
 
-def _check_finite(parameters: Sequence[nn.Parameter], who: str, step: int) -> None:
+def _check_finite(parameters: Sequence[nn.Parameter], subject: str, step: int) -> None:
     """Raise `TrainingError` if the adapter is not finite; it is noisy, so the error reveals no record."""
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise TrainingError(
-            f"{who}: the adapter is not finite after local step {step}; lower local.learning_rate"
+            f"{subject}: the adapter is not finite after local step {step}; lower local.learning_rate"
         )
 
 

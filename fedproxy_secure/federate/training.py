@@ -45,13 +45,13 @@ def train(
     local: LocalConfig,
     pad_id: int,
     rng: np.random.Generator,
-    who: str,
+    subject: str,
     penalty: Penalty | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> float:
     """Run `steps` optimiser steps on the trained parameters; return the mean loss in nats.
 
-    Raises `TrainingError`, naming `who` and the step, as soon as the loss is not a finite number.
+    Raises `TrainingError`, naming `subject` and the step, as soon as the loss is not a finite number.
     """
     parameters = trained_parameters(tuned)
     device = parameters[0].device
@@ -67,7 +67,7 @@ def train(
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise TrainingError(
-                        f"{who}: loss={value} at local step {step}: must be finite; "
+                        f"{subject}: loss={value} at local step {step}: must be finite; "
                         "lower local.learning_rate or check the records"
                     )
                 total += value

@@ -209,5 +209,5 @@ class Protection(ABC):
 
 def protection_of(protect: ProtectConfig) -> Protection:
     """Return the protection that settings name. Raises `ConfigError` for a name that is not known."""
-    protection: Protection = PROTECTIONS.get(protect.scheme, where="protect.scheme")
+    protection: Protection = PROTECTIONS.get(protect.scheme, setting="protect.scheme")
     return protection

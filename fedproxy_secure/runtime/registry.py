@@ -83,23 +83,23 @@ class Registry(Generic[T]):
             self._looked = True
         return tuple(dict.fromkeys([*self._places, *self._loaded]))
 
-    def check(self, name: str, *, where: str = "") -> None:
+    def check(self, name: str, *, setting: str = "") -> None:
         """Raise `ConfigError` with the nearest name unless `name` is known; load nothing.
 
         Args:
-            where: the setting that has the name, such as `protect.scheme`.
+            setting: the setting that has the name, such as `protect.scheme`.
         """
         if name not in self.names():
-            subject = f"{where}={name}" if where else f"{self.kind} {name!r}"
+            subject = f"{setting}={name}" if setting else f"{self.kind} {name!r}"
             raise ConfigError(f"{subject}: is not known; {nearest(name, self.names())}")
 
-    def get(self, name: str, *, where: str = "") -> T:
+    def get(self, name: str, *, setting: str = "") -> T:
         """Return the thing called `name`; load it first if it is not loaded yet.
 
         Raises `ConfigError` for an unknown name, and for a module of another project that cannot be loaded
         or whose object is not of this registry's kind.
         """
-        self.check(name, where=where)
+        self.check(name, setting=setting)
         if name not in self._loaded:
             place = self._places[name]
             try:

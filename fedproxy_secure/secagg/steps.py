@@ -63,7 +63,7 @@ def upload_key(private: Secret, public: bytes, context: bytes, client: str, what
     client. Raises `ProtocolAborted` as `agree` does.
     """
     info = crypto.digest(b"upload", context, client.encode())
-    return crypto.agree(private, public, info=info, what=what)
+    return crypto.agree(private, public, info=info, subject=what)
 
 
 def check_roster(roster: Roster, terms: Terms) -> None:
@@ -195,14 +195,14 @@ class SteppedServer:
     def _verify(self, client: str, message: bytes, signature: bytes) -> None:
         """Raise `ProtocolAborted` unless the client's key in the roster signed this message."""
         crypto.verify(
-            self.roster.members[client], message, signature, what=f"{self._step}, signature of {client}"
+            self.roster.members[client], message, signature, subject=f"{self._step}, signature of {client}"
         )
 
     def _check_tag(self, client: str, public: bytes, data: bytes, tag: bytes) -> None:
         """Raise `ProtocolAborted` unless the client whose agreement key is `public` sent these bytes."""
         what = f"{self._step}, tag of {client}"
         crypto.check_tag(
-            upload_key(self._private, public, self._context, client, what), data, tag, what=what
+            upload_key(self._private, public, self._context, client, what), data, tag, subject=what
         )
 
     def _close(self, step: str, count: int) -> None:

@@ -29,35 +29,35 @@ R = TypeVar("R", ArrayRecord, ConfigRecord)
 
 
 def check_records(
-    content: RecordDict, what: str, *, must: Collection[str], may: Collection[str] = ()
+    content: RecordDict, subject: str, *, must: Collection[str], may: Collection[str] = ()
 ) -> None:
     """Raise `DataError` unless the records include all of `must`, and otherwise only some of `may`."""
     if len(content) > len(must) + len(may):
-        raise DataError(f"{what}: has {len(content)} records; must have {_listed(must)}")
+        raise DataError(f"{subject}: has {len(content)} records; must have {_listed(must)}")
     for name in content:
         if name not in must and name not in may:
-            raise DataError(f"{what}: has a record {quoted(name)}; must have {_listed(must)}")
+            raise DataError(f"{subject}: has a record {quoted(name)}; must have {_listed(must)}")
     for name in must:
         if name not in content:
-            raise DataError(f"{what}: lacks the record `{name}`")
+            raise DataError(f"{subject}: lacks the record `{name}`")
 
 
-def record(content: RecordDict, name: str, kind: type[R], what: str, *, keys: Collection[str]) -> R:
+def record(content: RecordDict, name: str, kind: type[R], subject: str, *, keys: Collection[str]) -> R:
     """Return the record `name` if it is a `kind` with exactly `keys`. Raises `DataError` otherwise."""
     fields = content.get(name)
     if not isinstance(fields, kind):
-        raise DataError(f"{what}: record `{name}` must be there, a {kind.__name__}")
-    check_keys(fields, f"{what}: record `{name}`", keys=keys)
+        raise DataError(f"{subject}: record `{name}` must be there, a {kind.__name__}")
+    check_keys(fields, f"{subject}: record `{name}`", keys=keys)
     return fields
 
 
-def check_keys(fields: Collection[str], what: str, *, keys: Collection[str]) -> None:
+def check_keys(fields: Collection[str], subject: str, *, keys: Collection[str]) -> None:
     """Raise `DataError` unless `fields` has exactly `keys`."""
     if len(fields) != len(keys) or any(key not in fields for key in keys):
         extra = next((k for k in fields if k not in keys), None)
         lacking = next((k for k in keys if k not in fields), None)
         wrong = f"lacks {quoted(lacking)}" if lacking is not None else f"has {quoted(extra)}"
-        raise DataError(f"{what}: {wrong}; must have {_listed(keys)}")
+        raise DataError(f"{subject}: {wrong}; must have {_listed(keys)}")
 
 
 def vector(arrays: ArrayRecord, name: str, *, d: int | None = None) -> np.ndarray:

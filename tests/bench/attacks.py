@@ -156,7 +156,7 @@ def rounds(
     first = []
     for name, items, _ in clients[::SHARDS]:
         set_vector(tuned, fresh)
-        train(tuned, items, steps=10, local=warm, pad_id=pad, rng=stream(0, "warm", name), who=name)
+        train(tuned, items, steps=10, local=warm, pad_id=pad, rng=stream(0, "warm", name), subject=name)
         first.append(get_vector(tuned) - fresh)
     start = (fresh + np.mean(first, axis=0)).astype(np.float32)
     for name, items, held_out in clients:
@@ -164,7 +164,7 @@ def rounds(
         drawn = _Drawn(items)
         rng = stream(0, "bench", name)
         if setting.epsilon is None:
-            train(tuned, drawn, steps=local.steps, local=local, pad_id=pad, rng=rng, who=name)
+            train(tuned, drawn, steps=local.steps, local=local, pad_id=pad, rng=rng, subject=name)
         else:
             noise = record_noise(
                 privacy, local.model_copy(update={"batch_size": 64}), rounds=8, records=PRIVATE_RECORDS
@@ -178,7 +178,7 @@ def rounds(
                 private=replace(noise, sampling_rate=rate),
                 noise=Noise(rng.bytes(32)),
                 pad_id=pad,
-                who=name,
+                subject=name,
             )
         done = PrivateRound(update=get_vector(tuned) - start, used=np.array(drawn.indices))
         states.append(

@@ -177,7 +177,7 @@ def federate(
             set_vector(tuned, now)
             if config.privacy.unit == "none":
                 rng = stream(seed, "bench", name, number)
-                train(tuned, of_client, steps=local.steps, local=local, pad_id=pad, rng=rng, who=name)
+                train(tuned, of_client, steps=local.steps, local=local, pad_id=pad, rng=rng, subject=name)
             else:
                 noise = record_noise(
                     config.privacy, local, rounds=config.federate.rounds, records=len(of_client)
@@ -191,7 +191,7 @@ def federate(
                     private=noise,
                     noise=Noise(key),
                     pad_id=pad,
-                    who=name,
+                    subject=name,
                 )
             updates.append(get_vector(tuned) - now)
         now = (now + np.mean(updates, axis=0)).astype(np.float32)

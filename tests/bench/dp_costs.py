@@ -52,7 +52,7 @@ def cost_rows() -> list[Row]:
                 local=config.local,
                 pad_id=pad,
                 rng=stream(0, "bench"),
-                who="bench",
+                subject="bench",
             )
 
         def private(
@@ -67,7 +67,7 @@ def cost_rows() -> list[Row]:
                 private=RecordNoise(noise_multiplier=1.0, clip_norm=1.0, sampling_rate=rate),
                 noise=Noise(bytes(32)),
                 pad_id=pad,
-                who="bench",
+                subject="bench",
             )
 
         plain(), private()

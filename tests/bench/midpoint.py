@@ -210,7 +210,7 @@ def trained(
             local=config.local,
             pad_id=box.tokenizer.pad_token_id,
             rng=stream(SEED, "bench", client.name),
-            who=client.name,
+            subject=client.name,
             on_step=keep,
         )
         results.append(updates)

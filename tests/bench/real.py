@@ -153,7 +153,7 @@ def overhead(config: Config, materials: Materials) -> Row:
                 train(
                     tuned, own, steps=job.local.steps, local=job.local,
                     pad_id=materials.tokenizer.pad_token_id, rng=stream(0, "client", task.name, 0),
-                    who=task.name,
+                    subject=task.name,
                 )  # fmt: skip
 
         def federated() -> None:

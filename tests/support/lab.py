@@ -55,7 +55,7 @@ class Lab:
                 local=self.settings.local,
                 pad_id=0,
                 rng=np.random.default_rng(seed),
-                who="lab",
+                subject="lab",
             )
             return get_vector(box.tuned) - self.start
 

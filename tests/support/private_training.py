@@ -47,7 +47,7 @@ def tune(
         private=RecordNoise(noise_multiplier=noise, clip_norm=clip, sampling_rate=rate),
         noise=Noise(key),
         pad_id=0,
-        who="client x, round 0",
+        subject="client x, round 0",
         pull=pull,
     )
     return get_vector(tuned)

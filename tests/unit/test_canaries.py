@@ -47,7 +47,7 @@ def state(canaries):
 
 def learn(tuned):
     items = list(dict.fromkeys(state(CANARIES).train))
-    train(tuned, items, steps=HARD.steps, local=HARD, pad_id=0, rng=rng(), who="test")
+    train(tuned, items, steps=HARD.steps, local=HARD, pad_id=0, rng=rng(), subject="test")
 
 
 @pytest.fixture(scope="module")

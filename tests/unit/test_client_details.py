@@ -68,7 +68,7 @@ def view_after(folder, *, steps):
             local=local,
             pad_id=materials.tokenizer.pad_token_id,
             rng=np.random.default_rng(0),
-            who="test",
+            subject="test",
         )
     learnt = get_vector(tuned)
 

@@ -35,7 +35,9 @@ def world(tmp_path_factory):
         items = tuple(map(as_text, records(rng, 2 * RECORDS, tokens=40, length=12)))
         with lab.opened() as box:
             box.set(lab.start)
-            train(box.tuned, items[:RECORDS], steps=HARD.steps, local=HARD, pad_id=0, rng=rng, who="test")
+            train(
+                box.tuned, items[:RECORDS], steps=HARD.steps, local=HARD, pad_id=0, rng=rng, subject="test"
+            )
             updates[name] = get_vector(box.tuned) - lab.start
         states[name] = PrivateState(
             client=name,

@@ -267,7 +267,7 @@ def test_whoever_stops_training_finds_the_model_in_evaluation_mode(world):
                 local=job.local,
                 pad_id=client.pad_id,
                 rng=np.random.default_rng(0),
-                who="c",
+                subject="c",
                 on_step=stop,
             )
         assert not tuned.training

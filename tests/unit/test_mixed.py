@@ -93,7 +93,9 @@ def test_training_a_mixed_model_reaches_the_same_loss():
     losses, vectors = [], []
     for model in (tuned_model(tiny_llama(2)), tuned_model(mixed(tiny_llama(2)))):
         for _ in range(2):
-            last = train(model, LONGER, steps=12, local=local, pad_id=0, rng=stream(0, "t"), who="a client")
+            last = train(
+                model, LONGER, steps=12, local=local, pad_id=0, rng=stream(0, "t"), subject="a client"
+            )
         losses.append(last)
         vectors.append(get_vector(model))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)

@@ -49,7 +49,7 @@ def state(train, holdout, *, used=None, canaries=()):
 
 
 def learn(tuned, items):
-    train(tuned, items, steps=HARD.steps, local=HARD, pad_id=0, rng=rng(), who="test")
+    train(tuned, items, steps=HARD.steps, local=HARD, pad_id=0, rng=rng(), subject="test")
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def one_step(module, numbers, *, noise, clip=1.0, rate=1.0, key=KEY):
         private=RecordNoise(noise_multiplier=noise, clip_norm=clip, sampling_rate=rate),
         noise=Noise(key),
         divisor=1.0,
-        who="x",
+        subject="x",
     )
     return -module.weight.detach().numpy() / (noise * clip / NOISE_STEPS)
 

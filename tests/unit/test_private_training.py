@@ -152,7 +152,7 @@ def test_noise_has_the_accounted_scale_and_no_other(scale):
         private=RecordNoise(noise_multiplier=1.5 * scale, clip_norm=0.4, sampling_rate=0.5),
         noise=Noise(KEY),
         divisor=5,
-        who="x",
+        subject="x",
     )
     seen = ((before - layer.weight.detach()).numpy() * 5).std() / 0.4 / 1.5
     fits = abs(seen - 1) < 4 / np.sqrt(2 * 20_000)
@@ -176,7 +176,7 @@ def test_a_step_holds_the_gradient_of_one_record_at_a_time():
         private=RecordNoise(noise_multiplier=1.0, clip_norm=0.1, sampling_rate=1.0),
         noise=Noise(KEY),
         divisor=40,
-        who="x",
+        subject="x",
     )
     assert len(held) == 80
     assert all(kept is None for before in held for kept in before)

@@ -106,7 +106,7 @@ def test_a_scheme_that_says_nothing_of_itself_is_stamped_and_one_of_sums_is_not(
 def test_no_scheme_but_masking_claims_the_privacy_of_clients():
     private = PrivacyConfig(unit="client", target_epsilon=8, target_delta=1e-5)
     fusion = FusionConfig(rule="fedavg")
-    for scheme in (Scheme(WHOLE), Sums(WHOLE), PROTECTIONS.get("ckks", where="protect.scheme")):
+    for scheme in (Scheme(WHOLE), Sums(WHOLE), PROTECTIONS.get("ckks", setting="protect.scheme")):
         with pytest.raises(ConfigError, match=r"with privacy\.unit=client must be masking"):
             scheme.check_settings(ProtectConfig(), private, fusion, cohort=4)
 
@@ -123,7 +123,7 @@ def test_no_scheme_but_masking_claims_the_privacy_of_clients():
 def test_a_threshold_that_no_round_can_have_is_refused_when_settings_are_read(scheme, setting, message):
     protect = ProtectConfig(scheme=scheme, **setting)
     with pytest.raises(ConfigError, match=message):
-        PROTECTIONS.get(scheme, where="protect.scheme").check_settings(
+        PROTECTIONS.get(scheme, setting="protect.scheme").check_settings(
             protect, PrivacyConfig(), FusionConfig(rule="fedavg"), cohort=4
         )
 

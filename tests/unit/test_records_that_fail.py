@@ -178,7 +178,7 @@ def test_a_parameter_that_no_record_of_a_pass_comes_by_has_a_gradient_of_zeros()
         private=RecordNoise(noise_multiplier=0.0, clip_norm=1.0, sampling_rate=1.0),
         noise=Noise(KEY),
         divisor=4,
-        who="x",
+        subject="x",
     )
     assert torch.equal(module.sometimes.weight, before)
     assert not torch.equal(module.always.weight, -torch.ones(1, 3))
@@ -207,7 +207,7 @@ def test_too_little_memory_is_no_matter_of_a_record_and_said_in_one_constant_lin
             private=RecordNoise(noise_multiplier=1.0, clip_norm=1.0, sampling_rate=1.0),
             noise=Noise(KEY),
             divisor=1,
-            who="x",
+            subject="x",
         )
 
 

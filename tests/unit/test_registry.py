@@ -51,7 +51,7 @@ def test_a_name_that_is_not_known_gets_the_nearest_one_and_its_setting(registry)
     with pytest.raises(ConfigError, match=r"^reader 'jsn': is not known; did you mean 'json'\?$"):
         registry.get("jsn")
     with pytest.raises(ConfigError, match=r"^read\.as=xyz: is not known; there are json, broken$"):
-        registry.get("xyz", where="read.as")
+        registry.get("xyz", setting="read.as")
 
 
 def test_another_package_adds_one_by_an_entry_point(registry, installed):

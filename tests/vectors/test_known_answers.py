@@ -22,14 +22,14 @@ def test_x25519_rfc_7748_section_6_1_as_input_of_hkdf():
     bob_public = "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
     shared = secret("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
     assert crypto.agreement_public(bob).hex() == bob_public
-    agreed = crypto.agree(alice, bytes.fromhex(bob_public), info=b"pair", what="Bob's key")
+    agreed = crypto.agree(alice, bytes.fromhex(bob_public), info=b"pair", subject="Bob's key")
     assert agreed.reveal() == crypto.derive(shared, info=b"pair").reveal()
 
 
 @pytest.mark.parametrize("public", [bytes(32), b"\1" + bytes(31), b"", b"x" * 31])
 def test_a_key_of_low_order_or_wrong_length_is_refused(public):
     with pytest.raises(ProtocolAborted, match="Mallory's key: verification failed"):
-        crypto.agree(crypto.fresh_secret(), public, info=b"pair", what="Mallory's key")
+        crypto.agree(crypto.fresh_secret(), public, info=b"pair", subject="Mallory's key")
 
 
 def test_hkdf_sha256_rfc_5869_test_case_3():
@@ -46,7 +46,7 @@ def test_ed25519_rfc_8032_test_1():
     )
     assert crypto.signing_public(key).hex() == public
     assert crypto.sign(key, b"").hex() == signature
-    crypto.verify(bytes.fromhex(public), b"", bytes.fromhex(signature), what="test 1")
+    crypto.verify(bytes.fromhex(public), b"", bytes.fromhex(signature), subject="test 1")
 
 
 def test_chacha20_poly1305_rfc_8439_section_2_8_2():
@@ -60,13 +60,13 @@ def test_chacha20_poly1305_rfc_8439_section_2_8_2():
         "1ae10b594f09e26a7e902ecbd0600691"
     )
     associated = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
-    text = crypto.unseal(key, nonce + sealed, associated=associated, what="the lecture")
+    text = crypto.unseal(key, nonce + sealed, associated=associated, subject="the lecture")
     assert text == (
         b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "
         b"sunscreen would be it."
     )
     with pytest.raises(ProtocolAborted, match="the lecture: verification failed"):
-        crypto.unseal(key, nonce + sealed, associated=associated + b"\0", what="the lecture")
+        crypto.unseal(key, nonce + sealed, associated=associated + b"\0", subject="the lecture")
 
 
 def test_the_mask_of_the_zero_key_begins_with_aes_256_of_the_zero_block():
@@ -78,10 +78,10 @@ def test_the_mask_of_the_zero_key_begins_with_aes_256_of_the_zero_block():
 def test_the_tag_is_aes_256_gcm_of_nothing_nist_test_case_13():
     key = Secret(bytes(32))
     assert crypto.tag(key, b"").hex() == "530f8afbc74536b9a963b4f1c4cb738b"
-    crypto.check_tag(key, b"", bytes.fromhex("530f8afbc74536b9a963b4f1c4cb738b"), what="case 13")
+    crypto.check_tag(key, b"", bytes.fromhex("530f8afbc74536b9a963b4f1c4cb738b"), subject="case 13")
     for bad in (b"", bytes(16), bytes(15)):
         with pytest.raises(ProtocolAborted, match="case 13: verification failed"):
-            crypto.check_tag(key, b"", bad, what="case 13")
+            crypto.check_tag(key, b"", bad, subject="case 13")
 
 
 def test_a_digest_is_sha_256_of_its_parts_each_behind_its_length():

@@ -155,7 +155,7 @@ def _step_seconds(config: Config, materials: Materials, tuned: nn.Module) -> flo
             local=local,
             pad_id=pad_id,
             rng=stream(0, "pace"),
-            who="timing",
+            subject="timing",
             on_step=lambda _: step_ends.append(time.perf_counter()),
         )
         seconds = min(b - a for a, b in pairwise(step_ends))
@@ -180,7 +180,7 @@ def _private_step(config: Config, tuned: nn.Module, items: Sequence[Encoded], pa
         private=private,
         noise=Noise(bytes(32)),
         pad_id=pad_id,
-        who="timing",
+        subject="timing",
     )
 
 

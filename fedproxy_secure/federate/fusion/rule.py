@@ -76,7 +76,7 @@ def fusion_rule_of(fusion: FusionConfig) -> FusionRule:
     Raises `ConfigError` for a name that is not known, and for a rule that is neither linear nor has `merge`
     or that is both.
     """
-    rule = FUSION_RULES.get(fusion.rule, where="fusion.rule")
+    rule = FUSION_RULES.get(fusion.rule, setting="fusion.rule")
     merges = type(rule).merge is not FusionRule.merge
     if not merges and not rule.linear:
         raise ConfigError(f"fusion.rule={rule.name}: has no merge and is not linear; must have merge")

@@ -176,7 +176,7 @@ def seal(identity: Secret, plaintext: bytes, label: str) -> bytes:
 def unseal(identity: Secret, sealed: bytes, label: str) -> bytes:
     """Open what `seal` sealed under the same label. Raises `ProtocolAborted` if it does not open."""
     key = crypto.derive(identity, info=b"client state")
-    return crypto.unseal(key, sealed, associated=label.encode(), what=f"journal, {label}")
+    return crypto.unseal(key, sealed, associated=label.encode(), subject=f"journal, {label}")
 
 
 def terms_json(terms: Terms) -> bytes:

@@ -33,7 +33,7 @@ def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
     where = f"{seeds[0].place}/{FINDINGS}: measures"
     keys = in_order(key for s in seeds for f in s.findings for key in f.measures)
     return [
-        measure for key in keys if (measure := _worst(seeds, measure_kind(key, where=where))) is not None
+        measure for key in keys if (measure := _worst(seeds, measure_kind(key, place=where))) is not None
     ]
 
 

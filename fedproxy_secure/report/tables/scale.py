@@ -46,7 +46,9 @@ def scale_table(report: Report) -> Table | None:
         if names
         else "No task counts: on none the ceiling is above both, beyond the intervals."
     )
-    return table(SCALES_TITLE, f"{SCALES_ABOUT} {conclusion}", labels, lines, of="task", beside="counts")
+    return table(
+        SCALES_TITLE, f"{SCALES_ABOUT} {conclusion}", labels, lines, name_heading="task", beside="counts"
+    )
 
 
 def counting_table(report: Report) -> Table | None:
@@ -82,4 +84,4 @@ def proxy_table(report: Report) -> Table | None:
         numbers = numbers_of(row.fidelity, f"{place}/fidelity", like)
         lines.append(line(report, name, about, numbers | numbers_of(row, place, ("above_llm",))))
     labels = like | {"above_llm": "accuracy (points)"}
-    return table(PROXIES_TITLE, PROXIES_ABOUT, labels, lines, of="proxy")
+    return table(PROXIES_TITLE, PROXIES_ABOUT, labels, lines, name_heading="proxy")

@@ -47,7 +47,7 @@ class Table:
         about: what a reader must know to read it.
         columns: key and label, with the unit, of each column that some line has a number for.
         lines: its lines, at least one.
-        of: the heading of `Line.name`.
+        name_heading: the heading of `Line.name`.
         beside: the heading of `Line.about`.
     """
 
@@ -55,7 +55,7 @@ class Table:
     about: str
     columns: tuple[tuple[str, str], ...]
     lines: tuple[Line, ...]
-    of: str
+    name_heading: str
     beside: str
 
 
@@ -65,7 +65,7 @@ def table(
     labels: Mapping[str, str],
     lines: Sequence[Line],
     *,
-    of: str = "method",
+    name_heading: str = "method",
     beside: str = "removed",
 ) -> Table | None:
     """Return a table without the columns for which no line has a number; None if no column is left.
@@ -76,7 +76,14 @@ def table(
     columns = tuple((key, label) for key, label in labels.items() if key in used)
     if not columns:
         return None
-    return Table(title=title, about=about, columns=columns, lines=tuple(lines), of=of, beside=beside)
+    return Table(
+        title=title,
+        about=about,
+        columns=columns,
+        lines=tuple(lines),
+        name_heading=name_heading,
+        beside=beside,
+    )
 
 
 def line(report: Report, name: str, about: str, numbers: Mapping[str, Number], *, by: str = "") -> Line:

@@ -28,7 +28,7 @@ def cell(number: Number | None, *, unit: bool = False) -> str:
 
 def table_rows(table: Table) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return a table's headings and its lines as texts; the last two columns are n and seeds."""
-    headings = (table.of, table.beside, *(label for _, label in table.columns), "n", "seeds")
+    headings = (table.name_heading, table.beside, *(label for _, label in table.columns), "n", "seeds")
     return headings, [_cells(table, line) for line in table.lines]
 
 

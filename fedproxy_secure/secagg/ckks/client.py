@@ -70,9 +70,9 @@ class CkksClient(SteppedSession):
         for client, key, signature in zip(book.clients, book.share_keys, book.signatures, strict=True):
             row = Hello(client=client, share_key=key, signature=signature)
             what = f"hello book, signature of {client}"
-            crypto.verify(self.roster.members[client], row.signed(self._context), signature, what=what)
+            crypto.verify(self.roster.members[client], row.signed(self._context), signature, subject=what)
             channel = crypto.agree(
-                self._share_private(), key, info=self._route(self.name, client), what=what
+                self._share_private(), key, info=self._route(self.name, client), subject=what
             )
             letter = crypto.seal(channel, keys.secret.reveal(), associated=self._route(self.name, client))
             public = self._public_for_clients(keys)
@@ -125,10 +125,10 @@ class CkksClient(SteppedSession):
             raise ProtocolAborted(f"key grant: {grant.leader[:80]} does not belong there")
         what = f"key grant of {grant.leader}"
         signed = grant.signed(self._context, self.name)
-        crypto.verify(self.roster.members[grant.leader], signed, grant.signature, what=what)
+        crypto.verify(self.roster.members[grant.leader], signed, grant.signature, subject=what)
         route = self._route(grant.leader, self.name)
-        channel = crypto.agree(self._share_private(), grant.share_key, info=route, what=what)
-        self._key = Secret(crypto.unseal(channel, grant.sealed, associated=route, what=what))
+        channel = crypto.agree(self._share_private(), grant.share_key, info=route, subject=what)
+        self._key = Secret(crypto.unseal(channel, grant.sealed, associated=route, subject=what))
         return self._key
 
     def unmask(self, total: Total) -> Opened:

@@ -58,7 +58,7 @@ class CkksServer(SteppedServer):
         """
         self._expect("advertise", message.client, self.terms.cohort, self._hellos)
         self._verify(message.client, message.signed(self._context), message.signature)
-        crypto.agree(self._private, message.share_key, info=b"usable", what=f"key of {message.client}")
+        crypto.agree(self._private, message.share_key, info=b"usable", subject=f"key of {message.client}")
         self._hellos[message.client] = message
 
     def hello_book(self) -> tuple[str, HelloBook]:

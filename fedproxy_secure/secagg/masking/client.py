@@ -196,7 +196,7 @@ class ClientSession(SteppedSession):
     # checks
 
     def _check_signature(self, client: str, message: bytes, signature: bytes, what: str) -> None:
-        crypto.verify(self.roster.members[client], message, signature, what=what)
+        crypto.verify(self.roster.members[client], message, signature, subject=what)
 
     def _check_confirmation(self, client: str, message: bytes, signature: bytes) -> None:
         self._check_signature(client, message, signature, f"confirmation of {client}")
@@ -248,7 +248,7 @@ class ClientSession(SteppedSession):
             self._channel(sender, outgoing=False),
             inbox.sealed[inbox.senders.index(sender)],
             associated=self._route(sender, self.name),
-            what=f"shares from {sender}",
+            subject=f"shares from {sender}",
         )
         if len(pair) != 2 * SHARE_BYTES:
             raise ProtocolAborted(f"shares from {sender}: verification failed")
@@ -258,7 +258,7 @@ class ClientSession(SteppedSession):
         """Return the key that seals shares to or from a peer; each direction has its own."""
         route = self._route(self.name, peer) if outgoing else self._route(peer, self.name)
         return crypto.agree(
-            self._secret("share key"), self._row(peer)[0], info=route, what=f"share key of {peer}"
+            self._secret("share key"), self._row(peer)[0], info=route, subject=f"share key of {peer}"
         )
 
     def _route(self, sender: str, receiver: str) -> bytes:

@@ -36,5 +36,5 @@ def pairwise_key(private: Secret, public: bytes, context: bytes, one: str, other
         private,
         public,
         info=crypto.digest(b"pair", context, first.encode(), second.encode()),
-        what=f"mask key of {other}",
+        subject=f"mask key of {other}",
     )

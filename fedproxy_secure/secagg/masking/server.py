@@ -82,7 +82,7 @@ class ServerSession(SteppedServer):
         if message.share_key == message.mask_key or taken & {message.share_key, message.mask_key}:
             raise ProtocolAborted(f"keys of {message.client}: one is there twice; keys must differ")
         for key in (message.share_key, message.mask_key):
-            crypto.agree(self._private, key, info=b"usable", what=f"keys of {message.client}")
+            crypto.agree(self._private, key, info=b"usable", subject=f"keys of {message.client}")
         self._advertised[message.client] = message
 
     def key_book(self) -> KeyBook:

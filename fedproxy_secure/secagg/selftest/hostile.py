@@ -91,8 +91,8 @@ def impersonate_peers(kind: type[ClientSession]) -> str:
     shares = {}
     for peer, sealed in zip(dealt.receivers, dealt.sealed, strict=True):
         route = crypto.digest(b"shares", context, TARGET.encode(), peer.encode())
-        key = crypto.agree(private[peer][0], target_keys.share_key, info=route, what="forged key")
-        pair = crypto.unseal(key, sealed, associated=route, what="forged key")
+        key = crypto.agree(private[peer][0], target_keys.share_key, info=route, subject="forged key")
+        pair = crypto.unseal(key, sealed, associated=route, subject="forged key")
         shares[terms.point_of(peer)] = Secret(pair[:SHARE_BYTES])
     points = sorted(shares)[: terms.threshold]
     self_mask = Combiner(points).combine(shares)
@@ -183,7 +183,7 @@ def _forged_inbox(terms: Terms, target_keys: Advertise, private: dict[str, tuple
     context, senders, letters = terms.context(), [TARGET], [b""]
     for peer, (share_private, _) in private.items():
         route = crypto.digest(b"shares", context, peer.encode(), TARGET.encode())
-        key = crypto.agree(share_private, target_keys.share_key, info=route, what="forged key")
+        key = crypto.agree(share_private, target_keys.share_key, info=route, subject="forged key")
         fake = split(crypto.fresh_secret(), [1, 2], [Secret(bytes(64))])[1].reveal()
         senders.append(peer)
         letters.append(crypto.seal(key, fake + fake, associated=route))
