@@ -133,7 +133,7 @@ def claims(attacks: Iterable[DescribedAttack]) -> tuple[Claim, ...]:
         for name, version, item in one.info.mapping:
             if f"{name} {version}" in FRAMEWORKS:
                 titles.setdefault((f"{name} {version}", item, one.info.id), []).append(one.info.title)
-    found = [
+    measured = [
         Claim(
             framework=framework,
             item=item,
@@ -144,7 +144,7 @@ def claims(attacks: Iterable[DescribedAttack]) -> tuple[Claim, ...]:
         )
         for (framework, item, id), wanted in titles.items()
     ]
-    rows = (*GENERAL, *found)
+    rows = (*GENERAL, *measured)
     return tuple(sorted(rows, key=lambda c: (FRAMEWORKS.index(c.framework), c.item, in_order(c.attack))))
 
 

@@ -46,9 +46,9 @@ def open_command(run: RunOption, ledger: LedgerOption = None) -> None:
         from fedproxy_secure.serve.ledger import QueryLedger
 
         policy = _policy(run)
-        made = QueryLedger.create(_ledger(run, ledger).file)
+        queries = QueryLedger.create(_ledger(run, ledger).file)
         typer.echo(policy.says)
-        typer.echo(f"ledger: {made.file}")
+        typer.echo(f"ledger: {queries.file}")
 
 
 @api_app.command("ask")
@@ -91,9 +91,9 @@ def ask_command(
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no fused LLM; finish the run, or choose another --seed")
         api = OwnersApi(folder, policy=policy, ledger=_ledger(run, ledger))
-        told = api.write(customer, prompt_ids(asked, api.tokenizer), count=count)
-        typer.echo(printable(api.tokenizer.decode(told.likeliest.tolist())))
-        for line in _numbers(told, api.tokenizer):
+        answer = api.write(customer, prompt_ids(asked, api.tokenizer), count=count)
+        typer.echo(printable(api.tokenizer.decode(answer.likeliest.tolist())))
+        for line in _numbers(answer, api.tokenizer):
             typer.echo(printable(line))
         typer.echo(f"{customer}: {api.asked(customer).text(policy)}")
 

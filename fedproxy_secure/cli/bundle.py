@@ -49,9 +49,9 @@ def bundle_command(
         from fedproxy_secure.gate.policy import find_policy
 
         rules = None if policy is None else find_policy(policy)
-        made = make_bundle(run, out, policy=rules, key=signing_key)
-        typer.echo(f"{out}: {made.files} files, SHA-256 {made.sha256}")
-        typer.echo(f"signed by {made.signer}; pass this key on by another channel than the bundle")
+        bundle = make_bundle(run, out, policy=rules, key=signing_key)
+        typer.echo(f"{out}: {bundle.files} files, SHA-256 {bundle.sha256}")
+        typer.echo(f"signed by {bundle.signer}; pass this key on by another channel than the bundle")
 
 
 @evidence_app.command("verify")

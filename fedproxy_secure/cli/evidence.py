@@ -170,15 +170,15 @@ def erase_command(
         from fedproxy_secure.audit.erase import erase_transcripts, transcripts_of
         from fedproxy_secure.audit.keys import own_key_file
 
-        found = transcripts_of(folder)
-        for name in found.others:
+        transcripts = transcripts_of(folder)
+        for name in transcripts.others:
             typer.echo(f"left: {name} has not finished; its transcript goes with its folder", err=True)
-        if not found.begun:
+        if not transcripts.begun:
             raise AuditError(
                 f"{folder}: has no transcript that can be erased; a run has one with --record or --suite, "
                 "and in its own folder unless audit.folder names another"
             )
-        size = f"{found.files:,} files of transcripts, {found.bytes / 1e6:.1f} MB"
+        size = f"{transcripts.files:,} files of transcripts, {transcripts.bytes / 1e6:.1f} MB"
         if not yes:
             typer.echo(f"would delete {size}; nothing was erased; add --yes")
             return

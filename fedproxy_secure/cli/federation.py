@@ -104,7 +104,7 @@ def privacy_rows(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
     """Return the lines that are printed, as names and values."""
     rate, share = plan.noise.sampling_rate, 100 * plan.rate
     noised = f"with {numbers:,} trained numbers; a mean gradient has about 1 at most"
-    found = [
+    rows = [
         ("steps", f"{plan.steps} of {plan.batch_size} records, each drawn with probability {rate:.3g}"),
         ("disclosed", f"that there are at most {plan.public_size:,} records and more than half as many"),
         ("noise multiplier", f"{plan.noise.noise_multiplier:.3g} (clip norm {plan.noise.clip_norm:g})"),
@@ -112,12 +112,12 @@ def privacy_rows(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
         ("epsilon", f"{plan.epsilon:.3g} at delta {plan.delta:g}, of one record, in one training"),
     ]
     if plan.trainings > 1:
-        found.append(("all trainings", f"epsilon {plan.all_epsilon:.3g} for {plan.trainings} of them"))
+        rows.append(("all trainings", f"epsilon {plan.all_epsilon:.3g} for {plan.trainings} of them"))
     if plan.person_records > 1:
         about = f"epsilon about {plan.person_epsilon:.3g} for {plan.person_records} records"
-        found.append(("one person", f"{about}, as of a Gaussian mechanism with this epsilon"))
+        rows.append(("one person", f"{about}, as of a Gaussian mechanism with this epsilon"))
     best = f"AUC at most {plan.auc:.3f}; at most {share:.1f} % of members found at 1 % false positives"
-    return [*found, ("best attack", f"on one record: {best}")]
+    return [*rows, ("best attack", f"on one record: {best}")]
 
 
 def selftest() -> None:

@@ -51,21 +51,21 @@ def find_command(
     with plain_errors(again=None, verdict=True):
         from fedproxy_secure.audit.tracing import find_leak, only_seed
 
-        found = find_leak(run, model, seed=only_seed(run) if seed is None else seed, error=error)
+        leak = find_leak(run, model, seed=only_seed(run) if seed is None else seed, error=error)
         typer.echo(f"{'client':<24}{'score':>10}  an innocent client scores as high")
-        for suspect in found.suspects:
+        for suspect in leak.suspects:
             chance = f"at most {suspect.chance:.1e}" if suspect.chance < 1 else "likely"
-            mark = "  ACCUSED" if suspect.accused(found.threshold) else ""
+            mark = "  ACCUSED" if suspect.accused(leak.threshold) else ""
             typer.echo(f"{suspect.client:<24}{suspect.score:>10.1f}  {chance}{mark}")
         typer.echo(
-            f"threshold {found.threshold:.1f}: an innocent client is accused with probability at most "
-            f"{found.error:g}; {found.positions} positions, strength {found.strength:.2f} of 1"
+            f"threshold {leak.threshold:.1f}: an innocent client is accused with probability at most "
+            f"{leak.error:g}; {leak.positions} positions, strength {leak.strength:.2f} of 1"
         )
-        if found.accused:
-            typer.echo(f"made from the copy of: {', '.join(found.accused)}")
+        if leak.accused:
+            typer.echo(f"made from the copy of: {', '.join(leak.accused)}")
         else:
             typer.echo("nobody can be accused: no client's score reaches the threshold")
-    raise typer.Exit(0 if found.accused else NOBODY)
+    raise typer.Exit(0 if leak.accused else NOBODY)
 
 
 @trace_app.command("copy")

@@ -59,7 +59,7 @@ class ApiConfig(Section):
     @property
     def says(self) -> str:
         """What is assumed of the API, in a sentence or two for reports."""
-        told = {
+        answers = {
             "logits": "all logits of the next token",
             "top_k": f"the {self.top_k} likeliest next tokens with their probabilities",
             "text": "only the likeliest next token",
@@ -73,4 +73,4 @@ class ApiConfig(Section):
             if self.open
             else " Results of attacks on the fused LLM hold only for an API that returns no more than this."
         )
-        return f"API (assumed): after each token it returns {told}{noisy}; {many}.{holds}"
+        return f"API (assumed): after each token it returns {answers}{noisy}; {many}.{holds}"

@@ -97,11 +97,11 @@ class Offer:
     def _read_file(self, name: str, at: int, count: int) -> bytes:
         with (self.folder / name).open("rb") as file:
             file.seek(at)
-            found = bytearray(file.read(count))
-        if len(found) < count:
+            piece = bytearray(file.read(count))
+        if len(piece) < count:
             raise DataError(f"proxy file {name}: has changed while it was sent; start again")
         for place, changed in self.own_bytes.items() if name == self.own_file else ():
             first, last = max(place, at), min(place + len(changed), at + count)
             if first < last:
-                found[first - at : last - at] = changed[first - place : last - place]
-        return bytes(found)
+                piece[first - at : last - at] = changed[first - place : last - place]
+        return bytes(piece)

@@ -66,13 +66,13 @@ def check_public_text(model: nn.Module, tokenizer: Tokenizer, *, max_tokens: int
             f"{LEAST_DISTINCT} or more: name text that it should know in {OWN_TEXT}"
         )
     if not known.loss < known.frequencies:
-        found = (
+        problem = (
             f"proxy: predicts public text at {known.loss:.2f} nats a token; must be below "
             f"{known.frequencies:.2f}, which token frequencies reach"
         )
         if own is not None:
-            raise ModelError(f"{found} ({OWN_TEXT})")
-        log.warning("%s; or name text that it should know in %s", found, OWN_TEXT)
+            raise ModelError(f"{problem} ({OWN_TEXT})")
+        log.warning("%s; or name text that it should know in %s", problem, OWN_TEXT)
     if not known.quietest >= LEAST_HEARD:
         raise ModelError(
             "proxy: on ordinary text one input coordinate of a block has "

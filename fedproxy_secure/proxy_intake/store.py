@@ -56,8 +56,8 @@ def find(sha256: str, *, marks: Marks | None = None, client: str = "") -> Path |
         return None
     if folder == kept and folder.is_symlink():
         raise DataError(f"proxy {sha256[:12]}: is a link in the cache; must be a folder; remove it")
-    found = verified_sha256(folder) if marks is None else verified_sha256(folder, marks)
-    if found != sha256:
+    digest = verified_sha256(folder) if marks is None else verified_sha256(folder, marks)
+    if digest != sha256:
         raise DataError(f"proxy {sha256[:12]}: its files have changed since they came; remove its folder")
     return folder
 

@@ -87,13 +87,13 @@ def approve(
 
         opened = open_federation(federation)
         documents = {file: read_document(file, REQUEST) for file in requests}
-        told = {plain(one) for one in fingerprints or []}
+        confirmed = {plain(one) for one in fingerprints or []}
         for file, document in documents.items():
-            name, found = check_approvable(opened, document).name, document.fingerprint
+            name, fingerprint = check_approvable(opened, document).name, document.fingerprint
             if fingerprints is None and sys.stdin.isatty():
-                if not typer.confirm(f"{name}: does the site say {found}?"):
+                if not typer.confirm(f"{name}: does the site say {fingerprint}?"):
                     raise ConfigError(f"site {name}: is not approved")
-            elif plain(found) not in told:  # the error does not show it: a user might just copy it
+            elif plain(fingerprint) not in confirmed:  # not shown in the error: a user might just copy it
                 raise ConfigError(
                     f"{file}: matches none of the fingerprints given by --fingerprint; it was altered in "
                     "transit, or a fingerprint was misheard: ask the site again"
