@@ -9,7 +9,8 @@ no reference, and the headline is Min-K%++.
 Other scores are reported beside it: the fall of the mean loss, the gain in probability of the hardest
 tokens, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
 proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
-was fixed beforehand; the other scores are not corrected for multiple comparisons.
+was fixed beforehand, and it alone decides the outcome. The measures take the worst of all scores, with an
+interval that counts how many there are.
 
 A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
 members from others, and the attack is inconclusive.
@@ -21,7 +22,7 @@ Carlini et al. 2022 (LiRA, arXiv 2112.03570), Zarifzadeh et al. 2024 (RMIA, 2312
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,7 +57,7 @@ from fedproxy_secure.record.view import View
 VOTES, FALL = "windows whose loss fell since round 0", "fall of loss since round 0"
 # if this gap is 0, mean losses show no memorisation, and no membership attack can be expected to find much
 GAP = "loss of set-aside records above that of members"
-MOST = 1200  # documents of an exam, half of them members
+MOST = 2000  # documents of an exam, half of them members
 SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # median of learned tokens of a text; with these or more, its windows vote
@@ -94,7 +95,7 @@ class Scored:
         paper="arXiv 2601.02751, 2112.03570, 2312.03262, 2404.02936",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
         measures=(
-            Feeds(measure="membership_auc", metric="auc"),
+            Feeds(measure="membership_auc", metric="auc*"),
             Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
         ),
         long=1,
@@ -243,18 +244,23 @@ class ModelMembership(Attack):
         return lira(observed, seen, with_it)
 
     def score(self, guess: Scored, answer: np.ndarray) -> tuple[Estimate, ...]:
-        """Return the headline's AUC and TPR at fixed FPR, the blind baseline, the loss gap, other AUCs."""
+        """Return the headline's AUC and TPR at fixed FPR, the blind baseline, the gap, other scores."""
         values = guess.scores[guess.headline]
         labels = answer[: len(values)]
         blind = refuse_told(guess.blind, answer)
+        auc = auc_estimate(values, labels, metric="auc")
         estimates: list[Estimate] = [
-            auc_estimate(values, labels, metric="auc"),
+            replace(auc, how=f"{auc.how}; of {guess.headline}"),
             *tpr_estimates(values, labels),
             blind,
             mean_difference(guess.scores["loss"], labels, metric=GAP, unit="nats"),
         ]
         for name, scores in guess.scores.items():
-            estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}"))
+            if name != guess.headline:
+                judged = labels[: len(scores)]
+                estimates.append(auc_estimate(scores, judged, metric=f"auc, {name}"))
+                if len(scores) == len(values):  # of fewer documents a low rate could never be decided
+                    estimates += tpr_estimates(scores, judged, rates=(0.01,), of=name)
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

@@ -114,7 +114,7 @@ def deviations(values: np.ndarray) -> np.ndarray:
         paper="gradient alignment, as in arXiv 1812.00910 (Nasr et al.), for adapters and sums",
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
         measures=(
-            Feeds(measure="membership_auc", metric="auc"),
+            Feeds(measure="membership_auc", metric="auc*"),
             Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
         ),
         mapping=MEMBERSHIP,

@@ -189,6 +189,23 @@ def test_a_split_that_tells_by_itself_makes_every_score_inconclusive():
         ModelMembership().score(scored, labels)
 
 
+def test_a_score_that_finds_more_than_the_headline_reaches_the_measures_and_the_blind_baseline_does_not():
+    labels, generator = np.arange(800) % 2 == 0, rng()
+    scores = {"loss": generator.normal(size=800), "LiRA, 8 shadows": labels + generator.normal(0, 0.1, 800)}
+    scored = Scored(scores=scores, headline="loss", blind=np.zeros((800, 1), np.float32))
+    estimates = ModelMembership().score(scored, labels)
+    assert [e.metric for e in estimates].count("auc, loss") == 0  # it is the headline's own number
+    assert estimates[0].how.endswith("; of loss")
+    for measure in ("membership_auc", "tpr_at_1pct_fpr"):
+        (feeds,) = (f for f in ModelMembership.info.measures if f.measure == measure)
+        fed = [e for e in estimates if feeds.takes(e.metric)]
+        assert len(fed) == 2
+        assert max(e.value for e in fed) == 1
+    few = replace(scored, scores={**scores, "gradient norm": scores["loss"][:400]})
+    rates = [e.metric for e in ModelMembership().score(few, labels) if e.metric.startswith("TPR at 1.0%")]
+    assert rates == ["TPR at 1.0% FPR", "TPR at 1.0% FPR, LiRA, 8 shadows"]  # of 200 no rate is decided
+
+
 def test_a_split_that_does_not_is_called_telling_no_more_often_than_its_interval_says():
     generator, telling = rng(), 0
     for _ in range(200):

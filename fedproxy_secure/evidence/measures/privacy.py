@@ -102,8 +102,8 @@ TPR_AT_1PCT_FPR = MeasureKind(
     title="members found at 1\u00a0% false positives",
     heading="TPR at 1% FPR (%)",
     metric="membership: TPR at 1 % FPR",
-    meaning="True positive rate of the strongest membership attack at 1 % false positives; chance is "
-    "1 % for one attack, more where few records were set aside, and more for the worst of several.",
+    meaning="True positive rate of the strongest score of any membership attack at 1 % false positives; "
+    "chance is 1 % for one score, more where few records were set aside, and more for the worst of many.",
     phrase="the strongest membership attack finds {} of the members at 1\u00a0% false positives",
     axis="privacy",
     better="lower",
@@ -115,8 +115,8 @@ MEMBERSHIP_AUC = MeasureKind(
     key="membership_auc",
     title="membership AUC",
     metric="membership AUC",
-    meaning="How well training records are told from other records; 0.5 is chance for one attack, and the "
-    "worst of several lies above it by chance.",
+    meaning="How well training records are told from other records, by the strongest score of any "
+    "membership attack; 0.5 is chance for one score, and the worst of several lies above it by chance.",
     phrase="the strongest membership attack tells training records from others with AUC {}",
     axis="privacy",
     better="lower",
