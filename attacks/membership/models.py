@@ -8,9 +8,10 @@ no reference, and the headline is Min-K%++.
 
 Other scores are reported beside it: the fall of the mean loss, the gain in probability of the hardest
 tokens, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
-proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
-was fixed beforehand, and it alone decides the outcome. The measures take the worst of all scores, with an
-interval that counts how many there are.
+proxy as reference, set-aside records as population), and LiRA with few shadow adapters, which are called
+short if they passed over their records less often than the run (`shadows`). Only the headline was fixed
+beforehand, and it alone decides the outcome. The measures take the worst of all scores, with an interval
+that counts how many there are.
 
 A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
 members from others, and the attack is inconclusive.
@@ -41,16 +42,16 @@ from attacks.base import (
 from attacks.membership.blind import bag_of_words, refuse_told
 from attacks.membership.gradients import record_gradients
 from attacks.membership.overfit import What, overfitted
-from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
+from attacks.membership.references import hard_tokens, rmia, slopes, window_votes
 from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
+from attacks.membership.shadows import Shadows, shadowed
 from attacks.membership.updates import MEMBERSHIP
 from attacks.reconstruction.vectors import with_round_0
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, mean_difference, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.federate.training import train
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
 
@@ -58,7 +59,6 @@ VOTES, FALL = "windows whose loss fell since round 0", "fall of loss since round
 # if this gap is 0, mean losses show no memorisation, and no membership attack can be expected to find much
 GAP = "loss of set-aside records above that of members"
 MOST = 2000  # documents of an exam, half of them members
-SHADOWS, SHADOW_STEPS = 8, 40
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # median of learned tokens of a text; with these or more, its windows vote
 SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if time remains
@@ -66,10 +66,14 @@ SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as
 
 @dataclass(frozen=True, kw_only=True)
 class ModelQuestion:
-    """The documents in question, and records that were certainly not trained on, for reference."""
+    """The documents in question, and records that were certainly not trained on, for reference.
+
+    `records`: training records of a client, the mean over clients.
+    """
 
     documents: tuple[Encoded, ...]
     population: tuple[Encoded, ...]
+    records: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +84,13 @@ class Scored:
         scores: the scores.
         headline: name of the score that decides.
         blind: bag-of-words counts of all documents, [n, V], for the scorer's blind baseline.
+        shadows: what LiRA's shadows told; None if none were trained.
     """
 
     scores: dict[str, np.ndarray]
     headline: str
     blind: np.ndarray
+    shadows: Shadows | None = None
 
 
 @attack(
@@ -129,6 +135,7 @@ class ModelMembership(Attack):
         question = ModelQuestion(
             documents=tuple(chosen[i] for i in mixed),
             population=tuple(population),
+            records=float(np.mean([len(state.train) for state in truth.clients.values()])),
         )
         return Exam(question=question, answer=mixed < count)
 
@@ -138,8 +145,10 @@ class ModelMembership(Attack):
         """Return all scores that the view allows, of as many documents as are read in time."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]
+        shadows = None
         if view.has_white_box:
-            scores = self._white_box(view, documents, question.population, budget, rng)
+            with white_box.opened(view) as box:
+                scores, shadows = self._scores(box, view, documents, question, budget, rng)
             headline = VOTES if learned_tokens(documents) >= VOTERS else FALL
         elif view.open_api is not None:
             model, tokenizer = load_llm(view.open_api, device="cpu", dtype="float32")
@@ -152,28 +161,19 @@ class ModelMembership(Attack):
             headline = "Min-K%++"
         else:
             raise NotApplicable("this view holds no model, and no API that tells all logits as they are")
-        return Scored(scores=scores, headline=headline, blind=bag_of_words(question.documents))
-
-    def _white_box(
-        self,
-        view: View,
-        documents: Sequence[Encoded],
-        population: Sequence[Encoded],
-        budget: Budget,
-        rng: np.random.Generator,
-    ) -> dict[str, np.ndarray]:
-        with white_box.opened(view) as box:
-            return self._scores(box, view, documents, population, budget, rng)
+        blind = bag_of_words(question.documents)
+        return Scored(scores=scores, headline=headline, blind=blind, shadows=shadows)
 
     def _scores(
         self,
         box: WhiteBox,
         view: View,
         documents: Sequence[Encoded],
-        population: Sequence[Encoded],
+        question: ModelQuestion,
         budget: Budget,
         rng: np.random.Generator,
-    ) -> dict[str, np.ndarray]:
+    ) -> tuple[dict[str, np.ndarray], Shadows | None]:
+        population = question.population
         view = with_round_0(view)
         numbers = sorted(view.adapters)
         headline = budget.profile == "smoke" or view.threat_model == NOBODY  # of a control it is enough
@@ -200,7 +200,7 @@ class ModelMembership(Attack):
         scores[VOTES] = window_votes(*tokens)
         scores["gain of hard tokens"] = hard_tokens(*tokens)
         if headline:
-            return scores
+            return scores, None
         scores["slope over rounds"] = -slopes(np.stack(list(losses.values())))
         if len(population) >= 8:
             before, after = (mean_losses(under(view.adapters[numbers[i]], population)) for i in (0, -1))
@@ -210,38 +210,14 @@ class ModelMembership(Attack):
             part = documents[at : min(at + 16, 400)]
             norms.append(-np.linalg.norm(record_gradients(box, part, budget=budget), axis=1))
         scores["gradient norm"] = np.concatenate(norms)
-        if budget.profile == "full":
-            scores["LiRA, 8 shadows"] = self._lira(box, view, documents, last, budget, rng)
-        return scores
-
-    def _lira(
-        self,
-        box: WhiteBox,
-        view: View,
-        documents: Sequence[Encoded],
-        observed: np.ndarray,
-        budget: Budget,
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        """Return LiRA's scores; each shadow trains from round 0 on a random half of the documents."""
+        if budget.profile != "full":
+            return scores, None
         assert view.settings is not None
-        with_it = halves(SHADOWS, len(documents), rng)
-        seen = np.zeros(with_it.shape)
-        for s, inside in enumerate(with_it):
-            box.set(view.adapters[0])
-            train(
-                box.tuned,
-                [d for d, is_inside in zip(documents, inside, strict=True) if is_inside],
-                steps=SHADOW_STEPS,
-                local=view.settings.local,
-                pad_id=box.tokenizer.pad_token_id,
-                rng=np.random.default_rng(int(rng.integers(2**31))),
-                who=f"shadow {s}",
-                on_step=lambda _: budget.check(),
-            )
-            results = likelihoods(box.tuned, documents, budget=budget)
-            seen[s] = mean_losses(results)
-        return lira(observed, seen, with_it)
+        start, records = view.adapters[0], question.records
+        shadows = shadowed(
+            box, view.settings, start, documents, last, records=records, budget=budget, rng=rng
+        )
+        return {**scores, shadows.name: shadows.scores}, shadows
 
     def score(self, guess: Scored, answer: np.ndarray) -> tuple[Estimate, ...]:
         """Return the headline's AUC and TPR at fixed FPR, the blind baseline, the gap, other scores."""
@@ -261,6 +237,12 @@ class ModelMembership(Attack):
                 estimates.append(auc_estimate(scores, judged, metric=f"auc, {name}"))
                 if len(scores) == len(values):  # of fewer documents a low rate could never be decided
                     estimates += tpr_estimates(scores, judged, rates=(0.01,), of=name)
+        if guess.shadows is not None:
+            told = ((guess.shadows.run, "the run"), (guess.shadows.shadow, "a shadow"))
+            estimates += [
+                counted(n, metric=f"passes over a record in {where}", unit="passes", seeds=(0,))
+                for n, where in told
+            ]
         return tuple(estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
