@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
+    AUDIT_SCOPE,
     AUDITED_OVER_CLAIMED,
     DELTA,
     EPSILON_AUDITED,
@@ -219,7 +220,7 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
     if outcome == Outcome.SUCCEEDED:
         return _row(rule, configuration, Verdict.FAILED, reason)
     if outcome == Outcome.RESISTED:
-        return _row(rule, configuration, Verdict.PASSED, reason)
+        return _row(rule, configuration, Verdict.PASSED, f"{reason}; {AUDIT_SCOPE}")
     return _row(rule, configuration, *_without(rule, audits, "audited epsilon"))
 
 

@@ -233,6 +233,12 @@ def test_not_applicable_counts_only_where_the_rule_says_so(tmp_path):
     assert verdicts(tmp_path, allowed, partly) == [Verdict.MISSING]
 
 
+def test_an_audit_within_the_claim_passes_and_says_that_it_did_not_test_the_runs_training(tmp_path):
+    row = judged(tmp_path, SAFE, "- require_audit_within_claim: true")
+    assert row.verdict == Verdict.PASSED
+    assert row.why.endswith("; shown for the mechanism at these settings, not for this run's training")
+
+
 def test_an_audit_that_succeeds_breaks_the_claim_without_a_number(tmp_path):
     caught = without(replace(SAFE, findings=findings("A9", outcome=Outcome.SUCCEEDED)), "epsilon_audited")
     assert verdicts(tmp_path, "- require_audit_within_claim: true", caught) == [Verdict.FAILED]

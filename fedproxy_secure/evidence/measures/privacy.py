@@ -8,6 +8,8 @@ from fedproxy_secure.evidence.measure import MeasureKind
 
 _POSITIVE = (0.0, math.inf)
 _SHARE = (0.0, 1.0)
+# audits read a run's settings and numbers of records, never what its clients did
+AUDIT_SCOPE = "shown for the mechanism at these settings, not for this run's training"
 
 EPSILON_CLAIMED = MeasureKind(
     key="epsilon_claimed",
@@ -139,8 +141,8 @@ EPSILON_AUDITED = MeasureKind(
     key="epsilon_audited",
     title="ε audited",
     metric="audited epsilon, lower bound",
-    meaning="A lower bound on ε from attacks; if it exceeds the claimed ε, the noise is smaller than the "
-    "claim requires.",
+    meaning="A lower bound on ε from attacks on the mechanism at the run's settings, not on this run's "
+    "training; if it exceeds the claimed ε, the noise is smaller than the claim requires.",
     axis="privacy",
     better="lower",
     unit="epsilon",
@@ -151,8 +153,8 @@ AUDITED_OVER_CLAIMED = MeasureKind(
     key="audited_over_claimed",
     title="ε shown over ε claimed",
     metric="epsilon shown over epsilon claimed",
-    meaning="The lower bound on ε from an audit, divided by the claimed ε; above 1 the noise is smaller "
-    "than the claim requires.",
+    meaning="The lower bound on ε from an audit of the mechanism at the run's settings, not of this run's "
+    "training, divided by the claimed ε; above 1 the noise is smaller than the claim requires.",
     axis="privacy",
     better="lower",
     unit="ratio",
