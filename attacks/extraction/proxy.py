@@ -45,7 +45,7 @@ average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -189,6 +189,15 @@ class ProxyExtraction(Attack):
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
         """Return R of the strongest attack, then R of each attack, the gains and other scores."""
         return estimates_of(guess, answer, headline=self.info.headline)
+
+    def effort(self, guess: Stolen) -> Mapping[str, int]:
+        """Return the steps of a training, the size of the grid, the queries and the held-out texts."""
+        return {
+            "steps of each training": guess.steps,
+            "numbers of queries": len(guess.grid),
+            "texts asked about": guess.asked,
+            "held-out texts": len(guess.models[PROXY].logs),
+        }
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return a view whose attacker starts from a noisy copy of the LLM and queries the same API.

@@ -22,7 +22,7 @@ Carlini et al. 2022 (LiRA, arXiv 2112.03570), Zarifzadeh et al. 2024 (RMIA, 2312
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -244,6 +244,11 @@ class ModelMembership(Attack):
                 for n, where in told
             ]
         return tuple(estimates)
+
+    def effort(self, guess: Scored) -> Mapping[str, int]:
+        """Return how many documents were read, and how long each of LiRA's shadows trained."""
+        steps = {} if guess.shadows is None else {"steps of a shadow": guess.shadows.steps}
+        return {"documents": len(guess.scores[guess.headline]), **steps}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return models that were trained until they know a dozen records by heart."""

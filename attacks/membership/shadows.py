@@ -38,11 +38,13 @@ class Shadows:
         scores: LiRA's scores, float64 [n].
         run: passes over a record in the run.
         shadow: passes over a record in a shadow.
+        steps: steps of a shadow.
     """
 
     scores: np.ndarray
     run: float
     shadow: float
+    steps: int
 
     @property
     def name(self) -> str:
@@ -106,4 +108,9 @@ def shadowed(
     for s, inside in enumerate(with_it):
         trained([d for d, there in zip(documents, inside, strict=True) if there], steps, f"shadow {s}")
         seen[s] = [f.nll.mean() for f in likelihoods(box.tuned, documents, budget=budget)]
-    return Shadows(scores=lira(observed, seen, with_it), run=passes, shadow=steps * local.batch_size / half)
+    return Shadows(
+        scores=lira(observed, seen, with_it),
+        run=passes,
+        shadow=steps * local.batch_size / half,
+        steps=steps,
+    )

@@ -25,7 +25,7 @@ together: for 5 steps from a fresh adapter, the later points add nothing to the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,6 +214,10 @@ class UpdateMembership(Attack):
             if name == "auc":
                 estimates += tpr_estimates(values, labels)
         return tuple(estimates)
+
+    def effort(self, guess: tuple[dict[str, np.ndarray], ...]) -> Mapping[str, int]:
+        """Return how many documents' gradients were computed."""
+        return {"documents": sum(len(g["auc"]) for g in guess)}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One round on 16 records, seen in the clear: a step of SGD, or one or many of AdamW."""

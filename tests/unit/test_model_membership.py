@@ -141,6 +141,7 @@ def test_the_attack_as_a_whole_succeeds_where_records_are_known_and_resists_wher
     seen, truth = world
     found = run_one(ModelMembership(), seen, truth, profile="smoke", seconds=60, seed=0)
     assert found.outcome == Outcome.SUCCEEDED
+    assert found.effort == {"documents": 2 * RECORDS}
     assert found.negative.low < 0.5 < found.negative.high
     fresh = replace_view(seen, adapters={0: seen.adapters[0], 1: seen.adapters[0] * 1.001})
     found = run_one(ModelMembership(), fresh, truth, profile="smoke", seconds=60, seed=0)

@@ -27,6 +27,12 @@ def test_what_it_spent_stands_in_the_finding(finding):
     assert by_name["steps in turn"].value == 3 * 24  # healing, 16 queries, 64 queries
     assert by_name["texts asked about"].value == 64
     assert finding.estimates[0].n == 32
+    assert finding.effort == {
+        "steps of each training": 24,
+        "numbers of queries": 2,
+        "texts asked about": 64,
+        "held-out texts": 32,
+    }
 
 
 @pytest.fixture(scope="module")
