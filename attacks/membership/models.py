@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -245,8 +246,10 @@ class ModelMembership(Attack):
             ]
         return tuple(estimates)
 
-    def effort(self, guess: Scored) -> Mapping[str, int]:
+    def effort(self, guess: Any) -> Mapping[str, int]:
         """Return how many documents were read, and how long each of LiRA's shadows trained."""
+        if not isinstance(guess, Scored):  # of an attack that has only the question and controls from here
+            return {}
         steps = {} if guess.shadows is None else {"steps of a shadow": guess.shadows.steps}
         return {"documents": len(guess.scores[guess.headline]), **steps}
 
