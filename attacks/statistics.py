@@ -258,18 +258,17 @@ def share(hits: int, n: int, *, metric: str, groups: int | None = None) -> Measu
 
     Args:
         hits, n: how many targets were found, and how many there were.
-        groups: number of groups of targets, if those of a group may be found or missed together. Then the
-            interval's low end, which decides success, and what the attack could have shown count groups;
-            the high end takes targets as independent.
+        groups: number of groups of targets, if those of a group may be found or missed together. Then both
+            ends of the interval, and what the attack could have shown, count groups.
     """
     estimate = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS)
     if groups is None:
         return with_power(estimate, SharePower(n=estimate.n))
     independent = min(max(groups, 1), estimate.n)
-    low = min(estimate.low or 0.0, wilson(estimate.value, independent)[0])
-    how = f"share of records, Wilson 95 %, low end over {independent} groups"
+    low, high = wilson(estimate.value, independent)
+    how = f"share of records, Wilson 95 % over {independent} groups"
     return with_power(
-        replace(estimate, low=low, how=how), SharePower(n=independent, of="groups of targets")
+        replace(estimate, low=low, high=high, how=how), SharePower(n=independent, of="groups of targets")
     )
 
 

@@ -5,7 +5,7 @@ of its tokens: all logits (serving software calls these prompt log-probabilities
 only the likeliest one. With an API that answers only after the last token, an attacker would need one query
 per token. Every text is counted once; a repeated text is answered from the customer's own cache.
 
-Answers come from the owner's own code (`fedproxy_secure.serve.told`). The key of its noise is a fixed
+Answers come from the owner's own code (`fedproxy_secure.serve.disclosure`). The key of its noise is a fixed
 substitute for the owner's secret key, so that the same seed gives the same finding; no attack reads it.
 """
 
@@ -22,7 +22,7 @@ from fedproxy_secure.crypto.primitives import digest
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.models.passes import vocabulary_size, windows_a_pass
-from fedproxy_secure.serve.told import ApiAnswer, joined, tell
+from fedproxy_secure.serve.disclosure import ApiAnswer, joined, tell
 
 Mode = Literal["true", "shuffled", "noise"]
 EXTRACTION = (

@@ -15,7 +15,7 @@ from attacks.base import Budget
 from attacks.extraction.api import Api
 from fedproxy_secure.config import Answers, ApiConfig
 from fedproxy_secure.models.passes import windows_a_pass
-from fedproxy_secure.serve.told import ApiAnswer, tell
+from fedproxy_secure.serve.disclosure import ApiAnswer, tell
 
 Lesson = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits, texts) -> nats per token
 TOP = 20  # tokens that the weaker API of a control tells, with their probabilities

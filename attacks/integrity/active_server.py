@@ -28,6 +28,7 @@ from attacks.base import (
     AttackInfo,
     Budget,
     Exam,
+    Inconclusive,
     NotApplicable,
     Truth,
     replace_view,
@@ -86,9 +87,14 @@ class SecaggActive(Attack):
         if settings is None or not (view.masked or view.updates or view.sums):
             raise NotApplicable("no server is corrupted in this view")
         protection = protection_of(settings.protect)
-        if not protection.secure_sum:
+        if protection.server_learns == "updates":
             raise NotApplicable(f"{protection.name}: the server sees every update without cheating")
-        if protection.homomorphic:
+        if protection.protocol is None:
+            raise Inconclusive(
+                f"{protection.name}: its rounds cannot be played again here, so a server that deviates "
+                "from them was not tried"
+            )
+        if protection.protocol == "ckks":
             raise NotApplicable(
                 f"{protection.name}: the server and any one client open every update together, by design"
             )

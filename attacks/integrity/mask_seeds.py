@@ -1,19 +1,24 @@
-"""A11: masks that follow from 32-bit seeds are found by trying all seeds.
+"""A11: a mask whose seed is small, such as a counter, is found by trying the smallest seeds.
 
 Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them.
 Sometimes only one mask hides a vector from the server, because all but one of a client's peers work with
-the server or dropped out. Then 2^32 tries remove it. A seed is right if every word, without its mask, is
+the server or dropped out. Then 2^32 tries remove it, and far fewer if seeds are small: a counter, the
+number of a round, a key of which few bits are left. A seed is right if every word, without its mask, is
 small enough to be an update: with a wrong seed a word is small only with chance `1 / clients`, and 64 words
 of each message are checked.
 
-This protocol's masks come from 256-bit keys, so no try fits. **Known-bad**: the positive control is an
-update under one mask of SecAgg+'s kind, whose seed lies among those that are tried. The control shows that
-the right seed is recognised, not that all 2^32 were tried.
+**Covered** are the seeds below 2^10, 2^14 or 2^18 by profile, at most 1 in 16,384 of those of 32 bits; the
+finding gives the part. So RESISTED says that none of these opens a message. It says nothing about larger
+seeds: of masks with seeds drawn from all of 32 bits this search, too, opens next to none, and 2^32 tries
+would open them all.
+
+This protocol's masks come from 256-bit keys, which no try fits. **Known-bad**: the positive control is an
+update under one mask of SecAgg+'s kind whose seed is below 2^10.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +34,7 @@ from attacks.base import (
 )
 from attacks.integrity.masked_words import packed_update, random_bytes, words_of
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
+from attacks.judging.power import SharePower
 from attacks.registry import attack
 from attacks.statistics import share
 from fedproxy_secure.config import cohort_size
@@ -38,6 +44,7 @@ from fedproxy_secure.record.view import PublicSettings, View
 WORDS = 64  # checked in each message
 MESSAGES = 8
 FEWEST_TRIED = 1 << 10  # seeds that the smallest profile tries; known-bad seeds are drawn from these
+ALL_SEEDS = 1 << 32
 _TWISTER = np.random.RandomState()
 OPENED = 0.99  # cosine with the true update above which a vector counts as read
 
@@ -94,10 +101,10 @@ class Opened:
     AttackInfo(
         id="A11",
         name="mask_seed_search",
-        title="masked vectors, by trying every 32-bit seed of their masks",
+        title="masked vectors that one mask hides, if its seed is small",
         paper="ours: Flower's SecAgg+ seeds masks with 32 bits",
         needs=(frozenset({"AGG", "MOD"}),),
-        headline="share of masked messages opened",
+        headline="share of masked messages opened by a small seed",
         chance=0.0,
         margin=0.01,
         mapping=SECURE_AGGREGATION,
@@ -130,7 +137,7 @@ class MaskSeedSearch(Attack):
         return Opened(vectors=read, messages=len(chosen), seeds=tried)
 
     def score(self, guess: Opened, answer: Truth) -> tuple[Estimate, ...]:
-        """Return the share of messages opened, of those that can be judged.
+        """Return the share of messages opened, of those that can be judged, and which seeds were tried.
 
         A vector counts as read if it points in the direction of the client's update. Raises `Inconclusive`
         if no vector does, and for some of them the update is not known.
@@ -147,13 +154,22 @@ class MaskSeedSearch(Attack):
             raise Inconclusive(
                 f"messages opened whose update nobody kept: {unknown}; nothing to compare with"
             )
+        opened = share(hits, guess.messages - unknown, metric=self.info.headline)
+        below = f"seed below {guess.seeds:,}"
         return (
-            share(hits, guess.messages - unknown, metric=self.info.headline),
+            replace(
+                opened,
+                how=f"{opened.how}; {below} alone",
+                power=SharePower(n=opened.n, of=f"messages, if their masks have a {below}"),
+            ),
             counted(guess.seeds, metric="seeds tried", unit="count", seeds=(0,)),
+            counted(
+                guess.seeds / ALL_SEEDS, metric="seeds tried over all of 32 bits", unit="ratio", seeds=(0,)
+            ),
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return the same clients' updates, each under one mask from a 32-bit seed."""
+        """Return the same clients' updates, each under one mask whose seed is below `FEWEST_TRIED`."""
         settings = view.settings
         if settings is None:
             return None

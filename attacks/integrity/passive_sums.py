@@ -3,7 +3,8 @@
 - `sign_counts`: H-TIES at granularity `coordinate` counts signs. If only one client has a sign, its value
   is revealed; if all clients have the same sign, the sign of each is revealed.
 - `cohort_differencing`: cohorts differ from round to round. Least squares over the participation matrix
-  separates the sums into single clients' updates, as far as a client's updates resemble each other.
+  separates the sums into single clients' updates, as far as a client's updates resemble each other. Where
+  the same clients took part in all rounds, nothing tells them apart, and the attack does not apply.
 
 Single messages are attacked by `masked_words` and `mask_seed_search`.
 """
@@ -226,7 +227,10 @@ class CohortDifferencing(Attack):
         """Return an estimate of every client's mean update."""
         if len(view.sums) < 2:
             raise NotApplicable("needs the sums of two rounds or more")
-        return disaggregate({r: _of_others(view, r) for r in view.sums})
+        sums = {r: _of_others(view, r) for r in view.sums}
+        if len({frozenset(s.clients) for s in sums.values()}) == 1:
+            raise NotApplicable("cohorts never change: the same clients took part in every sum")
+        return disaggregate(sums)
 
     def score(self, guess: Apart, answer: Truth) -> tuple[Estimate, ...]:
         """Return the AUC with which cosines tell whose mean update each estimate is, part by part.

@@ -254,7 +254,7 @@ def moves(guess: Damage) -> list[Estimate]:
 
 def rules_of(settings: PublicSettings, *, own_only: bool) -> list[Rule]:
     """Return the run's own rule first, then others, which keep the run's server learning rate."""
-    protected = protection_of(settings.protect).secure_sum
+    protected = protection_of(settings.protect).protocol is not None
     reach = settings.local.learning_rate * settings.local.steps
     clip = (settings.protect.clip or CLIP_OF_HONEST * reach) if protected else None
     name = settings.fusion.rule

@@ -226,8 +226,11 @@ def revealed(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Return the vectors that the protection shows the server: each update, or the sum in the ring."""
-    if not protection_of(settings.protect).secure_sum:
+    protection = protection_of(settings.protect)
+    if protection.server_learns == "updates":
         return {name: update.update for name, update in updates.items()}
+    if protection.protocol is None:  # another package's sum, whose rounding and clipping are not known here
+        return {EVERYBODY: np.sum([update.update for update in updates.values()], axis=0)}
     job, clients = job_of(settings), len(updates)
     clip = settings.protect.clip or first_clip(settings.local)
     if settings.privacy.unit == "client":

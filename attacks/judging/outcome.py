@@ -21,10 +21,11 @@ def judge(
 
     The bar is chance plus the margin. SUCCEEDED: the interval begins above the bar and above the negative
     control. RESISTED: the value does not exceed the bar, the positive control's interval begins above the
-    bar, and the headline's interval ends below the positive control's. INCONCLUSIVE: everything else; in
-    particular a headline whose negative control begins above the bar, and an AUC whose interval ends below
-    chance by more than the margin, because inverted scores would then separate the targets. The reason for
-    RESISTED states the smallest effect that would have been seen, if `detectable` has the headline's.
+    bar, the headline's interval ends below the positive control's, and the headline could have shown some
+    value as high as the positive control's, or `detectable` has none of it. INCONCLUSIVE: everything else;
+    in particular a headline whose negative control begins above the bar, and an AUC whose interval ends
+    below chance by more than the margin, because inverted scores would then separate the targets. The
+    reason for RESISTED states the smallest effect that would have been seen, if that is known.
     """
     bar, inverted = info.chance + info.margin, info.chance - info.margin
     text = f"{headline.metric} {headline.value:.3g}"
@@ -60,8 +61,20 @@ def judge(
             f"{text}: its interval ends below {inverted:g}: its scores are informative, but with inverted "
             "sign",
         )
-    power_note = next((f"; {d.sentence}" for d in detectable if d.metric == headline.metric), "")
+    could = next((d for d in detectable if d.metric == headline.metric), None)
+    if could is not None and (why := _too_little_power(could, positive)):
+        return Outcome.INCONCLUSIVE, f"{text}: {why}"
+    power_note = "" if could is None else f"; {could.sentence}"
     return Outcome.RESISTED, f"{text}; positive control {positive.value:.3g}{power_note}"
+
+
+def _too_little_power(could: Detectable, positive: Estimate) -> str:
+    """Return why no value as high as the positive control's would have been seen; empty if one would."""
+    if could.smallest is None:
+        return f"{could.sentence} ({could.how})"
+    if could.smallest > positive.value:
+        return f"only {could.sentence} ({could.how}), above the positive control, {positive.value:.3g}"
+    return ""
 
 
 def low_end(estimate: Estimate) -> float:

@@ -1,4 +1,4 @@
-"""A5: was this record drawn in that round? An update is made of the gradients of its records.
+"""A5: was this record drawn in that round, or never trained on? An update is made of gradients of records.
 
 The adversary computes the gradient g of each document (downhill, so with a minus sign) and compares it with
 the update or sum u that it saw of the round:
@@ -110,7 +110,7 @@ def deviations(values: np.ndarray) -> np.ndarray:
     AttackInfo(
         id="A5",
         name="update_membership",
-        title="which records a round drew, from an update or a sum",
+        title="drawn records told from ones never trained on, by an update or a sum",
         paper="gradient alignment, as in arXiv 1812.00910 (Nasr et al.), for adapters and sums",
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
         measures=(

@@ -72,18 +72,22 @@ class ClientDetails(Attack):
     """The attack that lets the tuned proxy write, and looks for details."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return no question; the answer is every detail of the honest clients that the adversary lacks."""
+        """Return no question; the answer is, of each record, the details that the adversary lacks.
+
+        The records are those of the honest clients that were drawn and hold such details.
+        """
         if view.proxy is None:
             raise NotApplicable("this view holds no model")
         tokenizer = load_tokenizer(view.proxy)
         own_details = _own_details(view, tokenizer)
-        details: set[Detail] = set()
+        by_record: list[frozenset[Detail]] = []
         for state in truth.clients.values():
             for text in _texts([state.train[i] for i in state.drawn()], tokenizer):
-                details.update(f.detail for f in find_details(text))
-        if not details - own_details:
+                by_record.append(frozenset(f.detail for f in find_details(text)) - own_details)
+        answer = tuple(filter(None, by_record))
+        if not answer:
             raise NotApplicable("the records hold no names, dates, numbers or addresses")
-        return Exam(answer=frozenset(details - own_details))
+        return Exam(answer=answer)
 
     def guess(self, view: View, question: None, budget: Budget, rng: np.random.Generator) -> Guessed:
         """Return the details that the tuned proxy wrote, by likelihood ratio, then by count."""
@@ -110,18 +114,24 @@ class ClientDetails(Attack):
         best = {k: tuple([d for d in ranked if d.kind == k][:KEPT]) for k in KINDS}
         return Guessed(ranked=best, texts=done)
 
-    def score(self, guess: Guessed, answer: frozenset[Detail]) -> tuple[Estimate, ...]:
-        """Return the share of details that were found, and of guesses that are right, kind by kind."""
+    def score(self, guess: Guessed, answer: tuple[frozenset[Detail], ...]) -> tuple[Estimate, ...]:
+        """Return the share of details that were found, and of guesses that are right, kind by kind.
+
+        Intervals count records: a record that is known by heart is written out with all of its details.
+        """
         estimates: list[Estimate] = []
         for kind in KINDS:
-            true_details = {d for d in answer if d.kind == kind}
+            by_record = [{d for d in details if d.kind == kind} for details in answer]
+            true_details = set[Detail]().union(*by_record)
             if not true_details:
                 continue
+            records = sum(map(bool, by_record))
             guesses = guess.ranked.get(kind, ())
             hits = len(true_details & set(guesses))
             name = "share of details written out" if not estimates else f"share of {kind}s written out"
-            estimates.append(share(hits, len(true_details), metric=name))
-            estimates.append(share(hits, len(guesses), metric=f"guesses of {kind}s that are right"))
+            estimates.append(share(hits, len(true_details), metric=name, groups=records))
+            right = f"guesses of {kind}s that are right"
+            estimates.append(share(hits, len(guesses), metric=right, groups=records))
         return tuple(estimates)
 
     def effort(self, guess: Guessed) -> Mapping[str, int]:

@@ -1,7 +1,8 @@
 """The positive control of attacks on updates: one client's round on few records, seen in the clear.
 
-It takes one step of SGD. If the run's clients use AdamW, an update is no combination of gradients and
-attacks read it differently, so the control uses AdamW, too.
+It takes one step of SGD, as long as a step of the run: what float32 rounding hides in the run's updates, it
+hides in the control. If the run's clients use AdamW, an update is no combination of gradients and attacks
+read it differently, so the control uses AdamW, too.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import PublicSettings, View
 
 CONTROL = "control"  # the client's name
-CONTROL_STEP = 100.0  # learning rate of the step, so long that its rounding does not matter
+LONG_STEP = 100.0  # learning rate of SGD where the run's is that of AdamW
 MOST_STEPS = 20  # of AdamW in a control
 
 
 def one_step_control(
     view: View, truth: Truth, *, records: int, drawn: bool = False
 ) -> tuple[View, Truth] | None:
-    """Return a view in which one client took one long SGD step on some of its records, and its truth.
+    """Return a view in which one client took one SGD step on some of its records, and its truth.
 
-    The step is taken in the last round with a broadcast adapter, where the adapters' B are no longer zero.
-    The records are the client's shortest, the likeliest to be within capacity, or with `drawn` random ones,
-    so that their length does not reveal them. Planted canaries are not among them. Returns None if the view
-    has no settings or no proxy, or if no honest client trained in such a round; the first that did is
-    taken.
+    The step has the run's learning rate and limit of the gradient's norm; if the run's clients use AdamW,
+    it is so long that its rounding does not matter. It is taken in the last round with a broadcast adapter,
+    where the adapters' B are no longer zero. The records are the client's shortest, the likeliest to be
+    within capacity, or with `drawn` random ones, so that their length does not reveal them. Planted
+    canaries are not among them. Returns None if the view has no settings or no proxy, or if no honest
+    client trained in such a round; the first that did is taken.
     """
     if view.settings is None or view.proxy is None:
         return None
@@ -50,7 +52,7 @@ def one_step_control(
     r = max(rounds)
     start = view.adapters[r]
     with white_box.opened(view, start) as box:
-        update = (start - np.float32(CONTROL_STEP) * box.gradient(items)) - start
+        update = (start - _step(box.gradient(items), view.settings.local)) - start
     local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
     control = PrivateState(
         client=CONTROL,
@@ -67,6 +69,14 @@ def one_step_control(
         settings=view.settings.changed(local=local, privacy=privacy),
     )
     return changed, Truth(clients={CONTROL: control})
+
+
+def _step(gradient: np.ndarray, local: LocalConfig) -> np.ndarray:
+    """Return what one step of SGD subtracts, float32 [d]: clipped as in training, by the run's rate."""
+    if local.optimizer != "sgd":
+        return np.float32(LONG_STEP) * gradient
+    clip = min(1.0, local.max_grad_norm / max(float(np.linalg.norm(gradient)), 1e-12))
+    return np.float32(clip * local.learning_rate) * gradient
 
 
 def as_in_the_run(

@@ -6,7 +6,8 @@ causal, so a prefix is right or wrong whatever follows it, and the search never 
 
 The attack is exact for one step of SGD within capacity: all positions of all sequences together must be
 fewer than `min(k, r x maps)`. Over several steps block 0's adapter moves, and hidden states move with it,
-so the tolerance is wider. Beyond capacity every prefix fits, and nothing is named.
+so the tolerance is wider. Beyond capacity every prefix fits, and nothing is named; if that is so for all
+vectors, the attack cannot tell.
 
 Updates of AdamW are not combinations of gradients, and their row space holds no inputs: the attack does not
 apply to them.
@@ -255,11 +256,14 @@ class LoraSpanSequences(Attack):
                 )
         if not results:
             raise Inconclusive("no update changes A of the first adapted block")
+        if all(found.full for found in results):
+            raise Inconclusive("beyond capacity: every update's span is full, and every prefix would fit")
         return tuple(results)
 
     def score(self, guess: tuple[Found, ...], answer: Truth) -> tuple[Estimate, ...]:
         """Return exact recall and precision over all records, ROUGE of the best match, and the cost."""
         hits = records = named = 0
+        telling = sum(not result.full for result in guess)
         rouge: list[tuple[float, float, float]] = []
         for result in guess:
             true = [item.ids[:-1] for item in answer.used(result.round, result.clients)]
@@ -269,9 +273,9 @@ class LoraSpanSequences(Attack):
             rouge += best_rouge(true, result.sequences)
         columns = list(zip(*rouge, strict=True))
         return (
-            # records of one update or sum are found or missed together
-            share(hits, records, metric="exact recall", groups=len(guess)),
-            share(hits, named, metric="exact precision", groups=len(guess)),
+            # records of one update or sum are found or missed together, and a full span tells nothing
+            share(hits, records, metric="exact recall", groups=telling),
+            share(hits, named, metric="exact precision", groups=telling),
             *(
                 over_targets(values, metric=name, unit="share", within=(0, 1))
                 for name, values in zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), columns, strict=True)

@@ -1,4 +1,4 @@
-"""A2: which tokens did clients train on? The gradient of an adapter lies in the span of its inputs.
+"""A2: which tokens do clients use? The gradient of an adapter lies in the span of its inputs.
 
 For `y = W x + s B (A x)` the gradient of A is `s B^T D^T X`: its rows are combinations of the inputs x.
 Block 0's inputs are normalised embeddings, which are frozen; everybody who holds the proxy has them. So
@@ -172,7 +172,7 @@ def _usual(part: str, groups: list[list[Scores]], *, excluded: Scores) -> np.nda
     AttackInfo(
         id="A2",
         name="lora_span_tokens",
-        title="tokens of the round's records, from the span of an update or a sum",
+        title="words that clients use, from the span of an update or a sum",
         paper="arXiv 2405.15586, for adapters and sums",
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
         measures=(Feeds(measure="token_auc", metric="auc"),),

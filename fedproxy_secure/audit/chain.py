@@ -3,10 +3,10 @@
     hash      = SHA256("fedproxy-secure audit 1", previous, canonical JSON of seq, time, event, body)
     signature = Ed25519("fedproxy-secure audit 1", hash)
 
-`previous` is the hash of the line before, zeros in the first one, whose body names the signer's public key
-and a random number of the run. So no line can be changed, left out, moved or taken from another run without
-the key. Lines cut off at the end show only where something is signed over the last hash, the **head**: a
-run's report is (see `seal`).
+`previous` is the hash of the line before, or zeros in the first line, whose body holds the signer's public
+key and a random number of the run. So no line can be changed, left out, moved or taken from another run
+without the key. Lines cut off at the end are noticed only if something is signed over the last hash, the
+**head**, as a run's report is (see `seal`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _HASH, _SIGNATURE = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{128}")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line. `time`: UTC, ISO 8601, by the signer's clock. Hashes (32 bytes) and signature in hex."""
+    """One line of the log.
+
+    `time` is UTC, ISO 8601, by the signer's clock; hashes (32 bytes) and the signature are in hex.
+    """
 
     seq: int
     time: str
@@ -46,7 +49,7 @@ class Entry:
 
 
 def entry_hash(*, previous: str, seq: int, time: str, event: str, body: dict[str, Any]) -> bytes:
-    """Return the hash that binds an event to all before it, 32 bytes."""
+    """Return the hash that binds an event to all events before it, 32 bytes."""
     content = {"seq": seq, "time": time, "event": event, "body": body}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return digest(DOMAIN, previous.encode(), canonical.encode())
@@ -55,7 +58,7 @@ def entry_hash(*, previous: str, seq: int, time: str, event: str, body: dict[str
 def make_entry(
     key: Secret, *, previous: str, seq: int, time: str, event: str, body: dict[str, Any]
 ) -> Entry:
-    """Return the next line, signed, of a chain whose last hash is `previous`.
+    """Return the next line of a chain whose last hash is `previous`, signed.
 
     >>> from fedproxy_secure.crypto.primitives import fresh_secret
     >>> make_entry(fresh_secret(), previous=START, seq=0, time="", event="opened", body={}).seq
@@ -75,9 +78,9 @@ def make_entry(
 
 
 def parse_line(raw: bytes) -> Entry:
-    """Return the entry on a line, which must be byte for byte what `Entry.line` writes.
+    """Return the entry on a line, which must be byte for byte what `Entry.line` returns.
 
-    Raises `AuditError` for anything else, also for JSON that only means the same.
+    Raises `AuditError` for anything else, also for the same JSON in another form.
     """
     try:
         fields = parse_json(raw)
@@ -95,12 +98,12 @@ def parse_line(raw: bytes) -> Entry:
 
 
 def is_hash(text: str) -> bool:
-    """Return whether a text is a hash in the one form that we write, 64 lower-case hex digits."""
+    """Return whether a text is a hash in the only form that is written: 64 lower-case hex digits."""
     return _HASH.fullmatch(text) is not None
 
 
 def from_hex(text: str) -> bytes:
-    """Read hex digits in the one form that we write. Raises `ValueError` for any other."""
+    """Read hex digits in the only form that is written. Raises `ValueError` for any other form."""
     raw = bytes.fromhex(text)
     if raw.hex() != text:
         raise ValueError("another form")
@@ -109,10 +112,10 @@ def from_hex(text: str) -> bytes:
 
 def check_hash(entry: Entry) -> None:
     """Raise `AuditError` unless the entry has the hash of its own content."""
-    own = entry_hash(
+    expected = entry_hash(
         previous=entry.previous, seq=entry.seq, time=entry.time, event=entry.event, body=entry.body
     )
-    if own.hex() != entry.hash:
+    if expected.hex() != entry.hash:
         raise AuditError("was altered: its hash is not that of its content")
 
 

@@ -1,16 +1,16 @@
 """`audit erase`: delete the transcripts of a finished run or matrix, and say so in its signed log.
 
-A transcript holds the clients' records and updates in the clear. Whoever must delete them can still show
-the rest of the run: the log names the files that were erased and has the hashes they had, and the report is
-signed anew.
+A transcript holds the clients' records and updates in the clear. Whoever must delete it can still show the
+rest of the run: the log names the files that were erased, with the hashes that they had, and the report is
+signed again.
 
 Each folder with a log, the cells of a matrix first, goes through these steps: the log names the files, the
-files are deleted, `report.json` gets the log's new end, and the report is signed. A command that was killed
-after any of them goes on when it is called again. Until then `audit verify` names what is left.
+files are deleted, `report.json` gets the log's new head, and the report is signed. If the command is killed
+after any of them, it goes on when it is called again. Until then, `audit verify` names what is left to do.
 
-Guarantees: a run that has not finished, or is not as its log and signature have it, loses nothing and is
-not signed. Nothing is deleted before all folders have been checked. Not guaranteed: that no copy is left.
-Files are unlinked, not overwritten, and backups are not touched.
+Guarantees: a run that has not finished, or differs from its log or signature, loses nothing and is not
+signed. Nothing is deleted before all folders have been checked. Not guaranteed: that no copy is left. Files
+are unlinked, not overwritten, and backups are not touched.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Transcripts:
     """The transcripts of a run or a matrix.
 
     Args:
-        files, bytes: of those that can be erased.
-        begun: whether an earlier erasure was killed, and goes on.
-        others: folders of cells that the matrix's log does not have, and whose transcripts stay.
+        files, bytes: how many files, and of how many bytes, can be erased.
+        begun: whether there is anything to erase, or an earlier, killed erasure to finish.
+        others: folders of cells that the matrix's log does not name, and whose transcripts stay.
     """
 
     files: int
@@ -65,7 +65,7 @@ class Transcripts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """A folder with a log of its own that may be erased; `name` is its path in the whole, "" for that."""
+    """A folder with its own log that may be erased; `name` is its path below the whole run, "" for that."""
 
     name: str
     folder: Path
@@ -75,7 +75,7 @@ class _Place:
 
     @property
     def tail(self) -> Sequence[Entry]:
-        """The log's events after the report was signed."""
+        """The log's events since the report was signed."""
         return _after(self.log.entries, self.seal.head)
 
     @property
@@ -84,7 +84,7 @@ class _Place:
 
     def files(self) -> list[str]:
         """Return the paths of the transcripts' files, relative to the folder."""
-        names = [place.relative_to(self.folder).as_posix() for place in self.transcripts]
+        names = [transcript.relative_to(self.folder).as_posix() for transcript in self.transcripts]
         return list(everything_below(self.folder, *names))
 
 
@@ -95,14 +95,16 @@ def transcripts_of(folder: Path) -> Transcripts:
     """
     places = _places(folder)
     files = [place.folder / name for place in places for name in place.files()]
-    news = _news_of_cells(places[-1], {place.name: place.log.head for place in places})
-    known = {place.name for place in places}
-    others = {p.relative_to(folder).as_posix() for p in folder.glob(f"{CELLS}/*")} - known
+    new_heads = _new_heads_of_cells(places[-1], {place.name: place.log.head for place in places})
+    logged = {place.name for place in places}
+    unlogged = {p.relative_to(folder).as_posix() for p in folder.glob(f"{CELLS}/*")} - logged
     return Transcripts(
         files=len(files),
         bytes=sum(file.lstat().st_size for file in files),
-        begun=bool(news) or any(place.tail or place.transcripts for place in places),
-        others=tuple(sorted(n for n in others if any((folder / n).glob(f"{SEED_PREFIX}*/*/{TRANSCRIPT}")))),
+        begun=bool(new_heads) or any(place.tail or place.transcripts for place in places),
+        others=tuple(
+            sorted(n for n in unlogged if any((folder / n).glob(f"{SEED_PREFIX}*/*/{TRANSCRIPT}")))
+        ),
     )
 
 
@@ -118,9 +120,9 @@ def erase_transcripts(folder: Path, key_file: Path) -> str:
     in the folder.
     """
     key = read_key(key_file)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         for place in _places(folder):  # cells are runs, in which other commands may work
-            held.enter_context(only_run_in(place.folder))
+            locks.enter_context(only_run_in(place.folder))
         places = _places(folder)
         logs = {p.name: AuditLog.open(RunFolder(path=p.folder), key, {}) for p in places}
         for place in places:
@@ -129,7 +131,7 @@ def erase_transcripts(folder: Path, key_file: Path) -> str:
 
 
 def _places(folder: Path) -> list[_Place]:
-    """Return the folder and, before it, the cells of a matrix: each has a log of its own."""
+    """Return the folders with logs of their own: a matrix's cells first, then the folder itself."""
     whole = _place(folder, "")
     sealed = whole.log.entries[: len(whole.log.entries) - len(whole.tail)]
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in sealed if e.event == INNER}
@@ -151,7 +153,7 @@ _SIGN = "nothing was erased; what is only unsigned is signed by its own command 
 
 
 def _place(whole: Path, name: str, *, elsewhere: Set[str] = frozenset()) -> _Place:
-    """Return a folder's log, signature and report once all is as they have it, or as a kill leaves it.
+    """Return a folder once its files match its log and signature, or differ only as a kill leaves them.
 
     `elsewhere`: files that the log above vouches for.
     """
@@ -162,14 +164,14 @@ def _place(whole: Path, name: str, *, elsewhere: Set[str] = frozenset()) -> _Pla
     if seal is None or log.public is None or seal.public_key != log.public.hex():
         raise AuditError(f"{folder / SIGNATURE}: is missing, or of another signer; {_SIGN}")
     files = check_files(folder, log.entries, known={*seal.files, *elsewhere})
-    beside = [n for n in files.unvouched if name or not n.startswith(f"{CELLS}/")]
-    if wrong := [*files.problems, *files.unfinished, *files.links, *beside]:
-        raise AuditError(f"{folder}: {wrong[0]}: is not as {AUDIT_LOG} has it; {_SIGN}")
+    unvouched = [n for n in files.unvouched if name or not n.startswith(f"{CELLS}/")]
+    if differences := [*files.problems, *files.unfinished, *files.links, *unvouched]:
+        raise AuditError(f"{folder}: {differences[0]}: is not as {AUDIT_LOG} has it; {_SIGN}")
     place = _Place(name=name, folder=folder, log=log, seal=seal, report=_report(folder))
     if any(e.event not in (ERASED, INNER) for e in place.tail):
         raise AuditError(f"{folder / AUDIT_LOG}: goes on after the report was signed; {_SIGN}")
     for file, sha256 in seal.files.items():
-        if file == REPORT_JSON:  # a killed erasure may have written it, with another end of the log
+        if file == REPORT_JSON:  # a killed erasure may have written it, with another head of the log
             if hashlib.sha256(_with_head(place.report, seal.head)).hexdigest() != sha256:
                 raise AuditError(f"{folder / REPORT_JSON}: was altered; nothing was erased")
         else:
@@ -178,7 +180,7 @@ def _place(whole: Path, name: str, *, elsewhere: Set[str] = frozenset()) -> _Pla
 
 
 def _after(entries: Sequence[Entry], head: str) -> Sequence[Entry]:
-    """Return the events after the one with this hash. Raises `AuditError` if there is none."""
+    """Return the events after the one with the hash `head`. Raises `AuditError` if there is none."""
     for number, entry in enumerate(entries, start=1):
         if entry.hash == head:
             return entries[number:]
@@ -186,14 +188,14 @@ def _after(entries: Sequence[Entry], head: str) -> Sequence[Entry]:
 
 
 def _erase(place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
-    """Erase what lies under one log, and sign its report; the logs below have been erased."""
+    """Erase the transcripts of one log and sign its report, after the logs below were erased."""
     log = logs[place.name]
     if place.name == "":
-        for name, head in _news_of_cells(place, {name: below.head for name, below in logs.items()}):
+        for name, head in _new_heads_of_cells(place, {name: below.head for name, below in logs.items()}):
             log.add(INNER, folder=name, head=head)
     vouched = vouched_files(log.entries)
-    if there := [name for name in place.files() if name in vouched]:
-        log.add(ERASED, files=there)
+    if files := [name for name in place.files() if name in vouched]:
+        log.add(ERASED, files=files)
     try:
         for transcript in place.transcripts:
             shutil.rmtree(transcript)
@@ -206,14 +208,14 @@ def _erase(place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
         sign_report(place.folder, key, log.head, names=place.seal.files)
 
 
-def _news_of_cells(whole: _Place, heads: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the cells whose logs have grown since the log above named their heads, with `heads`."""
-    told = {str(e.body.get("folder")): e.body.get("head") for e in whole.log.entries if e.event == INNER}
-    return [(name, heads[name]) for name in told if name in heads and heads[name] != told[name]]
+def _new_heads_of_cells(whole: _Place, heads: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the cells whose logs have grown since the log above named their heads, with the new heads."""
+    logged = {str(e.body.get("folder")): e.body.get("head") for e in whole.log.entries if e.event == INNER}
+    return [(name, heads[name]) for name in logged if name in heads and heads[name] != logged[name]]
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    """Return the values of a report, of which only the end of the log is of interest here."""
+    """Return the values of a report; only the log's head among them matters here."""
     try:
         values = parse_json(read_plain_file(folder / REPORT_JSON))
         if isinstance(values, dict):
@@ -224,5 +226,5 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def _with_head(report: Mapping[str, Any], head: str) -> bytes:
-    """Return a report's JSON, as `Report` writes it, with another end of the log; nothing else changes."""
+    """Return a report's JSON, as `Report` writes it, with another head of the log and no other change."""
     return (json.dumps({**report, "audit_head": head}, indent=2, sort_keys=True) + "\n").encode()

@@ -1,6 +1,6 @@
 """Read a whole chain and list, line by line, what is wrong with it.
 
-Nothing is raised for a bad line: whoever looks for tampering wants to see all of it.
+A bad line raises nothing, because whoever looks for tampering wants to see all of it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from fedproxy_secure.runtime.untrusted import read_plain_file
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """The outcome of reading a chain. `problems`: one line each, in the order of the file.
+    """The outcome of reading a chain.
 
-    `cut`: the last line has no end, as a crash leaves it; it is not among the entries. `public`: the signer
-    that the first line names, 32 bytes; None without one.
+    Attributes:
+        entries: the lines that could be read, in the order of the file.
+        problems: what is wrong, one line each, in the order of the file.
+        cut: whether the last line has no end, as a crash leaves it; it is not among the entries.
+        public: the public key of the signer that the first line names, 32 bytes; None without one.
     """
 
     entries: tuple[Entry, ...]
@@ -46,7 +49,7 @@ class Examined:
 def read_log(folder: Path) -> bytes:
     """Return the bytes of a folder's log, unchecked.
 
-    Raises `AuditError` if there is none, or it is no plain file or too large.
+    Raises `AuditError` if there is none, or if it is not a plain file or too large.
     """
     raw = log_if_there(folder)
     if raw is None:
@@ -55,7 +58,7 @@ def read_log(folder: Path) -> bytes:
 
 
 def log_if_there(folder: Path) -> bytes | None:
-    """Return what `read_log` returns, or None for a folder without a log, or no folder."""
+    """Return what `read_log` returns, or None if there is no log or no folder."""
     try:
         return read_plain_file(folder / AUDIT_LOG)
     except (FileNotFoundError, NotADirectoryError):
@@ -67,8 +70,8 @@ def log_if_there(folder: Path) -> bytes | None:
 
 
 def examine(raw: bytes) -> Examined:
-    """Check each line of a log file against its content, its neighbours and the first line's signer."""
-    *lines, rest = raw.split(b"\n")
+    """Check each line of a log file: its hash, its signature by the first line's signer, and its order."""
+    *lines, unended = raw.split(b"\n")
     parsed: list[tuple[int, Entry]] = []
     problems: list[tuple[int, str]] = []
     for number, line in enumerate(lines, start=1):
@@ -90,7 +93,7 @@ def examine(raw: bytes) -> Examined:
     return Examined(
         entries=tuple(e for _, e in parsed),
         problems=tuple(f"line {number}: {text}" for number, text in sorted(problems)),
-        cut=rest != b"",
+        cut=unended != b"",
         public=public,
     )
 
@@ -107,15 +110,19 @@ def _signer(parsed: Sequence[tuple[int, Entry]]) -> bytes | None:
 
 
 def _order(parsed: Sequence[tuple[int, Entry]]) -> list[tuple[int, str]]:
-    """Return problems with lines that are missing, moved, repeated, or do not follow from the last."""
+    """Return problems with lines that are missing, moved, repeated, or do not follow the one before."""
     problems = []
     present = {entry.seq for _, entry in parsed}
-    wanted, last = 0, START
+    expected, last = 0, START
     for number, entry in parsed:
-        if entry.seq != wanted:
-            what = "were moved or repeated" if wanted in present or entry.seq < wanted else "are missing"
-            problems.append((number, f"holds event {entry.seq} where event {wanted} must be: lines {what}"))
+        if entry.seq != expected:
+            what = (
+                "were moved or repeated" if expected in present or entry.seq < expected else "are missing"
+            )
+            problems.append(
+                (number, f"holds event {entry.seq} where event {expected} must be: lines {what}")
+            )
         elif entry.previous != last:
             problems.append((number, "does not follow from the line before it"))
-        wanted, last = entry.seq + 1, entry.hash
+        expected, last = entry.seq + 1, entry.hash
     return problems

@@ -1,8 +1,8 @@
-"""Signing keys of audit logs: Ed25519, hex in a file that its owner alone may read (mode 0600).
+"""Signing keys of audit logs: Ed25519, hex in a file that only its owner may read (mode 0600).
 
 A run without a key makes one, `NAME.audit.key` beside its folder `NAME`. To someone who noted its public
-key when the run ended, a signature by it proves that nothing has changed since. A key that others know
-beforehand (`audit keygen`) also proves who ran it.
+key when the run ended, a signature by it proves that nothing has changed since. A signature by a key that
+others knew before the run (`audit keygen`) also proves who ran it.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ def make_key(file: Path) -> bytes:
 
     Raises `ConfigError` if either file is there already, or cannot be written.
     """
-    half = file.with_name(file.name + PUBLIC_SUFFIX)
-    if half.exists():  # others may have it from there
-        raise ConfigError(f"{half}: is there already; keys are never overwritten")
+    public_file = file.with_name(file.name + PUBLIC_SUFFIX)
+    if public_file.exists():  # others may use it already
+        raise ConfigError(f"{public_file}: is there already; keys are never overwritten")
     key = fresh_secret()
     write_key(file, key)
     public = signing_public(key)
     try:
-        write_bytes(half, public.hex().encode() + b"\n")
-    except BaseException:  # nobody has its public half; it would stand in the way of the next try
+        write_bytes(public_file, public.hex().encode() + b"\n")
+    except BaseException:  # nobody has the public half, and the private one would block the next try
         file.unlink(missing_ok=True)
         raise
     return public
 
 
 def own_key_file(run: Path) -> Path:
-    """Return the file of a run's own key: beside the folder, so that it is not passed on with it."""
-    place = run.resolve()
-    return place.with_name(f"{place.name}.audit.key")
+    """Return the file of a run's own key: beside the folder, so that it does not travel with the folder."""
+    folder = run.resolve()
+    return folder.with_name(f"{folder.name}.audit.key")
 
 
 def run_key(run: Path, named: str | None, *, make: bool) -> Secret:
-    """Return the key in the file that the settings name, or the run's own, made with `make` if missing.
+    """Return the key in the file that the settings name, or else the run's own; `make` makes a missing one.
 
-    Raises `ConfigError` if it cannot be read, and if it is missing and not to be made.
+    Raises `ConfigError` if the key cannot be read, or is missing and `make` is false.
     """
     file = own_key_file(run) if named is None else Path(named)
     if named is None and not file.exists():

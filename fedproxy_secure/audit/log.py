@@ -23,9 +23,9 @@ def _now() -> str:
 
 @dataclass(kw_only=True)
 class AuditLog:
-    """Appends signed events; each is on the disk before `add` returns.
+    """Appends signed events to a folder's log; each is on the disk before `add` returns.
 
-    One process writes at a time (`runtime.only_one`). The events so far are in `entries`.
+    Only one process may write at a time (`runtime.only_one`). `entries` holds the events so far.
     """
 
     folder: RunFolder
@@ -35,10 +35,9 @@ class AuditLog:
 
     @classmethod
     def open(cls, folder: RunFolder, key: Secret, about: Mapping[str, Any]) -> AuditLog:
-        """Go on in the folder's log; without one, begin it with `about` in its first event.
+        """Continue the folder's log; without one, begin it with `about` in its first event.
 
-        Raises `AuditError` if the log there is not as it was written, or has another signer: nothing is
-        added to it then.
+        Raises `AuditError` if the log was altered or has another signer; then nothing is added to it.
         """
         log = cls(folder=folder, key=key)
         public = signing_public(key)
@@ -69,7 +68,7 @@ class AuditLog:
         return self.entries[-1].hash if self.entries else START
 
     def add(self, event: str, **body: Any) -> Entry:
-        """Append one event. Raises `RunFolderError` if it cannot be written; the log is then as it was."""
+        """Append one event. Raises `RunFolderError` if it cannot be written; the log is then unchanged."""
         entry = make_entry(
             self.key,
             previous=self.head,
@@ -83,6 +82,6 @@ class AuditLog:
         return entry
 
     def of(self, event: str, **body: Any) -> list[Entry]:
-        """Return the entries of this kind whose body has these values."""
-        wanted = body.items()
-        return [e for e in self.entries if e.event == event and wanted <= e.body.items()]
+        """Return the entries of the kind `event` whose body has these values."""
+        values = body.items()
+        return [e for e in self.entries if e.event == event and values <= e.body.items()]

@@ -2,8 +2,8 @@
 
     signature = Ed25519("fedproxy-secure report 1", head, then name and SHA-256 of every file of the report)
 
-The same head stands in `report.json` as `audit_head`. Whoever cuts lines off the end of the log must make a
-new signature, which takes the key.
+`report.json` holds the same head as `audit_head`. Whoever cuts lines off the end of the log must make a new
+signature, which takes the key.
 """
 
 from __future__ import annotations
@@ -38,18 +38,22 @@ from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 SCHEMA_VERSION = 1
 DOMAIN = b"fedproxy-secure report 1"
 MOST_BYTES = 2**24  # largest `report.sig` that is read; it has about 100 bytes per file
-# what else lies in the folder of a run or a matrix; the log vouches for it, or nobody does
+# what lies beside a report in the folder of a run or a matrix; the log vouches for it, or nothing does
 SETTINGS = (MANIFEST, SETTINGS_FILE, ENVIRONMENT)
 KEY = ".key"
-OWN_FOLDERS = (ATTACKS, BASELINES, CELLS, TRACKING)  # what is in them is checked on its own
+OWN_FOLDERS = (ATTACKS, BASELINES, CELLS, TRACKING)  # their content is checked separately
 OTHERS = (*OWN_FOLDERS, AUDIT_LOG, SIGNATURE, RUNNING, *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """The signature of a report, with `head` and `public_key`, in hex, and `files`: path -> SHA-256.
+    """The signature of a report.
 
-    Paths are relative to the report's folder.
+    Attributes:
+        head: the hash of the log's last line, hex.
+        public_key: the signer's, hex.
+        files: path -> SHA-256, hex, of each file of the report; paths are relative to its folder.
+        signature: over `head` and `files`, hex.
     """
 
     head: str
@@ -60,35 +64,36 @@ class Seal:
 
 
 def everything_below(folder: Path, *names: str) -> Iterator[str]:
-    """Yield the paths, relative to `folder` and sorted, of everything but folders at or below these names.
+    """Yield the paths of everything but folders at or below these names, sorted and relative to `folder`.
 
-    Hidden files, keys, unfinished writes and links are among them; links are not followed.
+    Hidden files, keys, unfinished writes and links are included; links are not followed.
     """
     for name in names:
-        place = folder / name
-        if os.path.islink(place) or not os.path.isdir(place):  # names that no file system has are neither
-            yield from [name] if os.path.lexists(place) else []
+        path = folder / name
+        if os.path.islink(path) or not os.path.isdir(path):  # neither raises for an impossible name
+            yield from [name] if os.path.lexists(path) else []
             continue
         paths = []
-        for here, folders, files in os.walk(place):
-            links = [f for f in folders if os.path.islink(os.path.join(here, f))]
-            paths += [Path(here, f).relative_to(folder).as_posix() for f in (*files, *links)]
+        for current, folders, files in os.walk(path):
+            links = [f for f in folders if os.path.islink(os.path.join(current, f))]
+            paths += [Path(current, f).relative_to(folder).as_posix() for f in (*files, *links)]
         yield from sorted(paths)
 
 
 def files_below(folder: Path, *names: str) -> Iterator[str]:
     """Yield the paths, relative to `folder`, of the files at or below these names that a log vouches for.
 
-    Left out are unfinished writes, links and keys: keys are removed before a folder is passed on.
+    Unfinished writes, links and keys are left out, the latter because they are removed before a folder is
+    passed on.
     """
     for name in everything_below(folder, *names):
-        place = folder / name
-        if place.is_file() and not (place.is_symlink() or _is_key(name) or place.name.startswith(PARTIAL)):
+        file = folder / name
+        if file.is_file() and not (file.is_symlink() or _is_key(name) or file.name.startswith(PARTIAL)):
             yield name
 
 
 def keys_below(folder: Path, *names: str) -> list[str]:
-    """Return the paths, relative to `folder`, of clients' keys below these names; a log has paths alone."""
+    """Return the paths, relative to `folder`, of clients' keys below these names; a log only lists them."""
     return [name for name in everything_below(folder, *names) if _is_key(name)]
 
 
@@ -98,9 +103,9 @@ def _is_key(name: str) -> bool:
 
 
 def sweep(folder: Path, *names: str) -> None:
-    """Remove what writes that were cut short have left in the folder itself and below these names."""
-    here = [p.name for p in folder.iterdir() if p.name.startswith(PARTIAL)]
-    for name in (*here, *everything_below(folder, *names)):
+    """Remove what interrupted writes have left in the folder itself and below these names."""
+    unfinished = [p.name for p in folder.iterdir() if p.name.startswith(PARTIAL)]
+    for name in (*unfinished, *everything_below(folder, *names)):
         if PurePosixPath(name).name.startswith(PARTIAL):
             (folder / name).unlink(missing_ok=True)
 
@@ -111,7 +116,7 @@ def is_seed(place: Path) -> bool:
 
 
 def report_files(folder: Path) -> list[str]:
-    """Return all files of a run's folder that belong to its report and not to the run itself."""
+    """Return the paths of all files in a run's folder that belong to its report, not to the run itself."""
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and not is_seed(p))
     return list(files_below(folder, *(n for n in names if n not in OTHERS)))
 
@@ -125,9 +130,9 @@ def file_sha256(file: Path) -> str:
 
 
 def sign_report(folder: Path, key: Secret, head: str, *, names: Iterable[str] | None = None) -> Path:
-    """Sign the report that lies in `folder` over the head of the log.
+    """Sign the report in `folder` over the head of the log; return the signature's file.
 
-    `names`: the files of the report; None: all that are there.
+    `names`: the files of the report; None for all that are there.
     """
     sweep(folder)
     files = {n: file_sha256(folder / n) for n in (report_files(folder) if names is None else sorted(names))}
@@ -143,7 +148,7 @@ def sign_report(folder: Path, key: Secret, head: str, *, names: Iterable[str] | 
 def read_seal(folder: Path) -> Seal | None:
     """Return the signature of the folder's report once it is verified; None if there is none.
 
-    Raises `AuditError` if it is damaged, no file of its own, or not the named signer's.
+    Raises `AuditError` if it is damaged, not a plain file, or not by the signer that it names.
     """
     try:
         raw = read_plain_file(folder / SIGNATURE, most=MOST_BYTES)
@@ -159,7 +164,7 @@ def read_seal(folder: Path) -> Seal | None:
 def parse_seal(raw: bytes) -> Seal:
     """Return the signature in these bytes once it is verified.
 
-    Raises `AuditError` if it is damaged, too large, or not the named signer's.
+    Raises `AuditError` if it is damaged, too large, or not by the signer that it names.
     """
     if len(raw) > MOST_BYTES:
         raise AuditError(f"{SIGNATURE}: has more than {MOST_BYTES:,} bytes")

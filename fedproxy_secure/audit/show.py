@@ -9,8 +9,8 @@ from fedproxy_secure.runtime.escape import printable
 def event_text(entry: Entry) -> str:
     """Return an event as a line of text, such as `2026-01-02T03:04:05+00:00  round: seed 0; round 2`.
 
-    Of values with many parts only the number is given. Nobody has checked the log yet, so the line holds no
-    terminal sequence, whatever the log holds.
+    A mapping with more than eight entries is shown as their number. The log may be unchecked, so the line
+    never has a terminal sequence, whatever the log holds.
     """
     return printable(f"{entry.time}  {entry.event}: {_body(entry)}")
 
@@ -30,7 +30,7 @@ def _body(entry: Entry) -> str:
 
 
 def _short(value: object) -> str:
-    """Return a value as text, hashes by their first digits."""
+    """Return a value as text, or the first digits of a hash."""
     text = str(value)
     hexed = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
     return f"{text[:12]}…" if hexed else text

@@ -1,7 +1,7 @@
 """What a run's log says that a seed spent of its clients' privacy, beside the ledgers in the run's folder.
 
 The clients of a run on one machine keep their ledgers in the seed's folder. Whoever deletes that folder and
-trains again has released two trainings on the same records, of which the new ledgers know one.
+trains again has released two trainings on the same records, but the new ledgers know only one of them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ADDS_UP = "with private training choose another --out, and add the epsilons"
 
 
 def spends_of(folder: Path, seed: int, number: int) -> dict[str, list[Any]]:
-    """Return, by client, the events in its ledger for a round; a round paid for twice has two.
+    """Return each client's events in its ledger for a round; a round that was paid for twice has two.
 
-    That is {} without differential privacy, and where `privacy.ledger` names another folder.
+    Returns {} without differential privacy, or if `privacy.ledger` names another folder.
     """
     return {
         client: events
@@ -37,12 +37,12 @@ def has_spent(entries: Sequence[Entry], seed: object) -> bool:
 
 
 def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
-    """Raise `AuditError` if the log says that a client paid for a round, and its ledger does not."""
-    there = {
+    """Raise `AuditError` if the log says that a client paid for a round, but its ledger does not."""
+    in_ledgers = {
         (client, line.get("round")) for client, lines in _ledgers(folder, seed).items() for line in lines
     }
-    if lost := sorted(_paid(entries, seed) - there):
-        client, number = lost[0]
+    if missing := sorted(_paid(entries, seed) - in_ledgers):
+        client, number = missing[0]
         raise AuditError(
             f"{seed_folder(seed)}: {AUDIT_LOG} says that {client} paid for round {number}, which its "
             f"ledger in the seed's folder does not have; put the folder back; {ADDS_UP}"
@@ -50,16 +50,16 @@ def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
 
 
 def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
-    found = set()
+    paid = set()
     for entry in entries:
         number, spends = entry.body.get("round"), entry.body.get("spends")
         # a log may be damaged, or somebody else's
         if entry.event == ROUND and entry.body.get("seed") == seed and type(number) is int:
-            found |= {(str(client), number) for client in (spends if isinstance(spends, dict) else ())}
-    return found
+            paid |= {(str(client), number) for client in (spends if isinstance(spends, dict) else ())}
+    return paid
 
 
 def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
-    place = RunFolder(path=folder / seed_folder(seed) / FEDERATION / PRIVACY)
-    files = sorted(place.path.glob(f"*{PRIVACY_LEDGER}"))
-    return {file.name.removesuffix(PRIVACY_LEDGER): place.read_jsonl(file.name) for file in files}
+    ledgers = RunFolder(path=folder / seed_folder(seed) / FEDERATION / PRIVACY)
+    files = sorted(ledgers.path.glob(f"*{PRIVACY_LEDGER}"))
+    return {file.name.removesuffix(PRIVACY_LEDGER): ledgers.read_jsonl(file.name) for file in files}

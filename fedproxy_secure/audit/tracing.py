@@ -1,10 +1,10 @@
 """Tracing and the audit log: what a run says of its traced proxy, and a leaked model traced against it.
 
-The commitment of the tracing's key and the clients' names are logged before any copy leaves, so that
+The commitment to the tracing's key and the clients' names are logged before any copy is sent, so that
 whoever noted the log's head knows that the code was not chosen after the leak.
 
-Guarantees: `find_leak` uses only a key that fits the commitment in the log, and only the clients that the
-log names. Not guaranteed: that a third party should accept the result as proof, because the owner can
+Guarantees: `find_leak` uses only a key that matches the commitment in the log, and only the clients that
+the log names. Not guaranteed: that a third party should accept the result as proof, because the owner can
 make every copy herself.
 """
 
@@ -32,11 +32,11 @@ from fedproxy_secure.tracing.suspects import ERROR, Trace, rows_of, trace_rows
 
 
 def traced(witness: Witness, seed: int, proxy: Path, clients: Sequence[str]) -> Marks:
-    """Return the marks for a seed's proxy, once the commitment of their key is in the log.
+    """Return the marks for a seed's proxy, once the commitment to their key is in the log.
 
-    A resumed run gets the same marks and goes on with the same key.
+    A resumed run gets the same marks and continues with the same key.
 
-    Raises `ConfigError` for an LLM without rows that no text reads, or if the log has a commitment and the
+    Raises `ConfigError` if the LLM has no rows that no text reads, or if the log has a commitment but the
     key is gone; `AuditError` if the log has other facts.
     """
     marks = make_marks(proxy)
@@ -52,15 +52,15 @@ def traced(witness: Witness, seed: int, proxy: Path, clients: Sequence[str]) -> 
 
 
 def find_leak(run: Path, model: Path, *, seed: int, error: float = ERROR) -> Trace:
-    """Judge every client of a run's seed by a model that was found.
+    """Trace a leaked model: judge every client of a run's seed by it.
 
     Args:
         run: the run's folder, with the seed's proxy and the key beside it.
-        model: the folder of the model that was found, saved as safetensors.
-        error: the most probability of accusing any client who had no part in it, in (0, 1).
+        model: the folder of the leaked model, saved as safetensors.
+        error: the largest probability, in (0, 1), of accusing any client that had no part in the leak.
 
-    Raises `ConfigError` if the seed was not traced or its key is missing; `AuditError` if log, key or proxy
-    are not as they were; `DataError` for a model without the proxy's embedding.
+    Raises `ConfigError` if the seed was not traced or its key is missing; `AuditError` if the log, the key
+    or the proxy has changed; `DataError` for a model without the proxy's embedding.
     """
     facts, marks = traced_facts(run, seed), make_marks(run / seed_folder(seed) / PROXY)
     key = trace_key(run / seed_folder(seed) / PROXY)
@@ -68,10 +68,10 @@ def find_leak(run: Path, model: Path, *, seed: int, error: float = ERROR) -> Tra
 
 
 def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
-    """Write a client's copy of a seed's proxy into a new folder, as the run sent it.
+    """Write a client's copy of a seed's proxy, as the run sent it, into a new folder.
 
-    Raises what `find_leak` raises, and `ConfigError` for a client that the log does not name or a folder
-    that is there already.
+    Raises what `find_leak` raises, and `ConfigError` for a client that the log does not name, or for a
+    folder that exists.
     """
     facts, proxy = traced_facts(run, seed), run / seed_folder(seed) / PROXY
     if client not in facts["clients"]:
@@ -81,18 +81,18 @@ def write_copy(run: Path, client: str, out: Path, *, seed: int) -> None:
     name, content = copy_of(proxy, make_marks(proxy), trace_key(proxy), client)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as beside:
-            copy = Path(beside) / out.name
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as temporary:
+            copy = Path(temporary) / out.name
             shutil.copytree(proxy, copy)
             write_bytes(copy / name, content)
             copy.rename(out)  # the unmarked proxy never lies under the client's name
     except OSError as error:
-        why = error.strerror or "a file could not be copied"
-        raise ConfigError(f"{out}: cannot be written: {why}") from error
+        reason = error.strerror or "a file could not be copied"
+        raise ConfigError(f"{out}: cannot be written: {reason}") from error
 
 
 def only_seed(run: Path) -> int:
-    """Return the seed of a run that has one traced seed. Raises `ConfigError` for none, or several."""
+    """Return the only traced seed of a run. Raises `ConfigError` if it has none, or several."""
     seeds = sorted({int(e.body["seed"]) for e in _entries(run) if e.event == TRACED})
     if not seeds:
         raise ConfigError(f"{run}: no seed was traced; run it with --set compress.trace=true")
@@ -102,21 +102,21 @@ def only_seed(run: Path) -> int:
 
 
 def traced_facts(run: Path, seed: int) -> dict[str, Any]:
-    """Return the log's record of a seed's tracing, after checking that key and proxy belong to it.
+    """Return the log's record of a seed's tracing, once key and proxy are found to match it.
 
     Raises `ConfigError` and `AuditError` as `find_leak` does.
     """
-    found = [e.body for e in _entries(run) if e.event == TRACED and e.body.get("seed") == seed]
-    if not found:
+    facts = [e.body for e in _entries(run) if e.event == TRACED and e.body.get("seed") == seed]
+    if not facts:
         raise ConfigError(f"{run}: seed {seed} was not traced; must be run with compress.trace=true")
     proxy = run / seed_folder(seed) / PROXY
-    if commitment(trace_key(proxy)) != found[0]["commitment"]:
+    if commitment(trace_key(proxy)) != facts[0]["commitment"]:
         raise AuditError(
             f"{proxy.with_name('trace.key')}: does not match the key commitment in {AUDIT_LOG}"
         )
-    if folder_sha256(proxy) != found[0]["proxy_sha256"]:
+    if folder_sha256(proxy) != facts[0]["proxy_sha256"]:
         raise AuditError(f"{proxy}: is not the proxy logged in {AUDIT_LOG}; restore the logged one")
-    return found[0]
+    return facts[0]
 
 
 def _entries(run: Path) -> Sequence[Entry]:

@@ -3,10 +3,10 @@
 Guarantees: a problem is reported if somebody without the signer's key alters, leaves out, moves or repeats
 a line, cuts lines off a finished run, alters a file that the log or the report's signature names, or adds
 anything to a finished seed (hidden files, keys and links too). Files elsewhere in the folder that nobody
-vouches for are named. Not guaranteed: that what the signer wrote is true; that the folder was not put back
-to an earlier signed state (note the head that a run prints); what clients' keys hold; anything in
-`tracking/`. Without the signer's public key from elsewhere, anybody may have signed the folder anew: it is
-then consistent but not `verified`.
+vouches for are listed. Not guaranteed: that what the signer wrote is true; that the folder was not put back
+to an earlier signed state (note the head that a run prints); what clients' keys contain; anything in
+`tracking/`. Unless the caller has the signer's public key from elsewhere, anybody may have signed the
+folder again: it is then consistent, but not `verified`.
 """
 
 from __future__ import annotations
@@ -44,17 +44,23 @@ from fedproxy_secure.runtime.files.names import (
 )
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
-MOST_BELOW = 4  # logs above a log; a matrix's cells have one above them
-# what a suite writes in a run whose findings were not signed yet, and a matrix into a cell that is done
+MOST_BELOW = 4  # most logs above a log; a matrix's cells have one above them
+# what a suite writes into a run before its findings are signed, and a matrix into a cell that is done
 NOTES = (ATTACK_EVENTS, CELL_DONE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """The outcome of a check. `problems`: tampering or damage. `unsettled`: what no signature covers yet.
+    """The outcome of a check.
 
-    `public`: the signer, 32 bytes, as the log names it; `pinned`: whether it is the one that was asked for.
-    `sealed`: the files that the report's signature names, path -> SHA-256, hex.
+    Attributes:
+        problems: tampering or damage, one line each.
+        unsettled: what no signature covers yet, one line each.
+        public: the signer's public key, 32 bytes, as the log names it.
+        pinned: whether that is the key that the caller named.
+        lines, files: how many lines and files were checked, those of logs below included.
+        head: the hash of the log's last line, hex.
+        sealed: the files that the report's signature names, path -> SHA-256, hex.
     """
 
     problems: tuple[str, ...]
@@ -68,7 +74,7 @@ class Verified:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is wrong and nothing is left open, whoever signed it."""
+        """Whether nothing is wrong and nothing is unsettled, whoever signed it."""
         return not self.problems and not self.unsettled
 
     @property
@@ -84,8 +90,8 @@ def verify_run(
 
     Args:
         folder: where `audit.jsonl` lies.
-        key: the signer's public key, 32 bytes, known from elsewhere; None: whoever the log names.
-        elsewhere: files that somebody else vouches for, such as the log of the matrix above.
+        key: the signer's public key, 32 bytes, known from elsewhere; None for the one that the log names.
+        elsewhere: files that another log vouches for, such as that of the matrix above.
         below: how many logs lie above this one.
 
     Raises `AuditError` if there is no log.
@@ -99,11 +105,11 @@ def verify_run(
         unsettled.append(f"{AUDIT_LOG}: line {len(log.entries) + 1}: was cut short, as a kill leaves it")
     sealed = _check_seal(folder, log, problems, unsettled)
     vouched = vouched_files(log.entries)
-    own = check_files(folder, log.entries, known={*sealed, *elsewhere})
-    problems += own.problems
-    unsettled += [*own.left, *own.unfinished]
-    unsettled += [f"{name}: neither {AUDIT_LOG} nor {SIGNATURE} has it" for name in own.unvouched]
-    unsettled += [f"{name}: is a link" for name in own.links]
+    files = check_files(folder, log.entries, known={*sealed, *elsewhere})
+    problems += files.problems
+    unsettled += [*files.left, *files.unfinished]
+    unsettled += [f"{name}: neither {AUDIT_LOG} nor {SIGNATURE} has it" for name in files.unvouched]
+    unsettled += [f"{name}: is a link" for name in files.links]
     inner = _inner(folder, log, vouched, key, below=below + 1)
     return Verified(
         problems=(*problems, *(p for v in inner for p in v.problems)),
@@ -120,7 +126,7 @@ def verify_run(
 def _check_seal(
     folder: Path, log: Examined, problems: list[str], unsettled: list[str]
 ) -> Mapping[str, str]:
-    """Check the report's signature against log and files; return the files that it names."""
+    """Check the report's signature against the log and the files; return the files that it names."""
     try:
         seal = read_seal(folder)
     except AuditError as error:
@@ -171,7 +177,7 @@ def _finished(entries: Sequence[Entry]) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What the files of a folder are, compared with its own log.
+    """How the files of a folder differ from its own log.
 
     Args:
         problems: lines about files that were altered, added or are missing.
@@ -191,7 +197,7 @@ class Files:
 def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> Files:
     """Compare a folder's files with its log.
 
-    `known`: files beside the seeds for which somebody else vouches, such as the report's signature.
+    `known`: files beside the seeds that something else vouches for, such as the report's signature.
     """
     vouched, erased = vouched_files(entries), erased_files(entries)
     problems, left = [], []
@@ -221,16 +227,16 @@ def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> F
 
 
 def _unvouched(folder: Path, known: Set[str], inner: Set[str]) -> list[str]:
-    """Return files beside the seeds that are not known, and cells whose logs nobody names."""
-    own = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
-    beside = [p.name for p in folder.iterdir() if not is_seed(p)]
-    for place in (ATTACKS, BASELINES, CELLS):
-        beside += [f"{place}/{p.name}" for p in folder.glob(f"{place}/*")]
-    found: list[str] = []
-    for name in sorted(set(beside) - own - known - inner):
+    """Return the files beside the seeds that are not known, and the cells whose logs no log names."""
+    checked_elsewhere = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
+    candidates = [p.name for p in folder.iterdir() if not is_seed(p)]
+    for subfolder in (ATTACKS, BASELINES, CELLS):
+        candidates += [f"{subfolder}/{p.name}" for p in folder.glob(f"{subfolder}/*")]
+    unvouched: list[str] = []
+    for name in sorted(set(candidates) - checked_elsewhere - known - inner):
         is_cell = name.startswith(f"{CELLS}/")
-        found += [name] if is_cell else sorted({*everything_below(folder, name)} - known)
-    return found
+        unvouched += [name] if is_cell else sorted({*everything_below(folder, name)} - known)
+    return unvouched
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
@@ -241,7 +247,7 @@ def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
 def _inner(
     folder: Path, log: Examined, vouched: Mapping[str, object], key: bytes | None, *, below: int
 ) -> list[Verified]:
-    """Verify the logs below this one, such as those of a matrix's cells; messages name their folders."""
+    """Verify the logs below this one, such as those of a matrix's cells; their lines name their folders."""
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in log.entries if e.event == INNER}
     verified = []
     for name, head in heads.items():
@@ -251,10 +257,10 @@ def _inner(
             above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
             inner = verify_run(folder / name, key=key, elsewhere=above, below=below)
         except AuditError as error:
-            nothing = Verified(
+            unreadable = Verified(
                 problems=(str(error),), unsettled=(), public=None, pinned=False, lines=0, files=0, head=head
             )
-            verified.append(nothing)
+            verified.append(unreadable)
             continue
         if inner.public != log.public:
             problems.append(f"{name}: has another signer than the log above it")
@@ -271,7 +277,7 @@ def _inner(
 
 
 def check_inner(folder: Path, name: str, below: int) -> None:
-    """Raise `AuditError` for a log below that must not be followed: a link, another spelling, too deep."""
+    """Raise `AuditError` for a log below that must not be read: outside, misspelt, a link, or too deep."""
     if is_outside(name):
         raise AuditError(f"{name}: lies outside the folder")
     if PurePosixPath(name).as_posix() != name:

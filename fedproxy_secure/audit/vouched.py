@@ -1,8 +1,8 @@
 """The files that an audit log vouches for, and whether they are on the disk as it has them.
 
-A log vouches for a file by the SHA-256 in its last event of kind `finished` or `files`, until an event
-`reopened` names it: then it may change, and nobody vouches for it until the next `files`. A file that an
-event `erased` names must not be there any more.
+A log vouches for a file by the SHA-256 in its last `finished` or `files` event that names the file. After a
+`reopened` event, the file may change, and nothing vouches for it until the next `files` event. A file that
+an `erased` event names must not exist any more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedproxy_secure.runtime.files.names import (
 
 FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # events
 REOPENED, ERASED = "reopened", "erased"
-# files that a report reads of a seed that finished in an earlier process
+# files of a finished seed that a report of a later process reads
 READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/{LEAKAGE}")
 
 
@@ -43,28 +43,28 @@ def vouched_files(
         if entry.event in by and isinstance(files, dict):
             vouched |= {str(name): (str(sha256), number) for name, sha256 in files.items()}
         elif entry.event in (REOPENED, ERASED) and isinstance(files, list):
-            gone = set(map(str, files))
-            vouched = {name: told for name, told in vouched.items() if name not in gone}
+            released = set(map(str, files))
+            vouched = {name: record for name, record in vouched.items() if name not in released}
     return vouched
 
 
 def erased_files(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
-    """Return path -> (the SHA-256 it had, line of the log from 1) of the files that were erased."""
+    """Return path -> (the SHA-256 that it had, line of the log from 1) of the files that were erased."""
     erased: dict[str, tuple[str, int]] = {}
     for number, entry in enumerate(entries, start=1):
         files = entry.body.get("files")
         if entry.event == ERASED and isinstance(files, list):
             before = vouched_files(entries[: number - 1])
             erased |= {str(n): (before[str(n)][0], number) for n in files if str(n) in before}
-    again = vouched_files(entries) if erased else {}
-    return {name: told for name, told in erased.items() if name not in again}
+    restored = vouched_files(entries) if erased else {}
+    return {name: record for name, record in erased.items() if name not in restored}
 
 
 def check_file(folder: Path, name: str, sha256: str, where: str) -> None:
     """Raise `AuditError` unless the file `name` in a folder has this SHA-256, in hex.
 
     `where` names the record that has the hash, such as a line of the log, for the message. The name may
-    come from somebody hostile: whatever no file system has is an `AuditError`, too.
+    come from an attacker: one that no file can have raises `AuditError`, too.
     """
     try:
         if is_outside(name):
@@ -82,8 +82,8 @@ def check_file(folder: Path, name: str, sha256: str, where: str) -> None:
 def check_finished_seeds(folder: Path) -> None:
     """Raise `AuditError` unless all files of finished seeds are as the folder's log has them.
 
-    Whoever attacks a run must not take what was altered since for what the run left: a log that is not as
-    it was written is refused, too. A folder without a log passes: nobody vouches for it.
+    Attacks on a run must not read files that were altered since as the run's own, so an altered log is
+    refused, too. A folder without a log passes, because nothing vouches for it.
     """
     raw = log_if_there(folder)
     if raw is None:
@@ -98,16 +98,16 @@ def check_finished_seeds(folder: Path) -> None:
 def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remedy: str) -> None:
     """Raise `AuditError` unless the files that a report reads of a finished seed are as the log has them.
 
-    Unlike `check_finished_seeds` this reads no model, and refuses a file that the log does not have.
+    Unlike `check_finished_seeds`, this reads no model, and refuses a file that the log does not have.
     """
-    told = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
+    logged = [e.body["files"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
     for name in (f"{seed_folder(seed)}/{part}" for part in READ_AGAIN):
-        if not told or told[-1].get(name) != sha256_if_there(folder / name):
+        if not logged or logged[-1].get(name) != sha256_if_there(folder / name):
             raise AuditError(f"{folder / name}: is not as {AUDIT_LOG} has it; {remedy}")
 
 
 def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
-    """Return what to do about a file of a finished seed that was altered, as a phrase."""
+    """Return what to do about an altered file of a finished seed, as a phrase."""
     if any(e.event == TRACED and e.body["seed"] == seed for e in entries):
         return "put it back, or choose another --out"  # the key of its copies lies in the seed's folder
     if has_spent(entries, seed):
@@ -123,16 +123,16 @@ def remedy_for_cell(entries: Sequence[Entry], name: str) -> str:
 
 
 def remedy_for(folder: Path, name: str) -> str:
-    """Return what to do about a file beside the seeds of a folder that was altered, as a phrase."""
+    """Return what to do about an altered file beside the seeds of a folder, as a phrase."""
     if name in SETTINGS:
         return "put it back, or choose another --out"
-    # a matrix's cell with findings is made again as a whole
-    place = ATTACKS if name in ATTACK_FILES else name.partition(f"/{ATTACKS}/")[0]
-    return remedy_for_cell(examine(log_if_there(folder / place) or b"").entries, place)
+    # a cell of a matrix that has findings is run again as a whole
+    below = ATTACKS if name in ATTACK_FILES else name.partition(f"/{ATTACKS}/")[0]
+    return remedy_for_cell(examine(log_if_there(folder / below) or b"").entries, below)
 
 
 def sha256_if_there(file: Path) -> str | None:
-    """Return a file's hex digest, None if there is none. Raises `AuditError` if it cannot be read."""
+    """Return a file's hex digest, or None if there is no file. Raises `AuditError` if it is unreadable."""
     return file_sha256(file) if file.exists() else None
 
 
@@ -143,7 +143,7 @@ def is_outside(name: str) -> bool:
 
 
 def link_on_the_way(folder: Path, name: str) -> str | None:
-    """Return the first part of a relative path that is a link: its target can be changed elsewhere."""
+    """Return the first part of a relative path that is a link, whose target can be changed elsewhere."""
     parts = PurePosixPath(name).parts
-    ways = ("/".join(parts[: i + 1]) for i in range(len(parts)))
-    return next((way for way in ways if os.path.islink(folder / way)), None)
+    paths = ("/".join(parts[: i + 1]) for i in range(len(parts)))
+    return next((path for path in paths if os.path.islink(folder / path)), None)

@@ -1,24 +1,24 @@
 """The events that a run writes into its audit log, and when.
 
     opened     settings' hash, environment, command, signer
-    resumed    another process goes on; which seeds were finished
-    started    a seed begins, or goes on after `rounds` rounds
-    traced     what a traced proxy's code rests on: the commitment of its key, and the clients' names
+    resumed    another process continues the run; which seeds were finished
+    started    a seed begins, or continues after `rounds` rounds
+    traced     what a traced proxy's code depends on: the commitment to its key, and the clients' names
     roster     hash and names of those who may take part, where updates are masked
     round      who took part, and what each spent of its privacy (the mechanism's events)
-    finished   a seed's epsilon by client, the SHA-256 of every file of it, models included, and the names
-               of clients' keys that lie there
-    files      settings, environment, findings of attacks: whatever else the report rests on
-    reopened   files that may change again, because the run is attacked anew
+    finished   a seed's epsilon by client, the SHA-256 of all its files, models included, and the names of
+               clients' keys among them
+    files      settings, environment, findings of attacks: whatever else the report depends on
+    reopened   files that may change again, because the run is attacked again
     erased     files that were deleted after the run: its transcript
-    inner      the head of a log below this one: of a matrix's cell
-    aborted    what was raised, and the reason
+    inner      the head of a log below this one: that of a matrix's cell
+    aborted    the error that ended the run, and its reason
 
-A round is logged once its state is saved: a round that a kill undid is not in the log, and one that was
+A round is logged after its state is saved: a round that a kill undid is not in the log, and one that was
 saved but not yet logged is logged on resume. A seed's result is logged before it is written: a result that
 the log does not have was not written by this run, and is refused. So is any other file that the report
-rests on and that has changed since it was logged, unless it was reopened: whoever holds the key must not
-sign what somebody else altered.
+depends on, if it has changed since it was logged and was not reopened: whoever holds the key must not sign
+what somebody else altered.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ from fedproxy_secure.secagg.terms import Roster
 
 @dataclass(kw_only=True)
 class Witness:
-    """Writes the log of one run; `at` is the seed under way.
+    """Writes the log of one run; `at` is the seed under way, or None.
 
     `resumed`: what to log before any other event; None in a new log, and once it is logged.
     """
@@ -90,30 +90,30 @@ class Witness:
 
     @classmethod
     def open(cls, folder: RunFolder, config: Config, *, command: str) -> Witness:
-        """Begin the folder's log or go on with it; what the log vouches for must be as it has it.
+        """Begin the folder's log or continue it; files that the log vouches for must not have changed.
 
-        Findings and baselines may be missing: they are made again, or the report does without.
+        Findings and baselines may be missing: they are made again, or left out of the report.
 
         Args:
-            folder, config, command: of the run or matrix.
+            folder, config, command: those of the run or matrix.
 
-        Raises `AuditError` if log or seeds are not as they were written, `ConfigError` without the key.
+        Raises `AuditError` if the log or a finished seed was altered, `ConfigError` without the key.
         """
         path = folder.path / AUDIT_LOG
-        before = path.exists()
+        resuming = path.exists()
         done = [s for s in config.seeds if (folder.path / seed_folder(s) / RESULT).exists()]
-        if done and not before:
-            ended = seed_folder(done[0])
-            raise AuditError(f"{path}: is missing, but {ended} is finished; choose another --out")
-        key = run_key(folder.path, config.audit.signing_key, make=not before)
-        here = {"command": command, "environment": environment()}
-        log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **here})
-        witness = cls(log=log, resumed={"finished": done, **here} if before else None)
+        if done and not resuming:
+            finished = seed_folder(done[0])
+            raise AuditError(f"{path}: is missing, but {finished} is finished; choose another --out")
+        key = run_key(folder.path, config.audit.signing_key, make=not resuming)
+        invocation = {"command": command, "environment": environment()}
+        log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **invocation})
+        witness = cls(log=log, resumed={"finished": done, **invocation} if resuming else None)
         for seed in done:
             check_read_again(folder.path, log.entries, seed, remedy=remedy_for_seed(log.entries, seed))
         for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
-            found = sha256_if_there(folder.path / name)
-            if found != sha256 and (found is not None or name in SETTINGS):
+            present_sha256 = sha256_if_there(folder.path / name)
+            if present_sha256 != sha256 and (present_sha256 is not None or name in SETTINGS):
                 remedy = remedy_for(folder.path, name)
                 raise AuditError(f"{folder.path / name}: is not as {AUDIT_LOG} has it; {remedy}")
         return witness
@@ -134,28 +134,28 @@ class Witness:
         return signing_public(self.log.key)
 
     def started(self, seed: int) -> None:
-        """Log that a seed begins, or goes on where it was killed; what was found about it before goes.
+        """Log that a seed begins, or continues where it was killed; its earlier findings are forgotten.
 
-        Raises `AuditError` if the log has rounds that were paid for and are in no ledger any more.
+        Raises `AuditError` if the log has rounds that were paid for but are in no ledger any more.
         """
         check_ledgers(self.folder, self.log.entries, seed)
         self.at = seed
         self.reopen(*ATTACK_FILES)
         forget_seed(self.folder, seed_folder(seed))
-        self._tell("started", seed=seed, rounds=len(self._rounds(seed)))
+        self._add("started", seed=seed, rounds=len(self._rounds(seed)))
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:
-        """Log what a seed's traced proxy rests on, once. Raises `AuditError` if the log has another."""
+        """Log, once, the facts of a seed's traced proxy. Raises `AuditError` if the log has other facts."""
         logged = self.log.of(TRACED, seed=seed)
         if not logged:
-            self._tell(TRACED, seed=seed, **facts)
+            self._add(TRACED, seed=seed, **facts)
         elif logged[0].body != {"seed": seed, **facts}:
             raise AuditError(
                 f"{AUDIT_LOG}: seed {seed} is traced with another key, proxy or clients than now"
             )
 
-    def untold_rounds(self, seed: int) -> list[dict[str, Any]]:
-        """Return the lines of metrics of rounds that are saved and not in the log yet, in order."""
+    def unlogged_rounds(self, seed: int) -> list[dict[str, Any]]:
+        """Return the lines of metrics of rounds that are saved but not in the log yet, in order."""
         logged: set[int] = set()
         for entry in self.log.entries:
             if entry.body.get("seed") == seed and entry.event == "started":
@@ -169,32 +169,34 @@ class Witness:
         self._roster(seed)
         number = line["round"]
         spends = spends_of(self.folder, seed, number)
-        self._tell("round", seed=seed, round=number, participants=line["participants"], spends=spends)
+        self._add("round", seed=seed, round=number, participants=line["participants"], spends=spends)
 
     def finished(
         self, seed: int, result: bytes, *, epsilon: Mapping[str, float], without: Sequence[str] = ()
     ) -> None:
         """Log a finished seed's files and the names of its clients' keys, then write its result.
 
-        `without`: files of the seed's folder that are only needed to go on. They are removed before the
+        `without`: files of the seed's folder that are needed only to resume. They are removed before the
         result is written, so that a finished seed never has them.
         """
-        here = seed_folder(seed)
-        sweep(self.folder, here)
-        name, gone = f"{here}/{RESULT}", {f"{here}/{n}" for n in without}
-        files = {n: file_sha256(self.folder / n) for n in files_below(self.folder, here) if n not in gone}
+        seed_name = seed_folder(seed)
+        sweep(self.folder, seed_name)
+        name, removed = f"{seed_name}/{RESULT}", {f"{seed_name}/{n}" for n in without}
+        files = {
+            n: file_sha256(self.folder / n) for n in files_below(self.folder, seed_name) if n not in removed
+        }
         files[name] = hashlib.sha256(result).hexdigest()
-        keys = keys_below(self.folder, here)
-        self._tell(FINISHED, seed=seed, epsilon_spent=dict(epsilon), files=files, keys=keys)
-        for unneeded in gone:
+        keys = keys_below(self.folder, seed_name)
+        self._add(FINISHED, seed=seed, epsilon_spent=dict(epsilon), files=files, keys=keys)
+        for unneeded in removed:
             (self.folder / unneeded).unlink(missing_ok=True)
         self.log.folder.write_bytes(name, result)
         self.at = None
 
     def inner(self, name: str) -> None:
-        """Log the head of the log in the folder `name` below.
+        """Log the head of the log in the folder `name` below this one.
 
-        Raises `AuditError` if it is damaged or has another signer, or a result is not as it has it.
+        Raises `AuditError` if that log is damaged or has another signer, or if a result differs from it.
         """
         below = self.folder / name
         examined = examine(read_log(below))
@@ -209,31 +211,31 @@ class Witness:
             check_read_again(below, examined.entries, seed, remedy=remedy)
         logged = self.log.of(INNER, folder=name)
         if not logged or logged[-1].body["head"] != examined.head:
-            self._tell(INNER, folder=name, head=examined.head)
+            self._add(INNER, folder=name, head=examined.head)
 
     def check_kept(self, name: str) -> None:
-        """Raise `AuditError` if the folder of a finished private cell is gone, and its ledgers with it."""
+        """Raise `AuditError` if a finished private cell's folder is gone, and its ledgers with it."""
         if self.log.of(INNER, folder=name) and log_if_there(self.folder / name) is None:
             raise AuditError(f"{name}: is gone, and its clients have paid; put it back; {ADDS_UP}")
 
     def reopen(self, *names: str) -> None:
         """Log that files which the log vouches for may change until it vouches for them again."""
-        if known := sorted(vouched_files(self.log.entries, by=(FILES,)).keys() & set(names)):
-            self._tell(REOPENED, files=known)
+        if vouched := sorted(vouched_files(self.log.entries, by=(FILES,)).keys() & set(names)):
+            self._add(REOPENED, files=vouched)
 
     def settle(self, *more: str, findings: bool = True) -> str:
-        """Log the other files that the report will rest on, if new, changed or gone; return the head.
+        """Log the other files that the report depends on, if new, changed or gone; return the log's head.
 
         Args:
             more: paths of evidence besides the run's own, relative to its folder.
-            findings: whether findings of attacks are among them; else a log above vouches for them.
+            findings: whether to log findings of attacks, too; if not, a log above vouches for them.
         """
         names = files_below(self.folder, *SETTINGS, *(ATTACK_FILES if findings else ()), BASELINES, *more)
         files = {n: file_sha256(self.folder / n) for n in names}
         logged = {n: sha256 for n, (sha256, _) in vouched_files(self.log.entries, by=(FILES,)).items()}
         self.reopen(*(n for n in logged if not (self.folder / n).exists()))
         if changed := {n: s for n, s in files.items() if logged.get(n) != s}:
-            self._tell(FILES, files=changed)
+            self._add(FILES, files=changed)
         return self.log.head
 
     def has_news(self) -> bool:
@@ -241,26 +243,26 @@ class Witness:
         try:
             seal = read_seal(self.folder)
         except AuditError:
-            return True  # what lies there will be written again
+            return True  # a damaged signature is written again
         return seal is None or seal.head != self.log.head
 
     def sign(self) -> Path:
-        """Sign the report that lies in the folder over the log as it is now."""
+        """Sign the report in the folder over the log's present head; return the signature's file."""
         return sign_report(self.folder, self.log.key, self.log.head)
 
     @contextmanager
     def aborts(self) -> Iterator[None]:
-        """Log whatever is raised inside and raise it again; only texts of our own errors are kept."""
+        """Log and re-raise what the block raises; only errors of this project are logged with text."""
         try:
             yield
         except BaseException as error:
             reason = str(error) if isinstance(error, FedProxyError) else ""
             with suppress(FedProxyError):  # a full disk, a damaged file: the first error says more
                 where = {} if self.at is None else {"seed": self.at, "round": len(self._rounds(self.at))}
-                self._tell("aborted", error=type(error).__name__, reason=reason, **where)
+                self._add("aborted", error=type(error).__name__, reason=reason, **where)
             raise
 
-    def _tell(self, event: str, **body: Any) -> None:
+    def _add(self, event: str, **body: Any) -> None:
         if self.resumed is not None:
             self.log.add("resumed", **self.resumed)
             self.resumed = None
@@ -275,19 +277,17 @@ class Witness:
             return
         roster = Roster.load(file)
         sha256 = roster.sha256().hex()
-        last = self.log.of("roster", seed=seed)
-        if not last or last[-1].body["sha256"] != sha256:
-            self._tell("roster", seed=seed, sha256=sha256, clients=sorted(roster.members))
+        logged = self.log.of("roster", seed=seed)
+        if not logged or logged[-1].body["sha256"] != sha256:
+            self._add("roster", seed=seed, sha256=sha256, clients=sorted(roster.members))
 
 
 def reopen_findings(run: Path) -> None:
     """Log that findings of attacks on a signed run may change, if the run's own key lies beside it.
 
-    Without the key, as of a run that was signed with one from elsewhere, nothing is logged. Findings that
-    change then are refused when the run goes on.
+    Without that key, nothing is logged, and findings that change are refused when the run is resumed.
 
-    Raises `AuditError` if what would be attacked was altered since it was logged, or, with the key, the
-    findings.
+    Raises `AuditError` if a finished seed's file was altered, or, with the key, a logged finding.
     """
     check_finished_seeds(run)
     key = own_key_file(run)

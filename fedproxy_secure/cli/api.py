@@ -13,8 +13,8 @@ from fedproxy_secure.runtime.files.names import FUSED, seed_folder
 
 if TYPE_CHECKING:
     from fedproxy_secure.config import ApiConfig
+    from fedproxy_secure.serve.disclosure import ApiAnswer
     from fedproxy_secure.serve.ledger import QueryLedger
-    from fedproxy_secure.serve.told import ApiAnswer
 
 MOST_BYTES = 2**20  # of a text that is read from a file
 SHOWN = 5  # tokens whose probabilities are printed, of those that are told

@@ -27,8 +27,6 @@ class Compression(ABC):
         name: its name in settings, and in reports under `compression`.
         title: its name in tables and lists.
         options: names of the settings in `compress.options` that it reads.
-        fits_text: whether numbers of the proxy are fitted to `windows`. Its fidelity is then measured on
-            other text.
         needs_healing: whether its proxies are of no use before they are healed.
         own_states: whether all its proxies have `Proxy.own_states`: hidden states in other coordinates than
             the LLM's, so that the fused LLM is not aligned.
@@ -40,7 +38,6 @@ class Compression(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
-    fits_text: ClassVar[bool] = False
     needs_healing: ClassVar[bool] = False
     own_states: ClassVar[bool] = False
 

@@ -16,13 +16,16 @@ from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.errors import ModelError
 from fedproxy_secure.models.passes import windows_a_pass
 
+CKA_TOKENS = 2048  # the states of more would fill the memory: of 16 blocks of width 4096 these are 1 GiB
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
     """Numbers over `tokens` positions of public text.
 
     `kl_nats`: mean KL(LLM || proxy) of next-token distributions. `cka`: linear CKA in [0, 1] of the
-    outputs of each proxy block and its LLM original, in order; () where proxy blocks have no original.
+    outputs of each proxy block and its LLM original, in order, at `CKA_TOKENS` of these positions, evenly
+    spread, or at all if they are fewer; () where proxy blocks have no original.
     `agreement`: share of positions where both predict the same token. Perplexities of both.
     """
 
@@ -61,7 +64,7 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
     kept = () if plan is None else plan.kept
     device = next(llm.parameters()).device
     kl = agree = llm_nll = proxy_nll = 0.0
-    alike = [LinearCka() for _ in kept]
+    alike, spread, read = [LinearCka() for _ in kept], _spread(windows.numel()), 0
     for batch in windows.split(windows_a_pass(llm, windows)):
         ids = batch.to(device)
         p, p_states = predictions_and_states(llm, ids)
@@ -71,8 +74,10 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
         llm_nll -= float(p[:, :-1].gather(-1, targets).sum())
         proxy_nll -= float(q[:, :-1].gather(-1, targets).sum())
         kl += float(nn.functional.kl_div(q, p, reduction="sum", log_target=True))
+        compared = spread[(spread >= read) & (spread < read + ids.numel())] - read
         for i, (at, cka) in enumerate(zip(kept, alike, strict=True)):
-            cka.add(p_states[at].flatten(0, 1), q_states[i].flatten(0, 1))
+            cka.add(p_states[at].flatten(0, 1)[compared], q_states[i].flatten(0, 1)[compared])
+        read += ids.numel()
     positions, predicted = windows.numel(), windows.shape[0] * (windows.shape[1] - 1)
     return Fidelity(
         tokens=positions,
@@ -85,34 +90,31 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
 
 
 class LinearCka:
-    """Linear CKA of two sets of states that arrive in parts (Kornblith et al. 2019); only sums are kept.
+    """Linear CKA of two sets of states that arrive in parts (Kornblith et al. 2019); it keeps the states.
 
-    It is 1 for states that are equal up to rotation and scale. States are shifted by the first part's mean,
-    so that subtracting the means at the end loses little precision.
+    It is 1 for states that are equal up to rotation and scale. It is computed from products of states of
+    the same set, [n, n], so that its cost grows with the hidden size and not with its square.
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._shift: torch.Tensor | None = None
-        self._sum: torch.Tensor
-        self._products: torch.Tensor  # of both sets' states side by side, [a + b, a + b]
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add states of the two sets, [n, a] and [n, b]."""
-        states = torch.cat([x, y], dim=1).double()
-        if self._shift is None:
-            self._width, self._shift = x.shape[1], states.mean(0)
-            self._sum = torch.zeros_like(self._shift)
-            self._products = states.new_zeros(states.shape[1], states.shape[1])
-        states -= self._shift
-        self._count += len(states)
-        self._sum += states.sum(0)
-        self._products.addmm_(states.T, states)
+        self._parts.append((x, y))
 
     def value(self) -> float:
         """Return the linear CKA of all states so far, [0, 1]."""
-        centred = self._products - torch.outer(self._sum, self._sum) / self._count
-        a = self._width
-        cross = centred[:a, a:].square().sum()
-        norms = centred[:a, :a].norm() * centred[a:, a:].norm()
-        return float(cross / norms) if norms > 0 else 0.0
+        grams = []
+        for parts in zip(*self._parts, strict=True):
+            states = torch.cat(parts).double()
+            states -= states.mean(0)
+            grams.append(states @ states.T)
+        norms = grams[0].norm() * grams[1].norm()
+        return float((grams[0] * grams[1]).sum() / norms) if norms > 0 else 0.0
+
+
+def _spread(tokens: int) -> torch.Tensor:
+    """Return the positions of at most `CKA_TOKENS` of all tokens, evenly spread, int64 ascending."""
+    count = min(tokens, CKA_TOKENS)
+    return torch.arange(count) * tokens // count

@@ -12,7 +12,7 @@ from fedproxy_secure.models.passes import windows_a_pass
 
 BATCH_WINDOWS = 16
 DIVERGENCE_WINDOWS = 4
-DIVERGENCE_TRIALS = 12  # blocks tried at each step
+TRIALS = 12  # blocks tried at each step, those of least Block Influence
 
 
 @torch.inference_mode()
@@ -82,7 +82,7 @@ def greedy_divergence(model: nn.Module, windows: torch.Tensor, keep: int) -> lis
     kept = list(range(blocks))
     importance = [float(blocks)] * blocks
     for step in range(blocks - keep):
-        candidates = sorted(kept, key=lambda i: influence[i])[:DIVERGENCE_TRIALS]
+        candidates = sorted(kept, key=lambda i: influence[i])[:TRIALS]
         scored = [(divergence([i for i in kept if i != candidate]), candidate) for candidate in candidates]
         dropped = min(scored)[1]
         kept.remove(dropped)
@@ -115,16 +115,20 @@ def gradient_fidelity(model: nn.Module, windows: torch.Tensor, kept: list[int]) 
 def greedy_gradient_fidelity(model: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
     """Drop blocks one at a time, each time the block whose removal hurts gradient fidelity least.
 
+    Each step tries only the blocks of least Block Influence, because every trial is a pass and a backward
+    pass over all windows. The arguments are those of `greedy_divergence`.
+
     Returns, per block, an importance: the step at which it was dropped, and the number of blocks for those
     that stay.
     """
     blocks = len(blocks_of(model))
     kept = list(range(blocks))
+    influence = block_influence(model, windows)
     full = _block_gradients(model, windows, kept, range_kept=None)
     importance = [float(blocks)] * blocks
     for step in range(blocks - keep):
         scored = []
-        for candidate in kept:
+        for candidate in sorted(kept, key=lambda i: influence[i])[:TRIALS]:
             remaining = [i for i in kept if i != candidate]
             part = _block_gradients(model, windows, remaining, range_kept=remaining)
             scored.append((_cosine({k: v for k, v in full.items() if k[0] != candidate}, part), candidate))
@@ -137,7 +141,7 @@ def greedy_gradient_fidelity(model: nn.Module, windows: torch.Tensor, keep: int)
 def _block_gradients(
     model: nn.Module, windows: torch.Tensor, of: list[int], range_kept: list[int] | None
 ) -> dict[tuple[int, str], torch.Tensor]:
-    """Return gradients of the weight matrices of LLM blocks `of`, running only blocks `range_kept`.
+    """Return gradients of the weight matrices of LLM blocks `of`, float32, running only `range_kept`.
 
     With None for `range_kept`, all blocks are run.
     """
@@ -157,7 +161,8 @@ def _block_gradients(
             p.requires_grad_(True)
         if range_kept is not None:
             setattr(owner, last, nn.ModuleList(everything[i] for i in range_kept))
-        totals = {key: torch.zeros_like(p) for key, p in weights.items()}
+        # bfloat16, as on a GPU, keeps too few bits for sums of many passes
+        totals = {key: torch.zeros_like(p, dtype=torch.float32) for key, p in weights.items()}
         for batch in windows.split(windows_a_pass(model, windows)):
             ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits.float()

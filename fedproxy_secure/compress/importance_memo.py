@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedproxy_secure.compress.importance import DIVERGENCE_TRIALS, DIVERGENCE_WINDOWS
+from fedproxy_secure.compress.importance import DIVERGENCE_WINDOWS, TRIALS
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.models.cache import cache_folder, raw_bytes
 from fedproxy_secure.runtime.artifacts import json_bytes
@@ -25,7 +25,7 @@ from fedproxy_secure.runtime.untrusted import read_json
 Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
 WORTH_S = 5.0  # scores that took less are not stored
 ELSEWHERE = ("_name_or_path", "transformers_version")  # model settings that change no number
-VERSION = 1  # of the ways to compute importance; a new version invalidates all stored scores
+VERSION = 2  # of the ways to compute importance; a new version invalidates all stored scores
 
 
 def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:
@@ -50,7 +50,7 @@ def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, ke
 
 
 def _key(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> str:
-    how = f"{VERSION}|{importance.__name__}|{DIVERGENCE_WINDOWS}|{DIVERGENCE_TRIALS}"
+    how = f"{VERSION}|{importance.__name__}|{DIVERGENCE_WINDOWS}|{TRIALS}"
     digest = hashlib.sha256(f"{how}|{keep}|{tuple(windows.shape)}|{_settings(llm)}".encode())
     for tensor in (windows, *llm.parameters()):
         digest.update(raw_bytes(tensor))

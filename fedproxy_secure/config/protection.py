@@ -14,9 +14,10 @@ from fedproxy_secure.config.sections import NO_EFFECT, OWN, Positive, Ratio, Sca
 class ProtectConfig(Section):
     """The protection of updates on their way to the server.
 
-    `scheme` names the protection. `masking`: the server learns sums over at least `threshold` clients and
-    nothing about any single client. `ckks`: the same if the server follows the protocol; a server that
-    colludes with any one client can decrypt every update. `unsafe_plaintext`: the server sees every update.
+    `scheme` names the protection. `masking`: the server sees sums over at least `threshold` clients and
+    no single update. Sums can still reveal records, and `coordinate`, `self` and `encrypted_gram` (below)
+    reveal more. `ckks`: the same if the server follows the protocol; a server that colludes with any one
+    client can decrypt every update. `unsafe_plaintext`: the server sees every update.
 
     Under masking, a rule that elects signs (h_ties, ties) works at a `granularity`: besides the sum,
     `block` reveals one variance per block, `coordinate` the counts of signs at each coordinate.

@@ -1,1 +1,1 @@
-"""Primitives, secrets, key files and secret sharing; secure aggregation and the audit log stand on them."""
+"""Primitives, secrets, key files and secret sharing; the base of secure aggregation and the audit log."""

@@ -1,4 +1,4 @@
-"""A private key in a file of its own: hex, readable by its owner alone (mode 0600)."""
+"""Private keys in files: one key a file, in hex, readable by its owner alone (mode 0600)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedproxy_secure.runtime.files.whole import created_private
 def write_key(file: Path, key: Secret) -> None:
     """Write a new key file, whole or not at all.
 
-    Raises `ConfigError` if there is a file already (keys are never overwritten), or it cannot be written.
+    Raises `ConfigError` if the file exists, because keys are never overwritten, or it cannot be written.
     """
     try:
         with created_private(file) as partial:
@@ -25,9 +25,9 @@ def write_key(file: Path, key: Secret) -> None:
 
 
 def read_key(file: Path) -> Secret:
-    """Return the key in a file.
+    """Return the key in a file, 32 bytes.
 
-    Raises `ConfigError` if others may read the file, or it holds no key.
+    Raises `ConfigError` if other users may read the file, or it cannot be read or holds no key.
     """
     try:
         mode = file.stat().st_mode & 0o777

@@ -1,14 +1,20 @@
-"""The cryptographic functions that the protocols use, all of them from the library `cryptography`.
+"""The cryptographic functions that the protocols use, all from the library `cryptography`.
 
     sign, verify             Ed25519 (RFC 8032)
     agree                    X25519 (RFC 7748), then HKDF-SHA256 (RFC 5869)
     derive                   HKDF-SHA256
-    seal, unseal             ChaCha20-Poly1305 (RFC 8439), a random nonce in front
+    digest                   SHA-256 over a list of byte strings
+    seal, unseal             ChaCha20-Poly1305 (RFC 8439), with a random nonce in front
     tag, check_tag           AES-256-GCM without plaintext (NIST SP 800-38D); faster than a hash
-    keystream                AES-256 in counter mode (NIST SP 800-38A): the mask generator
+    keystream                AES-256 in counter mode (NIST SP 800-38A), which generates masks
 
-Guarantees: every failure is the same `ProtocolAborted` that names what was checked, never why it failed.
-Python cannot wipe memory: a `Secret` that is no longer referenced may stay in memory until it is reused.
+Private keys and derived keys are `Secret`s; public keys, signatures and tags are bytes.
+
+Guarantees: `verify`, `agree`, `unseal` and `check_tag` raise the same `ProtocolAborted` for every failure.
+It names what was checked, never why the check failed.
+
+Not guaranteed: that secrets are wiped. Python cannot wipe memory: a `Secret` that is no longer referenced
+may stay in memory until the memory is reused.
 """
 
 from __future__ import annotations
@@ -40,17 +46,17 @@ def fresh_secret() -> Secret:
 
 
 def signing_public(private: Secret) -> bytes:
-    """Return the Ed25519 public key, 32 bytes."""
+    """Return the Ed25519 public key of a private key, 32 bytes."""
     return Ed25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
 
 
 def sign(private: Secret, message: bytes) -> bytes:
-    """Return the Ed25519 signature, 64 bytes."""
+    """Return the Ed25519 signature of a message, 64 bytes."""
     return Ed25519PrivateKey.from_private_bytes(private.reveal()).sign(message)
 
 
 def verify(public: bytes, message: bytes, signature: bytes, *, what: str) -> None:
-    """Raise `ProtocolAborted`, naming `what`, unless the signature is the key owner's on this message."""
+    """Raise `ProtocolAborted`, naming `what`, unless the key `public` signed this message."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
@@ -58,14 +64,20 @@ def verify(public: bytes, message: bytes, signature: bytes, *, what: str) -> Non
 
 
 def agreement_public(private: Secret) -> bytes:
-    """Return the X25519 public key, 32 bytes."""
+    """Return the X25519 public key of a private key, 32 bytes."""
     return X25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
 
 
 def agree(private: Secret, public: bytes, *, info: bytes, what: str) -> Secret:
-    """Return a 32-byte key that only the two key owners can compute, bound to `info`.
+    """Return a 32-byte key that only the owners of the two X25519 keys can compute.
 
-    Raises `ProtocolAborted` for a key of low order or of another length.
+    Args:
+        private: of one owner.
+        public: of the other owner, 32 bytes.
+        info: the purpose; another purpose gives an independent key.
+        what: what `public` is, for the error.
+
+    Raises `ProtocolAborted`, naming `what`, for a public key of low order or of another length.
     """
     try:
         shared = X25519PrivateKey.from_private_bytes(private.reveal()).exchange(
@@ -77,14 +89,17 @@ def agree(private: Secret, public: bytes, *, info: bytes, what: str) -> Secret:
 
 
 def derive(secret: Secret, *, info: bytes) -> Secret:
-    """Derive 32 bytes for the purpose `info` alone, by HKDF-SHA256 without salt."""
+    """Return 32 bytes for the purpose `info`, derived from a secret by HKDF-SHA256 without salt."""
     return Secret(
         HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=info).derive(secret.reveal())
     )
 
 
 def digest(*parts: bytes) -> bytes:
-    """Return SHA-256 over the parts, each led by its length, so that no two lists give the same input."""
+    """Return SHA-256 over the parts, 32 bytes.
+
+    Each part is preceded by its length, so that two lists of parts never give the same input to the hash.
+    """
     hasher = hashes.Hash(hashes.SHA256())
     for part in parts:
         hasher.update(len(part).to_bytes(8, "big"))
@@ -93,13 +108,19 @@ def digest(*parts: bytes) -> bytes:
 
 
 def seal(key: Secret, plaintext: bytes, *, associated: bytes) -> bytes:
-    """Encrypt to nonce | ciphertext | tag. Nonces are random: at most 2^32 messages under one key."""
+    """Return nonce | ciphertext | tag. The tag also authenticates `associated`, which is not included.
+
+    Nonces are random, so a key may seal at most 2^32 messages.
+    """
     nonce = os.urandom(NONCE_BYTES)
     return nonce + ChaCha20Poly1305(key.reveal()).encrypt(nonce, plaintext, associated)
 
 
 def unseal(key: Secret, sealed: bytes, *, associated: bytes, what: str) -> bytes:
-    """Return the plaintext. Raises `ProtocolAborted` if a bit of `sealed` or `associated` was changed."""
+    """Return the plaintext of what `seal` returned.
+
+    Raises `ProtocolAborted`, naming `what`, if `sealed` or `associated` was changed or the key is another.
+    """
     if len(sealed) < NONCE_BYTES + TAG_BYTES:
         raise ProtocolAborted(f"{what}: verification failed")
     try:
@@ -111,12 +132,15 @@ def unseal(key: Secret, sealed: bytes, *, associated: bytes, what: str) -> bytes
 
 
 def tag(key: Secret, message: bytes) -> bytes:
-    """Return 16 bytes that only holders of the key can make. One message per key: the nonce is fixed."""
+    """Return a tag on the message, 16 bytes, that only holders of the key can compute.
+
+    A key must tag only one message, because the nonce is fixed.
+    """
     return AESGCM(key.reveal()).encrypt(bytes(NONCE_BYTES), b"", message)
 
 
 def check_tag(key: Secret, message: bytes, tagged: bytes, *, what: str) -> None:
-    """Raise `ProtocolAborted`, naming `what`, unless the tag is the key holder's on this message."""
+    """Raise `ProtocolAborted`, naming `what`, unless `tagged` is the tag on this message under the key."""
     try:
         AESGCM(key.reveal()).decrypt(bytes(NONCE_BYTES), tagged, message)
     except (InvalidTag, ValueError):
@@ -124,12 +148,11 @@ def check_tag(key: Secret, message: bytes, tagged: bytes, *, what: str) -> None:
 
 
 def keystream(key: Secret, *, from_byte: int = 0) -> CipherContext:
-    """Return AES-256-CTR, whose `update_into(zeros, out)` writes the next bytes of the mask.
+    """Return AES-256-CTR, whose `update_into(zeros, out)` writes the next bytes of the key's mask.
 
-    The first byte that it writes is number `from_byte` of the mask.
+    `from_byte`: the first byte of the mask to write; a multiple of 16, the bytes of a block.
 
-    A key makes one mask in its life, so the counter, which begins at 0, never repeats. `from_byte` must be
-    a multiple of 16, the bytes of a block.
+    The counter begins at 0. A key must generate only one mask, so that no counter repeats.
     """
     counter = (from_byte // 16).to_bytes(16, "big")
     return Cipher(AES256(key.reveal()), CTR(counter)).encryptor()

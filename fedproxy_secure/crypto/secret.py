@@ -1,4 +1,4 @@
-"""Bytes that must not end up in a log, a traceback or a file by accident."""
+"""A wrapper for bytes that must not get into a log, a traceback or a file by accident."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import NoReturn
 
 
 class Secret:
-    """Bytes that only `reveal()` gives out.
+    """Bytes that only `reveal()` returns.
 
-    Guarantees: no repr, no pickle, no comparison by content (an attacker could time it). Python cannot
-    wipe memory, so the bytes may outlive the object.
+    Guarantees: `repr` does not show the bytes; the object can be neither pickled nor copied; `==` compares
+    identity, not content, whose comparison an attacker could time. Not guaranteed: that the bytes vanish
+    with the object, because Python cannot wipe memory.
     """
 
     __slots__ = ("_value",)

@@ -1,7 +1,10 @@
-"""Shamir's secret sharing of 32-byte secrets over the prime field of 2^256 + 297.
+"""Shamir's secret sharing of 32-byte secrets, over the field of integers modulo 2^256 + 297.
 
-Guarantees: any `threshold` shares give the secret; fewer say nothing about it, whatever the computing
-power. A wrong share is not noticed here: the protocol compares the secret with a commitment.
+`split` makes the shares, and a `Combiner` reconstructs secrets from shares at the same points.
+
+Guarantees: any `threshold` shares give the secret. Fewer say nothing about it, whatever the computing
+power, if the coefficients are uniformly random. Not guaranteed: that a wrong share is noticed; the protocol
+compares the reconstructed secret with a commitment.
 """
 
 from __future__ import annotations
@@ -11,20 +14,23 @@ from collections.abc import Mapping, Sequence
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ProtocolAborted
 
-PRIME = 2**256 + 297  # the smallest prime above 2^256, so that every 32-byte secret is an element
+PRIME = 2**256 + 297  # the smallest prime above 2^256: every 32-byte secret is an element of the field
 SECRET_BYTES = 32
 SHARE_BYTES = 33
 
 
 def split(secret: Secret, points: Sequence[int], coefficients: Sequence[Secret]) -> dict[int, Secret]:
-    """Return one share for each point, of the polynomial `secret + c_1 x + ... + c_{t-1} x^{t-1}`.
+    """Return a secret's shares by point, 33 bytes each, of which any t give the secret.
+
+    A share is the value of the polynomial `secret + c_1 x + ... + c_{t-1} x^{t-1}` at its point x.
 
     Args:
         secret: 32 bytes.
         points: different integers >= 1, one per holder.
-        coefficients: t - 1 fresh secrets of 64 bytes; reduced modulo the prime their bias is below 2^-250.
+        coefficients: t - 1 fresh secrets of 64 bytes; modulo the prime their bias is below 2^-250.
 
-    Raises `ProtocolAborted` for a point out of range or given twice, or fewer points than the threshold.
+    Raises `ProtocolAborted` for a point out of range or given twice, fewer points than t, or a secret of
+    another length.
     """
     threshold = len(coefficients) + 1
     if len(set(points)) != len(points) or not all(1 <= x < PRIME for x in points):
@@ -42,9 +48,9 @@ def split(secret: Secret, points: Sequence[int], coefficients: Sequence[Secret])
 
 
 class Combiner:
-    """Reconstructs secrets from shares at the same points; the weights are computed once.
+    """Reconstructs secrets from shares at the same points, whose Lagrange weights are computed once.
 
-    Raises `ProtocolAborted` for points out of range.
+    Raises `ProtocolAborted` for no points, or points out of range or given twice.
     """
 
     def __init__(self, points: Sequence[int]) -> None:
@@ -54,10 +60,10 @@ class Combiner:
         self._weights = [_lagrange_at_zero(x, points) for x in points]
 
     def combine(self, shares: Mapping[int, Secret]) -> Secret:
-        """Return the secret behind shares `{point: share}`.
+        """Return the secret of `shares`, by point; shares at further points are ignored.
 
-        Raises `ProtocolAborted` for a missing point, a share of another length or range, or shares that
-        do not belong together (when what they give is no 32-byte secret).
+        Raises `ProtocolAborted` for a missing point, a share of another length or range, or shares whose
+        secret has more than 32 bytes. Other shares that do not belong together give a wrong secret.
         """
         total = 0
         for x, weight in zip(self.points, self._weights, strict=True):

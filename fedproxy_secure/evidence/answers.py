@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, where_apart
 
 DRAWS = 10_000  # number of draws from a posterior
+OF_MEANS = "ratio of means over seeds, Fieller 95 %, no narrower than a seed's own"
+UNRESOLVED = "ratio of means over seeds; they do not resolve the gap itself, no interval"
 Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
 
 
@@ -89,6 +91,72 @@ def share_right(answers: Mapping[int, Bits], metric: str) -> Estimate:
     return over_seeds_or_records({s: (bits,) for s, bits in answers.items()}, alone, metric)
 
 
+def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str) -> Estimate | None:
+    """Return the gap closed: how far a method came from zero-shot, over how far centralised tuning came.
+
+    Both ways are means over seeds. A mean of the seeds' own ratios would be dominated by a seed whose
+    gap happens to be small, and leaving out seeds without a gap would bias it.
+
+    With several seeds its interval is Fieller's (1954): it contains the shares for which the interval of
+    `way - share * gap` contains 0. That one is Student's t over seeds, no narrower than a seed's own over
+    its test records. With one seed it is over test records (`over_seeds_or_records`).
+
+    Args:
+        by_seed: for each seed, the answers of the method, of zero-shot and of the ceiling.
+        metric: name of the number.
+
+    Returns None if the gap is not resolved (`resolved_gap`): a ratio to a gap that may be 0 says nothing.
+    Raises `DataError` if models of a seed differ in tasks or numbers of records.
+    """
+    if not resolved_gap({seed: models[1:] for seed, models in by_seed.items()}):
+        return None
+    if len(by_seed) == 1:
+        return over_seeds_or_records(by_seed, gap_closed, metric)
+    for seed, bits in by_seed.items():
+        _check_same_records(bits, f"{metric}, seed {seed}")
+    shares = {seed: [mean_share(bits) for bits in models] for seed, models in by_seed.items()}
+    drawn = {seed: _drawn(models, seed) for seed, models in by_seed.items()}
+    ways = math.fsum(method - zero_shot for method, zero_shot, _ in shares.values())
+    value = ways / math.fsum(ceiling - zero_shot for _, zero_shot, ceiling in shares.values())
+
+    def apart(share: float) -> Estimate:
+        def statistic(method: Any, zero_shot: Any, ceiling: Any) -> Any:
+            return method - zero_shot - share * (ceiling - zero_shot)
+
+        values = {seed: float(statistic(*means)) for seed, means in shares.items()}
+        parts = [
+            _part(statistic(*drawn[seed]), by_seed[seed], values[seed], metric=metric, seed=seed)
+            for seed in by_seed
+        ]
+        return no_surer(mean_interval(values, metric=metric, unit="share"), parts)
+
+    ends = where_apart(apart, value)
+    low, high = ends or (None, None)
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=len(by_seed),
+        unit="share",
+        seeds=tuple(by_seed),
+        how=OF_MEANS if ends else UNRESOLVED,
+    )
+
+
+def resolved_gap(by_seed: Mapping[int, Sequence[Bits]]) -> bool:
+    """Return whether centralised tuning is better than no tuning, beyond the interval of the difference.
+
+    If it is worse, the gap is negative, and a method that also got worse would seem to close part of it.
+
+    Args:
+        by_seed: for each seed, the answers of zero-shot and of the ceiling.
+    """
+    pairs = {seed: (ceiling, zero_shot) for seed, (zero_shot, ceiling) in by_seed.items()}
+    low = over_seeds_or_records(pairs, operator.sub, "gap").low
+    return low is not None and low > 0
+
+
 def _over_records(
     models: Sequence[Bits],
     statistic: Callable[..., Any],
@@ -97,7 +165,14 @@ def _over_records(
     metric: str,
     seed: int,
 ) -> Estimate:
-    """Return one seed's statistic with its interval over test records, which the models share.
+    """Return one seed's statistic with its interval over test records, which the models share."""
+    with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
+        draws = np.asarray(statistic(*_drawn(models, seed)))
+    return _part(draws, models, value, metric=metric, seed=seed)
+
+
+def _drawn(models: Sequence[Bits], seed: int) -> list[np.ndarray]:
+    """Return draws of each model's share of right answers, float64 [DRAWS], given one seed's records.
 
     A record's outcome is the set of models that answered it correctly. The outcomes' probabilities are
     drawn from their posterior under a Dirichlet prior of total weight 1. For one model and one task that is
@@ -116,9 +191,12 @@ def _over_records(
         for i, share in enumerate(sums):
             answered = (np.arange(outcomes) >> i & 1).astype(np.float64)
             share += probabilities @ answered / len(models[0])
-    with np.errstate(all="ignore"):  # a draw may leave a ratio with a denominator of 0
-        shares = dict(zip(distinct, sums, strict=True))
-        draws = np.asarray(statistic(*(shares[key] for key in keys)))
+    shares = dict(zip(distinct, sums, strict=True))
+    return [shares[key] for key in keys]
+
+
+def _part(draws: np.ndarray, models: Sequence[Bits], value: float, *, metric: str, seed: int) -> Estimate:
+    """Return one seed's value with the interval of its draws."""
     draws = draws[np.isfinite(draws)]
     low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (value, value)
     return Estimate(
@@ -136,14 +214,6 @@ def _over_records(
 def alone(share: Any) -> Any:
     """Return the share unchanged: the statistic of a single model."""
     return share
-
-
-def has_gap(zero_shot: Bits, ceiling: Bits) -> bool:
-    """Return whether centralised tuning is better than no tuning.
-
-    If it is worse, the gap is negative, and a method that also got worse would seem to close part of it.
-    """
-    return mean_share(ceiling) > mean_share(zero_shot)
 
 
 def gap_closed(method: Any, zero_shot: Any, ceiling: Any) -> Any:

@@ -17,13 +17,14 @@ seeds agree, there is no interval, unless the number was counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedproxy_secure.errors import DataError
 
 CONFIDENCE = 0.95
 _Z = 1.959963984540054  # standard normal quantile of (1 + CONFIDENCE) / 2
+_FARTHEST = 2.0**20  # no end of the interval of a ratio is searched beyond
 _ROUNDING = 1e-12  # seeds that differ by less, relative to their mean, agree
 
 
@@ -196,6 +197,34 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
         seeds=a.seeds,
         how=how,
     )
+
+
+def where_apart(apart: Callable[[float], Estimate], value: float) -> tuple[float, float] | None:
+    """Return the ends of the numbers around `value` for which the interval of `apart` contains 0.
+
+    So Fieller (1954) finds the interval of a ratio `a / b`, b > 0: `apart(share)` is `a - share * b` with
+    its interval. Returns None if an end is too far to be found, as where b may be 0.
+    """
+    from scipy.optimize import brentq
+
+    def above(share: float) -> float:
+        return apart(share).low or 0.0
+
+    def below(share: float) -> float:
+        return apart(share).high or 0.0
+
+    ends = []
+    for side, end in ((-1.0, above), (1.0, below)):
+        if end(value) == 0:  # an end of the scale itself, from which no record differs
+            ends.append(value)
+            continue
+        step = 1.0
+        while side * end(value + side * step) >= 0:
+            step *= 2
+            if step > _FARTHEST:
+                return None
+        ends.append(float(brentq(end, value, value + side * step, xtol=1e-7)))
+    return min(value, ends[0]), max(value, ends[1])
 
 
 def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: int = 1) -> Estimate:

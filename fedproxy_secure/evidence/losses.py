@@ -8,15 +8,21 @@ on the same records, so that the difficulty of a record cancels out of a differe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.answers import alone, gap_closed
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, student_quantile
+from fedproxy_secure.evidence.answers import OF_MEANS, UNRESOLVED, alone, gap_closed
+from fedproxy_secure.evidence.estimate import (
+    Estimate,
+    mean_interval,
+    no_surer,
+    where_apart,
+)
+from fedproxy_secure.evidence.weighted_means import half_width, parts_of, quantile
 
 LOSS = "_loss"  # suffix of the key of a model's losses in a record
 NO_SPREAD = "a task of one test record, no interval"
@@ -104,9 +110,12 @@ def mean_loss(losses: Losses) -> float:
     return math.fsum(loss.value for loss in losses.values()) / len(losses)
 
 
-def has_loss_gap(zero_shot: Losses, ceiling: Losses) -> bool:
-    """Return whether the loss of centralised tuning is below that of no tuning, so that there is a gap."""
-    return mean_loss(ceiling) < mean_loss(zero_shot)
+def has_loss_gap(ends: Iterable[tuple[Losses, Losses]]) -> bool:
+    """Return whether centralised tuning loses less than no tuning, so that there is a gap.
+
+    `ends`: for each seed, the losses of zero-shot and of the ceiling; their means count.
+    """
+    return math.fsum(mean_loss(ceiling) - mean_loss(zero_shot) for zero_shot, ceiling in ends) < 0
 
 
 def loss_over_seeds_or_records(
@@ -116,11 +125,12 @@ def loss_over_seeds_or_records(
     *,
     unit: str = "nats",
 ) -> Estimate:
-    """Return a statistic of losses, as a mean over seeds.
+    """Return a statistic of losses, as a mean over seeds; of `gap_closed` the ratio of means over seeds.
 
     Its interval is Student's t over seeds, and no narrower than a seed's own over its test records. With
-    one seed it is the latter: a paired interval of means over records, weighted by their tokens. There is
-    no interval, even over seeds, for a task of one record or a gap that test records do not resolve.
+    one seed it is the latter: a paired interval of means over records, weighted by their tokens. That of a
+    gap closed is Fieller's. There is no interval, even over seeds, for a task of one record or a gap that
+    is not resolved.
 
     Args:
         by_seed: for each seed, the losses of one or more models on the same records.
@@ -141,11 +151,39 @@ def loss_over_seeds_or_records(
     ]
     if len(parts) == 1:
         return replace(parts[0], how=f"one seed; {parts[0].how}")
+    if statistic is gap_closed:
+        return _gap_over_seeds(by_seed, metric=metric, unit=unit)
     over_seeds = mean_interval(values, metric=metric, unit=unit, within=within)
     unsure = next((part for part in parts if part.low is None), None)
     if unsure is not None:
         return replace(over_seeds, low=None, high=None, how=f"mean over seeds; {unsure.how}")
     return no_surer(over_seeds, parts)
+
+
+def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, unit: str) -> Estimate:
+    means = {seed: [mean_loss(losses) for losses in models] for seed, models in by_seed.items()}
+    way, gap = (math.fsum(m[1] - m[i] for m in means.values()) for i in (0, 2))
+
+    def apart(share: float) -> Estimate:
+        weights = np.array(
+            [[-1.0, 1.0 - share, share]]
+        )  # zero-shot - method - share * (zero-shot - ceiling)
+        values = {seed: float(weights[0] @ m) for seed, m in means.items()}
+        parts = []
+        for seed, models in by_seed.items():
+            half = half_width(models, weights)
+            low, high = values[seed] - half, values[seed] + half
+            parts.append(replace(over, value=values[seed], low=low, high=high, seeds=(seed,)))
+        return no_surer(mean_interval(values, metric=metric, unit=unit), parts)
+
+    n, seeds = len(by_seed), tuple(by_seed)
+    over = Estimate(
+        metric=metric, value=way / gap, low=None, high=None, n=n, unit=unit, seeds=seeds, how=UNRESOLVED
+    )
+    if any(len(loss.nats) < 2 for models in by_seed.values() for loss in models[0].values()):
+        return replace(over, how=f"ratio of means over seeds; {NO_SPREAD}")
+    ends = where_apart(apart, way / gap)
+    return over if ends is None else replace(over, low=ends[0], high=ends[1], how=OF_MEANS)
 
 
 def loss_of(losses: Mapping[int, Losses], metric: str) -> Estimate:
@@ -193,10 +231,7 @@ def _over_records(
 
 def _student(models: Sequence[Losses], statistic: Callable[..., Any], value: float) -> tuple[float, float]:
     """Return the interval of a loss, or of a difference of two losses."""
-    signs = (1.0,) if statistic is alone else (1.0, -1.0)
-    parts = _parts(models, np.array([signs]))
-    variances = [float(part.covariance[0, 0]) for part in parts]
-    half = _quantile(variances, parts) * math.sqrt(math.fsum(variances))
+    half = half_width(models, np.array([(1.0,) if statistic is alone else (1.0, -1.0)]))
     if statistic is alone and value > 0:  # losses are skewed: on the scale of their logarithm
         ratio = math.exp(min(half / value, 700.0))
         return value / ratio, value * ratio
@@ -210,9 +245,9 @@ def _fieller(models: Sequence[Losses], value: float) -> tuple[float, float] | No
     """
     method, zero_shot, ceiling = map(mean_loss, models)
     way, gap = method - zero_shot, ceiling - zero_shot
-    parts = _parts(models, np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]]))
+    parts = parts_of(models, np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]]))
     beside = np.array([1.0, -value])
-    squared = _quantile([float(beside @ part.covariance @ beside) for part in parts], parts) ** 2
+    squared = quantile([float(beside @ part.covariance @ beside) for part in parts], parts) ** 2
     of_way, cross, of_gap = (
         math.fsum(float(part.covariance[i, j]) for part in parts) for i, j in ((0, 0), (0, 1), (1, 1))
     )
@@ -221,56 +256,3 @@ def _fieller(models: Sequence[Losses], value: float) -> tuple[float, float] | No
         return None
     half = math.sqrt(max(0.0, b**2 - a * c))
     return (b - half) / a, (b + half) / a
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One task's contribution to the variance of contrasts of losses, and its degrees of freedom."""
-
-    covariance: np.ndarray  # float64 [contrasts, contrasts]
-    freedom: float
-
-
-def _parts(models: Sequence[Losses], contrasts: np.ndarray) -> list[_Part]:
-    """Return each task's part; `contrasts`: weights of the models' losses, float64 [contrasts, models].
-
-    A loss is a mean of records' losses per token, weighted by their tokens. A long record dominates the
-    mean, so that its residual is too small and the effective number of records is smaller. HC2 corrects the
-    residuals (MacKinnon & White 1985), and Bell & McCaffrey (2002) give the degrees of freedom. For
-    responses of equal length these are the records' variance over n, and n - 1.
-    """
-    parts = []
-    for task in models[0]:
-        nats = np.array([losses[task].nats for losses in models])
-        tokens = np.array(models[0][task].tokens, dtype=np.float64)
-        share = tokens / tokens.sum()
-        residuals = contrasts @ (nats - np.outer(nats.sum(axis=1) / tokens.sum(), tokens))
-        together = float(share @ share)
-        retained = (
-            1 - 2 * share + together
-        )  # share of a record's variance in its residual, for equal variances
-        moved = residuals / (tokens.sum() * np.sqrt(retained) * len(models[0]))
-        weights = share**2 / retained
-        # trace of M and of M @ M, where `weights` are M's quadratic form in records of equal variance
-        linear, squares = float(weights @ share), float(weights @ share**2)
-        crossed = _squared_sum(weights.sum(), linear, squares, together)
-        alone_ = (1 + together - 2 * share) ** 2 - (together - 2 * share) ** 2
-        freedom = float(weights @ retained) ** 2 / (crossed + float(weights**2 @ alone_))
-        parts.append(_Part(covariance=moved @ moved.T, freedom=max(1.0, freedom)))
-    return parts
-
-
-def _squared_sum(total: float, linear: float, squares: float, together: float) -> float:
-    """Return the sum over i, j of d_i d_j (q - w_i - w_j) ** 2 from the sums of d, d w and d w ** 2."""
-    return float(
-        together**2 * total**2 + 2 * total * squares + 2 * linear**2 - 4 * together * total * linear
-    )
-
-
-def _quantile(variances: Sequence[float], parts: Sequence[_Part]) -> float:
-    """Return Student's quantile for a sum of tasks' variances (Welch 1947)."""
-    total = math.fsum(variances)
-    if not total > 0:
-        return student_quantile(min(part.freedom for part in parts))
-    squares = math.fsum((v / total) ** 2 / p.freedom for v, p in zip(variances, parts, strict=True))
-    return student_quantile(1 / squares)

@@ -6,7 +6,7 @@ a finding has the keys.
 
     MeasureKind(
         key="token_auc",
-        title="token AUC",
+        title="vocabulary AUC",
         axis="privacy",
         better="lower",
         unit="AUC",

@@ -34,7 +34,7 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
     open_folder,
     read_cells,
 )
-from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes, proxy_notes
+from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes, proxy_notes, unresolved_gaps
 from fedproxy_secure.experiments.sweeps.method_rows import costs_of, proxy_rows, rows_of, scales_of
 from fedproxy_secure.experiments.sweeps.method_tasks import (
     read_constant,
@@ -182,7 +182,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
             *proxy_notes(results, records),
             *plug_back_notes(config, scales_of(results)),
         ),
-        not_measured=tuple(rows_without_losses(rows, text_clients(config))),
+        not_measured=(*unresolved_gaps(results), *rows_without_losses(rows, text_clients(config))),
     )
     publish(report, out)
     return report

@@ -25,8 +25,8 @@ from fedproxy_secure.experiments.stages import (
     make_fused_llm,
     make_proxy,
     prepare,
-    public_windows,
     tune,
+    windows_by_use,
 )
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
@@ -58,7 +58,7 @@ def check_inputs(config: Config, out: Path) -> None:
     check_weights(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     load_tasks(config.data, audit=config.audit, seed=config.seeds[0])
-    public_windows(config, tokenizer)
+    windows_by_use(config, tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

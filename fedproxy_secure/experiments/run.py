@@ -140,7 +140,7 @@ def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
 
 def _track_rounds(witness: Witness, tracker: Tracker, seed: int) -> None:
     """Pass saved rounds to log and trackers that do not have them yet."""
-    for line in witness.untold_rounds(seed):
+    for line in witness.unlogged_rounds(seed):
         tracker.log(line["round"], round_values(line))
         witness.round(seed, line)
 

@@ -46,7 +46,7 @@ def protection_note(config: Config) -> str:
     """Return what the server could see, in a few sentences for every report."""
     protection, privacy = protection_of(config.protect), config.privacy
     if privacy.unit == "none":
-        open_sums = ": the sums themselves may leak" if protection.secure_sum else ""
+        open_sums = ": the sums themselves may leak" if protection.server_learns == "sums" else ""
         private = f"No differential privacy{open_sums}."
     else:
         limit = f"epsilon {privacy.limit:g} at most for one seed alone"

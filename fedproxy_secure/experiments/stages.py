@@ -47,8 +47,8 @@ class Materials:
 
     llm: nn.Module
     tokenizer: Tokenizer
-    windows: torch.Tensor  # int64 [n, tokens]: for calibration
-    fidelity_windows: torch.Tensor  # the same, or others if the compression is fitted to `windows`
+    windows: torch.Tensor  # int64 [n, tokens]: for calibration, also of plugging back
+    fidelity_windows: torch.Tensor  # equally many, none of the windows above
     healing_windows: torch.Tensor  # int64 [n, tokens], none of the windows above; n = 0 without healing
     aligning_windows: torch.Tensor  # the healing windows, and more if they are too few to align on
     tasks: tuple[Task, ...]
@@ -59,38 +59,37 @@ def prepare(config: Config, *, seed: int | None = None) -> Materials:
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
     keep_format(tokenizer)
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
-    windows = public_windows(config, tokenizer)
-    count, fits = config.compress.calibration_sequences, compression_of(config.compress).fits_text
-    healing, align_on = windows[count : len(windows) - count * fits], config.plug_back.align_windows or 0
-    extra = windows[:0]
+    return Materials(llm=llm, tokenizer=tokenizer, tasks=tasks, **windows_by_use(config, tokenizer))
+
+
+def windows_by_use(config: Config, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+    """Return windows of public text, int64 [n, 128], by the names of `Materials`; never client records.
+
+    The first `compress.calibration_sequences` are for calibration. Equally many at the end are for fidelity
+    alone: nothing was chosen by them. Those between are for healing. Raises `DataError` for too short text.
+    """
+    windows, align_on = public_windows(config, tokenizer), config.plug_back.align_windows or 0
+    count = config.compress.calibration_sequences
+    healing, extra = windows[count:-count], windows[:0]
     if align_on > len(healing):
         extra = public_windows(config, tokenizer, align_on=align_on)[len(windows) :]
-    reads = config.heal.heals or align_on > 0
-    fewest, in_all = count * (1 + fits) + 2 * reads, len(windows) + len(extra)
-    if (reads or fits) and in_all < fewest:
+    fewest = 2 * count + 2 * (config.heal.heals or align_on > 0)
+    if (in_all := len(windows) + len(extra)) < fewest:
         raise DataError(
             f"data.public_text={config.data.public_text}: has {in_all} windows of {PUBLIC_WINDOW_TOKENS} "
             f"tokens; must have at least {fewest}; add text, or lower compress.calibration_sequences"
         )
-    return Materials(
-        llm=llm,
-        tokenizer=tokenizer,
-        windows=windows[:count],
-        fidelity_windows=windows[-count:] if fits else windows[:count],
-        healing_windows=healing,
-        aligning_windows=torch.cat([healing, extra]),
-        tasks=tasks,
-    )
+    return {
+        "windows": windows[:count],
+        "fidelity_windows": windows[-count:],
+        "healing_windows": healing,
+        "aligning_windows": torch.cat([healing, extra]),
+    }
 
 
 def public_windows(config: Config, tokenizer: Tokenizer, *, align_on: int = 0) -> torch.Tensor:
-    """Return windows of public text, int64 [n, 128]; never client records.
-
-    The first `compress.calibration_sequences` are for calibration and fidelity. If a proxy is fitted to
-    them, equally many at the end are for fidelity instead. The others are for healing. With `align_on`,
-    more may follow, so that `align_on` windows can be aligned on.
-    """
-    count = config.compress.calibration_sequences * (1 + compression_of(config.compress).fits_text)
+    """Return a run's windows of public text; with `align_on` more, so that so many can be aligned on."""
+    count = 2 * config.compress.calibration_sequences
     if further := max(config.heal.windows, align_on):
         count += HELD_OUT + further
     text = public_text(config.data.public_text, root=config.data.root, texts=4 * count)

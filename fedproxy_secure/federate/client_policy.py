@@ -130,7 +130,7 @@ def check_sound(policy: ClientPolicy, *, one_machine: bool = False) -> None:
     if unit != "none" and policy.privacy.ledger is None:
         raise ConfigError(f"privacy.ledger: must name a folder if privacy.unit={unit}")
     protection = PROTECTIONS.get(scheme, where="protect.scheme")
-    if protection.secure_sum and policy.protect.keys is None:
+    if protection.needs_keys and policy.protect.keys is None:
         raise ConfigError(f"protect.keys: must name a folder if protect.scheme={scheme}")
     protection.check_settings(policy.protect, policy.privacy, policy.fusion, cohort=None)
 

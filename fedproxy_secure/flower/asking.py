@@ -1,20 +1,20 @@
-"""Send requests to nodes and take their answers; a bad answer ends its own client's part and nothing else.
+"""Send requests to nodes and collect their answers; a bad answer affects only the client that gave it.
 
-Each answer is fetched by the id of the request that it must answer. Flower puts a message together from
-what its sender uploaded, and that includes the origin that the sender claims. So the id of the request
-alone tells whose answer it is. A deployment's SuperLink lets a node push answers of its own alone
-(`flower.internals.superlink`); Flower's own would hand on other messages beside them. A client is left out,
-with one line in the log, if its answer cannot be put together or decoded, or says that the client failed.
+Each answer is fetched by the id of its request, which alone tells whose answer it is: Flower assembles a
+message from what its sender uploaded, including the origin that the sender claims. A deployment's SuperLink
+accepts only a node's own answers (`flower.internals.superlink`); Flower's would also hand on other
+messages. A client is left out, with one line in the log, if its answer cannot be assembled or decoded, or
+if it reports an error.
 
 An error that a client reports ends the run only if too few clients are left to go on (`enough`, `explain`).
-Where one machine plays all clients it ends the run at once: there it is the operator's own mistake.
+Where one machine plays all clients, it ends the run at once, because there it is the operator's mistake.
 
-A client that has forgotten the job, because its node was started again, says so and is set up again, once
-for each request; then it is asked again.
+A client whose node was restarted has forgotten the job, and says so. It is set up again, at most once per
+request, and then asked again.
 
-Guarantees: no content of an answer raises anything but `FedProxyError` out of this module. Lines that
-clients wrote are logged and raised in bounded, printable form, behind the name of the client that wrote
-them, and as one of a few error classes.
+Guarantees: whatever an answer contains, this module raises only `FedProxyError`. Lines that clients wrote
+are logged and raised in bounded, printable form, after the name of the client that wrote them, and as one
+of a few error classes.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from fedproxy_secure.runtime.quoting import one_line
 
 log = logging.getLogger(__name__)
 
-SOON_S, POLL_S = 0.05, 0.2  # how long to sleep before looking for answers again: at least, and at most
-FORGOT = NotSetUp.__name__  # a client whose node was started again since it was set up
-LEFT = "ProtocolAborted"  # a client that left the protocol has dropped out; nobody has to repair anything
+SOON_S, POLL_S = 0.05, 0.2  # the shortest and the longest pause between polls for answers
+FORGOT = NotSetUp.__name__  # reported by a client whose node was restarted after set-up
+LEFT = "ProtocolAborted"  # reported by a client that left the protocol; nobody has to repair anything
 # the error classes that a client may report; any other name counts as failed training
 REPORTED: dict[str, type[FedProxyError]] = {
     kind.__name__: kind
@@ -61,7 +61,7 @@ Error = TypeVar("Error", bound=FedProxyError)
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """A request that waits for its answer; `then` is what to ask once the answer to a set-up is there."""
+    """A request without an answer yet; `then` is the content to send once a set-up is answered."""
 
     node: int
     then: RecordDict | None
@@ -72,9 +72,9 @@ class Answer(Generic[T]):
     """An answer as it was fetched.
 
     Args:
-        value: decoded; None if its client is left out, or one of the others says why there is none.
-        forgot: the client must be set up again.
-        lost: why no answer of the client came, such as the error of a node that is away; "" if one came.
+        value: the decoded answer; None if the client is left out, must be set up again, or gave none.
+        forgot: whether the client must be set up again.
+        lost: why the client gave no answer, such as the error of a node that is away; "" if it gave one.
     """
 
     value: T | None = None
@@ -85,9 +85,12 @@ class Answer(Generic[T]):
 class Asker:
     """Sends requests over a grid and yields the answers that arrive in time.
 
-    With `one_machine` a client's own error ends the run at once. The attribute `names` maps a node to its
-    client's name, once that name is known; `set_up_again` is the request that sets a client up again;
-    `left_out` says why clients are not in the round under way, by client's name or node.
+    With `one_machine`, a client's own error ends the run at once.
+
+    Attributes:
+        names: the clients' names by node, once they are known.
+        set_up_again: the content that sets a restarted client up again; None before set-up.
+        left_out: why clients are not in the current round, by client's name or node.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class Asker:
         self._explained: FedProxyError | None = None
 
     def begin(self) -> None:
-        """Forget the failures of earlier rounds, which do not explain a later one."""
+        """Begin a round: forget the failures of earlier ones, which do not explain it."""
         self._failures.clear()
         self.left_out.clear()
 
@@ -118,37 +121,37 @@ class Asker:
         group: str,
         decode: Callable[[RecordDict], T],
     ) -> Iterator[tuple[int, T]]:
-        """Send contents to nodes and yield (node, decoded answer) for each good answer that comes in time.
+        """Send contents to nodes; yield (node, decoded answer) for each good answer that comes in time.
 
-        `decode` may raise `FedProxyError`: the answer then counts as not given.
+        `decode` may raise `FedProxyError` for an answer; its client is then left out.
         """
         waiting = self._push(kind, contents, group, then={})
         renewed: set[int] = set()
         began = time.monotonic()
         patience = Patience(least_s=SOON_S, most_s=POLL_S)
-        looks, came = 0, True
+        polls, answered = 0, True
         while waiting:
-            over = time.monotonic() - began > self.timeout_s
-            # each look costs Flower a request: while nothing comes, one is looked for at a time, in turn
-            looked = list(waiting) if came or over else [list(waiting)[looks % len(waiting)]]
-            looks, came = looks + 1, False
-            for sent in looked:
-                request = waiting[sent]
-                node, again = request.node, request.then
-                judge = decode if again is None else self._decode_ready_of(node)
-                answer = self.fetch(sent, node, group, judge)
+            timed_out = time.monotonic() - began > self.timeout_s
+            # each poll costs Flower a request: while no answer comes, one is polled at a time, in turn
+            to_poll = list(waiting) if answered or timed_out else [list(waiting)[polls % len(waiting)]]
+            polls, answered = polls + 1, False
+            for request_id in to_poll:
+                request = waiting[request_id]
+                node, next_content = request.node, request.then
+                decoder = decode if next_content is None else self._decode_ready_of(node)
+                answer = self.fetch(request_id, node, group, decoder)
                 if answer is None:
                     continue
-                del waiting[sent]
+                del waiting[request_id]
                 patience.come()
-                came = True
+                answered = True
                 if answer.value is None:
                     waiting |= self._after_none(answer, node, contents[node], group, renewed)
-                elif again is not None:
-                    waiting |= self._push(kind, {node: again}, group, then={})
+                elif next_content is not None:
+                    waiting |= self._push(kind, {node: next_content}, group, then={})
                 else:
                     yield node, answer.value
-            if waiting and over:
+            if waiting and timed_out:
                 for request in waiting.values():
                     reason = f"did not answer {kind} in {self.timeout_s:.0f} s"
                     self.leave_out(group, request.node, reason)
@@ -162,7 +165,7 @@ class Asker:
     def _after_none(
         self, answer: Answer[T], node: int, content: RecordDict, group: str, renewed: set[int]
     ) -> dict[str, _Request]:
-        """Leave out a client without an answer, or set it up again once; return what is waited for then."""
+        """Leave out a client that gave no answer, or set it up again; return the new requests by id."""
         if answer.lost:
             self.leave_out(group, node, answer.lost)
         elif answer.forgot and node in renewed:
@@ -181,17 +184,17 @@ class Asker:
         *,
         then: Mapping[int, RecordDict],
     ) -> dict[str, _Request]:
-        """Send contents to nodes; return what is waited for by the request's id, in the nodes' order."""
+        """Send contents to nodes; return the requests that were sent by id, in the nodes' order."""
         sent = self.send(kind, contents, group)
         # kept in order: the in-process engine answers in the order of its nodes
-        waiting = {id: _Request(node=node, then=then.get(node)) for id, node in sent.items()}
+        waiting = {request: _Request(node=node, then=then.get(node)) for request, node in sent.items()}
         if len(waiting) < len(contents):
             log.warning("%s: %d requests could not be sent", group, len(contents) - len(waiting))
         return waiting
 
     def send(self, kind: str, contents: Mapping[int, RecordDict], group: str) -> dict[str, int]:
-        """Send each node its content; return, for the requests that were sent, the node by request id."""
-        # Flower forgets a message and its answer after this time; the last look comes a little later
+        """Send each node its content; return the node of each request that was sent, by request id."""
+        # Flower forgets a message and its answer after this time; the last poll comes after the timeout
         ttl = self.timeout_s + 60.0
         messages = [
             Message(content, node, kind, group_id=group, ttl=ttl) for node, content in contents.items()
@@ -204,7 +207,7 @@ class Asker:
         return frozenset(self._grid.get_node_ids())
 
     def _decode_ready_of(self, node: int) -> Callable[[RecordDict], Any]:
-        """Return a decoder of a set-up's answer, which must be by this node's client, with the proxy."""
+        """Return a decoder of answers to a set-up that accepts only this node's client, with the proxy."""
 
         def decode(content: RecordDict) -> wire.Ready:
             ready = wire.decode_ready(content)
@@ -223,7 +226,7 @@ class Asker:
         return self.names.get(node, f"node {node}")
 
     def leave_out(self, group: str, node: int, why: str) -> None:
-        """Say in the log that a node is left out, and remember why; the first reason of a round stays."""
+        """Log that a node is left out, and remember why; of several reasons in a round the first stays."""
         log.warning("%s: %s is left out: %s", group, self.log_name(node), why)
         self.left_out.setdefault(self.owner_name(node), why)
 
@@ -241,36 +244,35 @@ class Asker:
             raise self.explained(error, by=name)
 
     def explained(self, error: Error, by: str | None = None) -> Error:
-        """Return the same kind of error, whose line also says which clients were left out, and why.
+        """Return an error of the same class, whose line also says which clients were left out, and why.
 
-        `by`: the client whose error it is, which its line names already.
+        `by`: the client that reported the error, whose name its line has already.
         """
         if error is self._explained:
             return error
-        others = {name: why for name, why in self.left_out.items() if name != by}
-        self._explained = explained = type(error)(with_reasons(str(error), others))
+        left_out = {name: why for name, why in self.left_out.items() if name != by}
+        self._explained = explained = type(error)(with_reasons(str(error), left_out))
         return explained
 
     def fetch(
         self, sent: str, node: int, group: str, decode: Callable[[RecordDict], T]
     ) -> Answer[T] | None:
-        """Return the answer to a request, None if there is none yet.
+        """Return the answer to a request, or None if there is none yet.
 
-        The client of a bad answer is left out here. Of an answer that was lost the caller decides.
+        A client that gives a bad answer is left out here. If an answer is lost, the caller decides.
         """
         try:
             replies = list(self._grid.pull_messages([sent]))
-        except Exception as error:  # whatever one answer does to Flower, the others are still taken
+        except Exception as error:  # an answer that Flower cannot take must not affect the other answers
             kind = type(error).__name__
-            place = "".join(
-                traceback.format_tb(error.__traceback__)
-            )  # not its text: a client may write that
-            log.debug("%s: the answer of %s raises %s:\n%s", group, self.log_name(node), kind, place)
+            # the stack without the error's text, which a client may have written
+            stack = "".join(traceback.format_tb(error.__traceback__))
+            log.debug("%s: the answer of %s raises %s:\n%s", group, self.log_name(node), kind, stack)
             return Answer(lost=f"its answer is no message ({kind})")
         if not replies:
             return None
-        # what an answer says of itself counts only where a SuperLink hands on more than was asked for
-        answers = [one for one in replies if one.metadata.reply_to_message_id == sent]
+        # which request a reply claims to answer matters only where a SuperLink hands on more than one
+        answers = [answer for answer in replies if answer.metadata.reply_to_message_id == sent]
         reply = (answers or replies)[0]
         if reply.has_error() or not reply.has_content():
             reason = str(reply.error.reason) if reply.has_error() else "its answer is empty"

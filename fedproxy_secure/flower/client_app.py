@@ -1,18 +1,18 @@
 """The client's Flower app: it prepares for a job, then trains when asked.
 
-The client decides what a server may ask: the key `policy` in the node's settings names the file that says
-it (`fedproxy_secure.federate.client_policy`). A node without a policy answers nothing. The exception is a
-node that is told that one machine plays every party: by the in-process and simulation engines, or by
-`FEDPROXY_ONE_MACHINE=1` in its environment. It plays client `partition-id` of the job's list, as the job
-says.
+The client decides what a server may ask: the key `policy` in the node's settings names the file with its
+policy (`fedproxy_secure.federate.client_policy`). A node without a policy refuses every request. The
+exception is a node that is told that one machine plays every party, by the in-process and simulation
+engines or by `FEDPROXY_ONE_MACHINE=1` in its environment. It plays client `partition-id` of the job's list,
+with the job's settings.
 
-When something fails, the log of the client's own machine gets the whole error. A server on another machine
-gets less. What the protocol, the settings or the client's keys and files forbid is said, with the client's
-own paths taken out, or not at all if the line may name another path. Of everything else, which may rest on
-records, it gets the kind alone, as one of three constant lines: privacy is spent, records or messages
-cannot be used, or anything else.
+When something fails, the log on the client's machine gets the whole error. A server on another machine gets
+less. If the protocol, the settings, or the client's keys and files forbid a request, it gets the error's
+line without the client's own paths, or a constant line if another path may be left in it. Every other error
+may depend on records, so it gets only one of three constant lines: the privacy budget is spent, records or
+messages cannot be used, or the client failed.
 
-torch is imported only where a model is needed, so that a client is there, and has answered what needs no
+torch is imported only where a model is needed, so that a client connects, and answers requests that need no
 model, seconds before it trains.
 """
 
@@ -65,10 +65,12 @@ _clients: OrderedDict[tuple[str, str, int], LocalClient] = OrderedDict()
 
 @dataclass(frozen=True, kw_only=True)
 class OwnJob:
-    """The server's job as this client takes it: with its own records, and checked against its own policy.
+    """The server's job as this client accepts it: with its own records, and checked against its own policy.
 
-    `index`: the client's place in the job's list. `policy`: the hash of the client's policy, 32 bytes; None
-    where one machine plays everybody.
+    Attributes:
+        job: the job, with this client's own records, folders and keys.
+        index: the client's place in the job's list.
+        policy: the hash of the client's policy, 32 bytes; None where one machine plays every party.
     """
 
     job: FederationJob
@@ -84,8 +86,8 @@ class OwnJob:
 def _answers_in_one_line(
     handler: Callable[[Message, Context], RecordDict],
 ) -> Callable[[Message, Context], Message]:
-    """Turn errors into a failure reply that quotes no record; see the module's docstring."""
-    handler = noted(handler)  # events are the site's own: they say what really failed
+    """Wrap a handler to answer errors with a failure that quotes no record; see the module's docstring."""
+    handler = noted(handler)  # events stay on the client's machine, so they name the real error
 
     def answer(message: Message, context: Context) -> Message:
         try:
@@ -106,9 +108,9 @@ def _answers_in_one_line(
 
 
 def _reply_to_another_machine(error: Exception, context: Context) -> tuple[str, str]:
-    """Return an error's class and line for a server elsewhere.
+    """Return an error's class and line as a server on another machine gets them.
 
-    The line is the error's own only if it rests on no record, and without paths of this machine.
+    The line is the error's own only if it depends on no record, and then without paths of this machine.
     """
     if isinstance(error, ProtocolAborted | ConfigError | NotSetUp):
         places = places_of_a_client(str(context.node_config.get("policy", "")))
@@ -121,48 +123,51 @@ def _reply_to_another_machine(error: Exception, context: Context) -> tuple[str, 
 
 
 def client_app(play: Play = lambda client: client) -> ClientApp:
-    """Return the app. What trains is what `play` makes of a client: another one, or itself by default."""
-    made = ClientApp()
-    made.query("setup")(_answers_in_one_line(setup))
-    made.query("part")(_answers_in_one_line(part))
-    made.train()(_answers_in_one_line(partial(train, play=play)))
+    """Return the client app; `play` may replace the client that trains, and by default does not."""
+    flower_app = ClientApp()
+    flower_app.query("setup")(_answers_in_one_line(setup))
+    flower_app.query("part")(_answers_in_one_line(part))
+    flower_app.train()(_answers_in_one_line(partial(train, play=play)))
     for step in (*STEPS, OTHER_STEP):
-        made.query(step)(_answers_in_one_line(_answers_step(step)))
-    return made
+        flower_app.query(step)(_answers_in_one_line(_answers_step(step)))
+    return flower_app
 
 
 def setup(message: Message, context: Context) -> RecordDict:
-    """Remember the job and answer whether the proxy is here, or how much of it."""
-    asked = wire.decode_setup(message.content)
-    own = _checked(asked.job_json, context)
+    """Remember the job; answer whether this client has the proxy, or how many bytes of it."""
+    request = wire.decode_setup(message.content)
+    own = _checked(request.job_json, context)
     sha256 = own.job.proxy_sha256
-    if asked.sha256 != sha256:  # all clients of a sum train one proxy: its hash is in what they sign
-        raise ProtocolAborted(f"proxy {asked.sha256[:12]}: must be {sha256[:12]}, which the job names")
-    if own.policy is not None and protection_of(own.job.protect).secure_sum:
+    if request.sha256 != sha256:  # all clients of a sum train one proxy: its hash is in what they sign
+        raise ProtocolAborted(f"proxy {request.sha256[:12]}: must be {sha256[:12]}, which the job names")
+    if own.policy is not None and protection_of(own.job.protect).needs_keys:
         # before the proxy's files are kept or a record is read: a seed is spent on the first proxy named
         attempt.agree(own.job, own.name, own.policy, context)
     folder = _proxy(own)
-    # a client may have been killed when it had just put the proxy in place; what came of a traced copy has
-    # another name, and goes when two later proxies have come
+    # a client may have been killed just after it put the proxy in place; the bytes of a traced copy have
+    # another name, and are deleted when two later proxies have come
     if folder is not None:
         arriving.forget(sha256, client=own.name)
     # unreadable records are found before the first round
     job = own.job
     load_task(job.clients[own.index], root=job.data_root, audit=job.audit, seed=job.seed)
-    context.state.config_records["job"] = ConfigRecord({"json": asked.job_json})
+    context.state.config_records["job"] = ConfigRecord({"json": request.job_json})
     return _ready(own, folder, copy="" if job.marks is None else None)
 
 
 def part(message: Message, context: Context) -> RecordDict:
     """Store the next bytes of the proxy that `setup` named; answer how many bytes have arrived."""
-    own, came = _own_job(context), wire.decode_part(message.content)
-    if came.sha256 != own.job.proxy_sha256:
-        raise ProtocolAborted(f"proxy {came.sha256[:12]}: must be {own.job.proxy_sha256[:12]}")
-    return _ready(own, arriving.take(came, marks=own.job.marks, client=own.name), copy=came.copy)
+    own, received = _own_job(context), wire.decode_part(message.content)
+    if received.sha256 != own.job.proxy_sha256:
+        raise ProtocolAborted(f"proxy {received.sha256[:12]}: must be {own.job.proxy_sha256[:12]}")
+    return _ready(own, arriving.take(received, marks=own.job.marks, client=own.name), copy=received.copy)
 
 
 def _ready(own: OwnJob, proxy: Path | None, *, copy: str | None) -> RecordDict:
-    """Return the answer to a server that sends that copy of the proxy; None: it is not known which."""
+    """Return the answer that says whether the client has the proxy, or how many bytes of it.
+
+    `copy`: which copy of the proxy the server sends, "" for an untraced one; None if not known yet.
+    """
     has = 0
     if proxy is None and copy is not None:
         has = arriving.arrived_bytes(own.job.proxy_sha256, client=own.name, copy=copy)
@@ -170,20 +175,22 @@ def _ready(own: OwnJob, proxy: Path | None, *, copy: str | None) -> RecordDict:
 
 
 def train(message: Message, context: Context, *, play: Play) -> RecordDict:
-    """Train for one round, and answer as the job's protection says."""
+    """Train for one round, and answer in the form that the job's protection defines."""
     from fedproxy_secure.flower.recording import watched
 
     own = _own_job(context)
     job, client = own.job, _client(context)
     folder = _proxy(own)
     assert folder is not None  # `_client` has looked it up
-    telling = replace(client, on_failed=partial(_note_failed, job, client.name, context))
-    played = play(watched(telling, job, own.index, folder))
-    return protection_of(job.protect).train(_asked("train", own, message, context, lambda: played))
+    reporting_client = replace(client, on_failed=partial(_note_failed, job, client.name, context))
+    training_client = play(watched(reporting_client, job, own.index, folder))
+    return protection_of(job.protect).train(
+        _client_request("train", own, message, context, lambda: training_client)
+    )
 
 
 def _note_failed(job: FederationJob, name: str, context: Context, round_number: int, why: str) -> None:
-    """Tell this client's side that training failed, where the answer to the server hides it."""
+    """Note on the client's side that training failed, because the answer to the server hides it."""
     note("site", "training", round=round_number, outcome="aborted", reason=TrainingError.__name__)
     if attempt.plays_everybody(context):
         failures.note_failed(job, name, round_number, why)
@@ -195,13 +202,13 @@ def _answers_step(step: str) -> Callable[[Message, Context], RecordDict]:
     def answer(message: Message, context: Context) -> RecordDict:
         own = _own_job(context)
         name = wire.step_of(message.content) if step == OTHER_STEP else step
-        asked = _asked(name, own, message, context, lambda: _client(context))
-        return protection_of(own.job.protect).answer(asked)
+        request = _client_request(name, own, message, context, lambda: _client(context))
+        return protection_of(own.job.protect).answer(request)
 
     return answer
 
 
-def _asked(
+def _client_request(
     step: str, own: OwnJob, message: Message, context: Context, local_client: Callable[[], LocalClient]
 ) -> ClientRequest:
     return ClientRequest(
@@ -216,9 +223,10 @@ def _asked(
 
 
 def _own_job(context: Context) -> OwnJob:
-    """Return the server's job as this client takes it.
+    """Return the server's job as this client accepts it.
 
-    Raises `ConfigError` for a node without a policy, or a job that its policy does not allow.
+    Raises `NotSetUp` before set-up, and `ConfigError` for a node without a policy, or for a job that the
+    policy does not allow.
     """
     if "job" not in context.state.config_records:
         raise NotSetUp("setup: must come first; this node was started again")
@@ -226,31 +234,31 @@ def _own_job(context: Context) -> OwnJob:
 
 
 def _checked(job_json: str, context: Context) -> OwnJob:
-    asked = wire.read_job(job_json)
+    job = wire.read_job(job_json)
     file = context.node_config.get("policy")
     if file is not None:
         policy = load_policy(Path(str(file)), one_machine=attempt.plays_everybody(context))
-        return OwnJob(job=policy.own_job(asked), index=0, policy=policy.sha256())
+        return OwnJob(job=policy.own_job(job), index=0, policy=policy.sha256())
     if not attempt.plays_everybody(context):
         raise ConfigError(
             'node-config: must name this client\'s policy, as policy="FILE"; otherwise the server would '
             "decide which records are read and how they are protected"
         )
     index = int(context.node_config.get("partition-id", 0))
-    if not 0 <= index < len(asked.clients):
-        raise DataError(f"partition-id={index}: must be below {len(asked.clients)}, the job's clients")
-    protect, privacy, fusion = asked.protect, asked.privacy, asked.fusion
+    if not 0 <= index < len(job.clients):
+        raise DataError(f"partition-id={index}: must be below {len(job.clients)}, the job's clients")
+    protect, privacy, fusion = job.protect, job.privacy, job.fusion
     protection_of(protect).check_settings(protect, privacy, fusion, cohort=None)
-    return OwnJob(job=asked, index=index, policy=None)
+    return OwnJob(job=job, index=index, policy=None)
 
 
 def _proxy(own: OwnJob) -> Path | None:
-    """Return where this client has the job's proxy (its own copy, if that is traced), or None."""
+    """Return the folder of the job's proxy (the client's own copy if it is traced), or None if missing."""
     return proxy_store.find(own.job.proxy_sha256, marks=own.job.marks, client=own.name)
 
 
 def forget_clients() -> None:
-    """Let go of the clients that this process keeps, and of their model; they are built again if asked."""
+    """Drop the clients that this process keeps, and their model; they are built again when needed."""
     from fedproxy_secure.federate.shared_proxy import forget_proxies
 
     _clients.clear()
@@ -258,7 +266,7 @@ def forget_clients() -> None:
 
 
 def _client(context: Context) -> LocalClient:
-    """Return this node's client, which is built once per process."""
+    """Return this node's client; the process keeps the last `_KEPT_CLIENTS` that it has built."""
     from fedproxy_secure.federate.build import build_client
 
     own = _own_job(context)

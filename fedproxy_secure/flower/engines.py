@@ -23,7 +23,7 @@ from fedproxy_secure.secagg.provision import load_roster, provision
 
 
 class Federate(Protocol):
-    """What runs a job's rounds: `federate`, or something in its place."""
+    """A function that runs a job's rounds: `federate`, or one in its place."""
 
     def __call__(
         self,
@@ -40,8 +40,8 @@ class Federate(Protocol):
 
 @contextmanager
 def with_keys(job: FederationJob) -> Iterator[FederationJob]:
-    """Yield the job, with fresh keys if it needs keys and names no folder; for engines of one machine."""
-    if not protection_of(job.protect).secure_sum or job.protect.keys is not None:
+    """Yield the job, with fresh keys if it needs keys and names no folder; for engines on one machine."""
+    if not protection_of(job.protect).needs_keys or job.protect.keys is not None:
         yield job
         return
     with tempfile.TemporaryDirectory(prefix="fedproxy-keys-") as folder:
@@ -51,8 +51,8 @@ def with_keys(job: FederationJob) -> Iterator[FederationJob]:
 
 def leave_roster(job: FederationJob, run_folder: Path | None) -> None:
     """Write the roster (public keys only) into the run's folder: the audit log says who could take part."""
-    secure_sum = protection_of(job.protect).secure_sum
-    if run_folder is not None and secure_sum and job.protect.keys is not None:
+    keyed = protection_of(job.protect).needs_keys
+    if run_folder is not None and keyed and job.protect.keys is not None:
         write_bytes(run_folder / ROSTER, load_roster(Path(job.protect.keys)).to_json().encode())
 
 
@@ -60,8 +60,8 @@ def leave_roster(job: FederationJob, run_folder: Path | None) -> None:
 def with_ledger(job: FederationJob, run_folder: Path | None) -> Iterator[FederationJob]:
     """Yield the job, with a folder for privacy ledgers if it needs one and names none; on one machine.
 
-    Ledgers in the run's folder still know what was spent after the run is killed. Without a run folder they
-    last for this call only.
+    Ledgers in the run's folder survive if the run is killed. Without a run folder they are deleted when the
+    block is left.
     """
     if job.privacy.unit == "none" or job.privacy.ledger is not None:
         yield job
@@ -86,9 +86,9 @@ def with_transcript(job: FederationJob, run_folder: Path | None) -> FederationJo
 
 @contextmanager
 def _within_reach(job: FederationJob, proxy_folder: Path) -> Iterator[None]:
-    """Let the clients of this process use the proxy's folder as it lies.
+    """Let the clients in this process use the proxy's folder itself, without a copy.
 
-    Each gets its own copy of a traced proxy, as on another machine; the copies end with the block.
+    Each gets its own copy of a traced proxy, as on another machine; leaving the block deletes the copies.
     """
     if job.marks is None:
         with proxy_store.offered_on_this_host(proxy_folder):
@@ -102,7 +102,7 @@ def _within_reach(job: FederationJob, proxy_folder: Path) -> Iterator[None]:
 
 
 def _check_remembered(job: FederationJob, run_folder: Path | None, initial: ServerState) -> None:
-    """Raise `RunFolderError` for a run whose clients have forgotten what its next round needs."""
+    """Raise `RunFolderError` if a run's clients have forgotten what its next round needs."""
     remembering = weighs_clients(job.fusion) and job.protect.weights == "self"
     if run_folder is None or job.protect.keys is not None or not remembering:
         return
@@ -130,8 +130,8 @@ def federate(
     The engine `in_process` (default) calls the apps in this process. `simulation` and `deployment` start
     Flower's own processes, and do not call `on_client`. See `serve` for what is saved and raised.
 
-    H-TIES' weights `self` also rest on what clients keep in their journals, beside their keys. Where
-    `protect.keys` names none, these end with this call, and going on later raises `RunFolderError`.
+    H-TIES with `protect.weights=self` also depends on the clients' journals, beside their keys. Unless
+    `protect.keys` names a folder, they are deleted with this call, and resuming raises `RunFolderError`.
     """
     _check_remembered(job, run_folder, initial)
     if job.federate.engine != "in_process":

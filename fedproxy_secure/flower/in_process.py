@@ -44,7 +44,7 @@ class InProcessGrid(Grid):
         self._waiting: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
-        """Do nothing: an in-process grid has one run only."""
+        """Do nothing: an in-process grid has only one run."""
 
     @property
     def run(self) -> Any:
@@ -68,12 +68,12 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep messages until their replies are pulled, and return their ids."""
-        pushed = []
+        message_ids = []
         for message in messages:
-            name = give_id(message)
-            self._waiting[name] = message
-            pushed.append(name)
-        return pushed
+            message_id = give_id(message)
+            self._waiting[message_id] = message
+            message_ids.append(message_id)
+        return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Yield each node's answer when the node gives it, so that progress shows client by client."""
@@ -92,7 +92,7 @@ class InProcessGrid(Grid):
         context = self._contexts[message.metadata.dst_node_id]
         try:
             return self._app(message, context)
-        except Exception as error:  # as a SuperNode does: the client fails, the run goes on
+        except Exception as error:  # as with a SuperNode, the client fails and the run goes on
             log.exception("client app of node %d failed", message.metadata.dst_node_id)
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(code=CLIENT_APP_FAILED, reason=reason), reply_to=message)

@@ -2,14 +2,14 @@
 
 Both start a SuperLink on loopback and submit the same server app and client app with `flwr run`.
 `simulation` plays the clients in Ray workers. `deployment` starts a SuperNode and a worker per client, with
-a cache and a policy file of their own, which names the client's records, as on separate machines.
+a cache and a policy file of their own, as on separate machines; the policy names the client's records.
 
 Guarantees: every process started here has ended when `federate_launched` returns or raises, also after a
-SIGTERM. After a SIGKILL the processes remain, and their folder is refused until they have ended. Nothing
-listens on anything but 127.0.0.1. The SuperLink and SuperNodes answer this user's processes alone where the
-system tells users apart (Linux with inet_diag); elsewhere they log a warning.
+SIGTERM. After a SIGKILL, processes may remain, and their folder is refused until they have ended. Nothing
+listens on anything but 127.0.0.1. The SuperLink and the SuperNodes answer only this user's processes where
+the system tells users apart (Linux with inet_diag); elsewhere they log a warning.
 Ray lets nobody into its cluster who does not know the run's secret. Not guaranteed: encrypted traffic.
-Clients on machines of their own are what `fedproxy-secure deploy` is for.
+For clients on machines of their own there is `fedproxy-secure deploy`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def federate_launched(
 ) -> ServerState:
     """Run a job on Flower's simulation or deployment engine; logs go to `run_folder/flower`.
 
-    `server` names the module of the server's app. A module other than this project's shows what clients do
-    when the server deviates.
+    `server` names the module of the server app. Tests name another one, to show what clients do when the
+    server deviates.
 
     Raises what the server app raised, or `RoundAborted` if Flower itself failed or went silent.
     """
@@ -88,10 +88,10 @@ def federate_launched(
         _write_connection(temporary / "flwr", port)
         if job.federate.engine == "deployment":
             for index in range(len(job.clients)):
-                own = {**environment, "FEDPROXY_CACHE": str(temporary / f"cache-{index}")}
+                node_environment = {**environment, "FEDPROXY_CACHE": str(temporary / f"cache-{index}")}
                 for name, arguments in _node(job, index, port, temporary).items():
                     file = logs / f"{name}-{index}.log"
-                    stack.enter_context(process(sys.executable, arguments, own, file, lock))
+                    stack.enter_context(process(sys.executable, arguments, node_environment, file, lock))
         submit = ["run", str(temporary / "app"), SUPERLINK, "--stream"]
         if job.federate.engine == "simulation":
             submit += [
@@ -103,13 +103,13 @@ def federate_launched(
 
 
 def _token_for_ray(file: Path) -> dict[str, str]:
-    """Write a secret of this run; return the variables by which Ray answers only those who know it."""
+    """Write a fresh secret to a file; return the variables that make Ray demand it of everybody."""
     write_bytes(file, os.urandom(32).hex().encode(), private=True)
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
 
 
 def _write_connection(home: Path, port: int) -> None:
-    """Tell the command `flwr` where the SuperLink is."""
+    """Write the SuperLink's address into the settings of the command `flwr`."""
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "{SUPERLINK}"\n\n[superlink.{SUPERLINK}]\n'
@@ -118,9 +118,9 @@ def _write_connection(home: Path, port: int) -> None:
 
 
 def _node(job: FederationJob, index: int, port: int, temporary: Path) -> dict[str, list[str]]:
-    """Write client `index`'s policy, and return the arguments of its SuperNode and of the worker beside it.
+    """Write client `index`'s policy; return the arguments of its SuperNode and of its worker, by name.
 
-    Keys are read where they lie, not copied: beside each key lies the journal of what it has answered.
+    Keys are used in place, not copied, because beside each key lies the journal of its client's answers.
     """
     policy, secret = temporary / f"client-{index}.policy.yaml", temporary / f"client-{index}.secret"
     policy_for(job, index, seeds=(job.seed,)).write(policy)

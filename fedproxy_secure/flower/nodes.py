@@ -1,4 +1,4 @@
-"""Set-up before the first round: wait for nodes, send job and proxy, learn which client each node is."""
+"""Set-up before the first round: wait for nodes, send job and proxy, learn each node's client."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ AWAY = "is not connected"
 class Registered:
     """The nodes that have proved who they are.
 
-    `names`: client name by node id. `wait_s`: how long set-up waits for the others once enough clients for
-    a round are connected, or set up; sites that are switched off hold nobody up for longer.
-    `have_policies`: whether each has a policy of its own, with its own records, folders and device; then
-    nodes are not told those of this machine.
+    Attributes:
+        names: client name by node id.
+        wait_s: how long set-up waits for further nodes once enough for a round are connected or set up, so
+            that sites that are switched off delay the others no longer than that.
+        have_policies: whether each node has a policy of its own, with its own records, folders and device.
+            If so, nodes are not sent those of this machine.
     """
 
     names: Mapping[int, str]
@@ -42,7 +44,7 @@ class Registered:
 
     @classmethod
     def load(cls, file: Path) -> Registered | None:
-        """Return what `save` wrote, or None if there is no file: nodes have no keys there."""
+        """Return what `save` wrote, or None if there is no file: then nodes have no keys."""
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -70,25 +72,25 @@ def set_up(
 ) -> dict[str, int]:
     """Send every node the job, and the proxy where it is missing; learn which client each node is.
 
-    Nodes that are not `registered` get nothing, where there is such a list. What is waited for goes to
-    `notes`. `shipped` gets the bytes of the proxy that were sent, by client's name, also if this raises.
+    With `registered`, nodes that are not in that list get nothing. Waits are written to `notes`. `shipped`
+    gets the bytes of the proxy that were sent, by client's name, also if this raises.
 
     Returns client name -> node id.
     """
     if registered is not None and registered.have_policies:
         job = job.without_places()
-    known, (least, setting) = {client.name for client in job.clients}, _least(job)
+    client_names, (least, setting) = {client.name for client in job.clients}, _least(job)
     node_ids = _wait_for_nodes(grid, job, registered, notes)
     asker.set_up_again = wire.encode_setup(job)
     if registered is None:
-        nodes = _claimed(asker, job, proxy_folder, node_ids, known, shipped)
+        nodes = _claimed(asker, job, proxy_folder, node_ids, client_names, shipped)
     else:
         asker.names.update({node: registered.names[node] for node in node_ids})
-        asker.left_out.update(dict.fromkeys(sorted(known - set(asker.names.values())), AWAY))
-        to = {node: registered.names[node] for node in node_ids}
-        # a site that goes away at once is waited for like one that is not connected yet
+        asker.left_out.update(dict.fromkeys(sorted(client_names - set(asker.names.values())), AWAY))
+        recipients = {node: registered.names[node] for node in node_ids}
+        # a site that disconnects before its first answer is waited for like one that is not connected yet
         away = Away(wait_s=registered.wait_s, least=least)
-        ready = ship(asker, job, proxy_folder, to, shipped, away=away)
+        ready = ship(asker, job, proxy_folder, recipients, shipped, away=away)
         nodes = {registered.names[node]: node for node in ready}
     asker.names.update({node: name for name, node in nodes.items()})
     asker.enough(len(nodes), least, "set up", setting)
@@ -96,7 +98,7 @@ def set_up(
 
 
 def _least(job: FederationJob) -> tuple[int, str]:
-    """Return how many clients a round needs, and what says so."""
+    """Return how many clients a round needs, and the setting or rule that demands it."""
     needed = protection_of(job.protect).least_clients(job)
     return max(
         (job.federate.min_clients, "federate.min_clients"), (needed, "the threshold of a secure sum")
@@ -108,37 +110,37 @@ def _claimed(
     job: FederationJob,
     proxy_folder: Path,
     node_ids: list[int],
-    known: set[str],
+    client_names: set[str],
     shipped: dict[str, int],
 ) -> dict[str, int]:
-    """Set up nodes whose clients are unknown; send the proxy to each that alone claims a client's name."""
+    """Set up nodes that name their own clients; send the proxy to those that share no name with others."""
     claims: dict[int, str] = {}
     ready: list[int] = []
     lacking: dict[int, wire.Ready] = {}
-    plain = dict.fromkeys(node_ids, wire.encode_setup(job))
-    for node, answer in asker.ask(wire.SETUP, plain, "setup", wire.decode_ready):
+    requests = dict.fromkeys(node_ids, wire.encode_setup(job))
+    for node, answer in asker.ask(wire.SETUP, requests, "setup", wire.decode_ready):
         claims[node] = answer.client
         if answer.ready:
             ready.append(node)
         else:
             lacking[node] = answer
-    alone = {name for name, count in Counter(claims.values()).items() if count == 1} & known
-    to = {node: answer for node, answer in lacking.items() if answer.client in alone}
-    ready += ship(asker, job, proxy_folder, to, shipped)
-    return _bound(claims, ready, known)
+    unique_names = {name for name, count in Counter(claims.values()).items() if count == 1} & client_names
+    recipients = {node: answer for node, answer in lacking.items() if answer.client in unique_names}
+    ready += ship(asker, job, proxy_folder, recipients, shipped)
+    return _bound(claims, ready, client_names)
 
 
-def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict[str, int]:
-    """Return client name -> node, for each node that is ready and alone in claiming a client's name.
+def _bound(claims: Mapping[int, str], ready: list[int], client_names: set[str]) -> dict[str, int]:
+    """Return client name -> node, for each node that is ready and is the only one to claim that name.
 
-    If two nodes claim one name, neither gets it: nothing here tells which of them is the client.
+    If two nodes claim one name, neither gets it, because nothing here tells which of them is the client.
     """
     by_name: dict[str, list[int]] = {}
     for node, name in claims.items():
         by_name.setdefault(name, []).append(node)
     nodes = {}
     for name, claimants in sorted(by_name.items()):
-        if name not in known:
+        if name not in client_names:
             log.warning("setup: node %d is left out: no client is called %s", claimants[0], quoted(name))
         elif len(claimants) > 1:
             log.warning("setup: nodes %s are left out: all of them claim the name %s", claimants, name)
@@ -150,19 +152,20 @@ def _bound(claims: Mapping[int, str], ready: list[int], known: set[str]) -> dict
 def _wait_for_nodes(
     grid: Grid, job: FederationJob, registered: Registered | None, notes: WaitNotes | None
 ) -> list[int]:
-    """Return the nodes of all the job's clients, or those that are there once waiting is over.
+    """Wait for the nodes of all the job's clients; return the nodes that are connected when waiting ends.
 
-    Registered nodes: all, or `registered.wait_s` after as many as a round needs are connected; others wait
-    for `federate.timeout_s`. Raises `RoundAborted` if fewer are connected after `federate.timeout_s`.
+    It ends when all are connected. With `registered` it ends at the latest `registered.wait_s` after enough
+    for a round are connected, and otherwise after `federate.timeout_s`. Raises `RoundAborted` if fewer than
+    a round needs are connected after `federate.timeout_s`.
     """
-    known, (least, setting) = {client.name for client in job.clients}, _least(job)
+    client_names, (least, setting) = {client.name for client in job.clients}, _least(job)
     began, enough_since = time.monotonic(), None
     while True:
         nodes = sorted(grid.get_node_ids())
         if registered is not None:
-            nodes = [node for node in nodes if registered.names.get(node) in known]
+            nodes = [node for node in nodes if registered.names.get(node) in client_names]
         now = time.monotonic()
-        if len(nodes) >= len(known):
+        if len(nodes) >= len(client_names):
             return nodes
         enough_since = (enough_since or now) if len(nodes) >= least else None
         if registered is not None and enough_since is not None:
@@ -188,7 +191,7 @@ def _note_wait(
     began: float,
     enough_since: float | None,
 ) -> None:
-    """Note who is not connected yet: all that a round needs, or the others once enough are there."""
+    """Note which clients are not connected yet, and how long they are still waited for."""
     what = f"to connect; {len(nodes)} of {len(job.clients)} are here"
     names = _absent(job, nodes, registered) or ["clients"]
     if registered is not None and enough_since is not None:
@@ -198,8 +201,8 @@ def _note_wait(
 
 
 def _absent(job: FederationJob, nodes: list[int], registered: Registered | None) -> list[str]:
-    """Return the names of the job's clients without a node, sorted; none where nodes have no names yet."""
+    """Return the names of the job's clients without a node, sorted; empty while nodes have no names."""
     if registered is None:
         return []
-    here = {registered.names[node] for node in nodes}
-    return sorted(client.name for client in job.clients if client.name not in here)
+    connected = {registered.names[node] for node in nodes}
+    return sorted(client.name for client in job.clients if client.name not in connected)

@@ -1,7 +1,7 @@
-"""How long to wait before looking again: in proportion to how long one has waited already.
+"""Polling delays that grow with the time already waited.
 
-What comes soon is found soon, and what takes an hour is not asked for ten times a second. The answer to a
-message is seen at most a third of its own waiting time late, between two bounds.
+An answer that comes soon is seen soon, and one that takes an hour is not polled for ten times a second. The
+delay is a third of the time waited so far, between two bounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SHARE = 1 / 3
 
 
 def pause_s(waited_s: float, *, least_s: float, most_s: float) -> float:
-    """Return how long to sleep after having waited so long, in seconds from `least_s` to `most_s`.
+    """Return how long to sleep before the next poll, in seconds: a third of `waited_s`, within bounds.
 
     >>> [round(pause_s(waited, least_s=0.05, most_s=0.4), 2) for waited in (0, 0.3, 60)]
     [0.05, 0.1, 0.4]
@@ -23,7 +23,7 @@ def pause_s(waited_s: float, *, least_s: float, most_s: float) -> float:
 
 @dataclass(kw_only=True)
 class Patience:
-    """A polling delay that grows with the time waited; `come` resets it when something has arrived.
+    """A polling delay that grows with the time waited; call `come` when something has arrived.
 
     `least_s`, `most_s`: bounds of a pause, seconds.
     """
@@ -33,7 +33,7 @@ class Patience:
     _since: float = field(default_factory=time.monotonic)
 
     def come(self) -> None:
-        """Begin to wait anew."""
+        """Restart the wait, so that the next delay is short again."""
         self._since = time.monotonic()
 
     def pause_s(self) -> float:

@@ -1,7 +1,7 @@
-"""Record messages with a grid that wraps a grid; let a client write down its own state.
+"""Write all messages into the transcript, and let a client write its own state.
 
-With every engine all messages pass the server app's grid, and there they are written to the transcript. A
-client writes its own state into the folder that its settings name.
+With every engine, all messages pass through the server app's grid, which `WatchedGrid` wraps to record
+them. A client writes its own state into the folder that its settings name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedproxy_secure.wire.records import vector
 
 
 def recorder_of(job: FederationJob, first_round: int) -> Recorder | None:
-    """Return what writes the transcript from `first_round` on, or None if nothing is recorded."""
+    """Return the recorder of the transcript from `first_round` on, or None if nothing is recorded."""
     if not job.audit.record or job.audit.folder is None:
         return None
     recorder = Recorder(Path(job.audit.folder))
@@ -53,15 +53,15 @@ class WatchedGrid(GridAround):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Record the messages, pass them on, and return their ids."""
-        passed = []
+        outgoing = []
         for message in messages:
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
             self._note(kind, SERVER, self._name(node), message.content)
-            passed.append(message)
-        return self._grid.push_messages(passed)
+            outgoing.append(message)
+        return self._grid.push_messages(outgoing)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Yield replies one by one as they come, recorded."""
+        """Yield replies one by one as they arrive, and record each first."""
         for reply in self._grid.pull_messages(message_ids):
             node, kind = reply.metadata.src_node_id, reply.metadata.message_type
             if reply.has_error():
@@ -90,8 +90,9 @@ class WatchedGrid(GridAround):
 def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values and the arrays of Flower records by `record/key`; bytes become uint8 arrays.
 
-    Content that only a malicious party sends is kept in another form: numbers that are not finite become
-    text, since JSON has no such numbers, and arrays that are no vectors become the bytes received.
+    Of the bytes of the proxy only the hash is kept. Content that only a malicious party sends is kept in
+    another form: numbers that are not finite become text, since JSON has no such numbers, and arrays that
+    are not vectors become the bytes received.
     """
     values: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -99,19 +100,19 @@ def as_plain(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]
         for key, array in vectors.items():
             try:
                 arrays[f"{name}/{key}"] = vector(vectors, key)
-            except DataError:  # from a malicious party: keep its bytes, not what they claim to be
+            except DataError:  # from a malicious party: keep the bytes, not the array that they claim to be
                 arrays[f"{name}/{key}"] = _numbers(bytes(array.data))
     for name, record in content.config_records.items():
         for key, value in record.items():
-            place = f"{name}/{key}"
+            full_key = f"{name}/{key}"
             if isinstance(value, bytes) and name == wire.PART_DATA:
-                values[place] = hashlib.sha256(value).hexdigest()
+                values[full_key] = hashlib.sha256(value).hexdigest()
             elif isinstance(value, bytes):
-                arrays[place] = _numbers(value)
+                arrays[full_key] = _numbers(value)
             elif isinstance(value, list) and value and isinstance(value[0], bytes):
-                arrays |= {f"{place}/{i}": _numbers(part) for i, part in enumerate(value)}
+                arrays |= {f"{full_key}/{i}": _numbers(part) for i, part in enumerate(value)}
             else:
-                values[place] = _as_json(value)
+                values[full_key] = _as_json(value)
     return values, {k: v for k, v in arrays.items() if v.size}
 
 
@@ -122,16 +123,16 @@ def _numbers(raw: Any) -> np.ndarray:
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, list):
-        return [str(v) for v in value] if any(map(_is_no_number, value)) else value
-    return str(value) if _is_no_number(value) else value
+        return [str(v) for v in value] if any(map(_is_not_finite, value)) else value
+    return str(value) if _is_not_finite(value) else value
 
 
-def _is_no_number(value: Any) -> bool:
+def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def watched(client: LocalClient, job: FederationJob, index: int, proxy: Path) -> LocalClient:
-    """Return the client; with `audit.record` it writes its state to `audit.folder` after every round."""
+    """Return the client; with `audit.record`, it writes its state to `audit.folder` after every round."""
     if not job.audit.record:
         return client
     if job.audit.folder is None:

@@ -25,6 +25,7 @@ from fedproxy_secure.flower.recording import WatchedGrid, recorder_of
 from fedproxy_secure.flower.waiting import WaitNotes
 from fedproxy_secure.monitor.noting import note_round, set_up_noted
 from fedproxy_secure.protect.base import RoundResult, ServerRound, protection_of
+from fedproxy_secure.protect.rounds import run_round
 from fedproxy_secure.record.leakage import Ledger
 from fedproxy_secure.record.saved_rounds import STATE, note_unmasked, resumed, unmasked_for, with_remedy
 from fedproxy_secure.record.server_messages import note_adapter, note_proxy, proxy_noted_if_aborted
@@ -36,7 +37,7 @@ from fedproxy_secure.secagg.provision import load_roster
 log = logging.getLogger(__name__)
 app = ServerApp()
 
-# more files of a control folder, by which the simulation and deployment engines talk to the server app
+# more files of a control folder, through which the simulation and deployment engines talk to a server app
 PROXY = "proxy.path"
 INITIAL = "initial.safetensors"
 FINAL = "final.safetensors"
@@ -54,8 +55,8 @@ OnClient = Callable[[str], None]  # the name of a client that has trained
 def control_folder() -> Path:
     """Return the folder through which the server app talks with the process that submitted the run.
 
-    The variable names a file that has the path, because one SuperLink may serve several runs. It is no
-    setting of the run: these are told to every node.
+    The environment variable names a file that holds the path, because one SuperLink may serve several runs.
+    The path is not a setting of the run, because Flower sends a run's settings to every node.
     """
     return Path(Path(os.environ[CONTROL_VARIABLE]).read_text(encoding="utf-8"))
 
@@ -105,20 +106,20 @@ def serve(
 ) -> ServerState:
     """Run the job's rounds over a grid and return the last state.
 
-    With a `run_folder` the state is saved after every round, and a later call goes on from it with the same
-    result: every random choice depends on (seed, round) alone.
+    With a `run_folder`, the state is saved after every round. A later call resumes from it with the same
+    result, because every random choice depends on (seed, round) alone.
     Clients that fail, give an unusable answer, or stay silent longer than `federate.timeout_s` are left out
-    of the round. With `audit.record` the transcript goes to `audit.folder`.
+    of the round. With `audit.record`, the transcript goes to `audit.folder`.
 
-    A node says once which of the job's clients it is. A name that two nodes claim belongs to neither, and
-    afterwards a node speaks in its own name alone. With `registered`, a node that is not in that list, or
-    claims another name than its own, is left out. The clients of a round follow from the job's names, the
-    seed and the round, not from which nodes are connected.
+    Each node states at set-up which of the job's clients it is. If two nodes claim one name, neither gets
+    it, and after set-up a node's answers count for its own client only. With `registered`, a node that is
+    not in that list, or claims another name than its own, is left out. The cohort of a round follows from
+    the job's names, the seed and the round, not from which nodes are connected.
 
     Raises `RoundAborted` if fewer clients answer than `federate.min_clients`, or than a secure sum needs.
-    If clients reported what went wrong (a loss that is not finite, records that cannot be used), the first
-    of their errors is raised instead: it says what a person has to repair. With `one_machine`, where all
-    clients belong to the operator, such an error ends the run at once. The last good round stays saved.
+    If clients reported errors (a loss that is not finite, records that cannot be used), the first of these
+    is raised instead, because it says what a person has to repair. With `one_machine`, where all clients
+    belong to the operator, such an error ends the run at once. The last good round stays saved.
     """
     folder = None if run_folder is None else RunFolder(path=run_folder)
     state = initial if folder is None else resumed(folder, initial)
@@ -130,9 +131,9 @@ def serve(
     job = _checked(job, proxy_folder)
     notes = WaitNotes(run_folder)
     asker = Asker(grid, timeout_s=job.federate.timeout_s, one_machine=one_machine, notes=notes)
-    with set_up_noted() as found, proxy_noted_if_aborted(folder, state.round, found.shipped):
-        nodes = set_up(asker, grid, job, proxy_folder, registered, notes, shipped=found.shipped)
-        found.clients = len(nodes)
+    with set_up_noted() as setup, proxy_noted_if_aborted(folder, state.round, setup.shipped):
+        nodes = set_up(asker, grid, job, proxy_folder, registered, notes, shipped=setup.shipped)
+        setup.clients = len(nodes)
     federation = _Federation(
         job=job,
         folder=folder,
@@ -142,7 +143,7 @@ def serve(
         recorder=recorder,
         on_client=on_client,
     )
-    shipped = found.shipped
+    shipped = setup.shipped
     while state.round < job.federate.rounds:
         state, metrics = _one_round(federation, state, shipped)
         shipped = {}
@@ -156,10 +157,10 @@ class _Federation:
     """What is the same in all rounds of one call of `serve`.
 
     Args:
-        folder: where rounds are saved; None: nowhere.
-        nodes: the clients that are set up, by name.
-        unready: why clients could not be set up.
-        recorder: what writes the transcript; None: nothing does.
+        folder: where rounds are saved; None if they are not.
+        nodes: the node ids of the clients that are set up, by the clients' names.
+        unready: why clients could not be set up, by their names.
+        recorder: writes the transcript; None if there is no transcript.
     """
 
     job: FederationJob
@@ -172,11 +173,11 @@ class _Federation:
 
 
 def _checked(job: FederationJob, proxy_folder: Path) -> FederationJob:
-    """Return the job with its proxy. Raises `ConfigError` if a secure sum has clients without keys."""
+    """Return the job with its proxy. Raises `ConfigError` if clients of a secure sum have no keys."""
     from fedproxy_secure.federate.shared_proxy import with_proxy  # loads models
 
     job = with_proxy(job, proxy_folder)
-    if protection_of(job.protect).secure_sum:
+    if protection_of(job.protect).needs_keys:
         _check_roster(job)
     return job
 
@@ -184,9 +185,9 @@ def _checked(job: FederationJob, proxy_folder: Path) -> FederationJob:
 def _one_round(
     federation: _Federation, state: ServerState, shipped: Mapping[str, int]
 ) -> tuple[ServerState, Mapping[str, float]]:
-    """Run the round that comes after a state and save it; return the next state and the metrics.
+    """Run the round after `state` and save it; return the next state and the round's metrics.
 
-    `shipped`: bytes of the proxy that went out since the round before, for the round's ledger.
+    `shipped`: bytes of the proxy sent to each client since the previous round, for this round's ledger.
     """
     job, asker, nodes, began = federation.job, federation.asker, federation.nodes, time.perf_counter()
     asker.begin()
@@ -196,7 +197,7 @@ def _one_round(
     ledger = Ledger(round=state.round)
     note_proxy(ledger, shipped, had=nodes if state.round == 0 else ())
     note_adapter(ledger, cohort, sum(v.nbytes for v in (state.adapter, state.conflict) if v is not None))
-    own = ServerRound(
+    server_round = ServerRound(
         ask=_by_name(asker, cohort),
         job=job,
         state=state,
@@ -208,23 +209,21 @@ def _one_round(
         note_unmasked=partial(note_unmasked, federation.folder, state.round),
     )
     try:
-        result = protection_of(job.protect).run_round(own)
+        result = run_round(protection_of(job.protect), server_round)
     except FedProxyError as error:
         _note_abort(error, federation.folder, ledger, began=began)
         if isinstance(error, RoundAborted):
             asker.explain()
-            told = asker.explained(error)
-            raise type(told)(with_remedy(str(told), unmasked, list(nodes))) from error
+            explained = asker.explained(error)
+            raise type(explained)(with_remedy(str(explained), unmasked, list(nodes))) from error
         raise
-    if job.privacy.unit != "none":
-        result.metrics.pop("loss", None)  # clients keep their losses to themselves
     _save(federation, result, ledger, began=began)
     note_round(ledger, began=began, clients=len(result.clients))
     return result.state, result.metrics
 
 
 def _save(federation: _Federation, result: RoundResult, ledger: Ledger, *, began: float) -> None:
-    """Write a whole round into the transcript and the run's folder."""
+    """Write a finished round into the transcript and the run's folder."""
     state, clients, folder = result.state, list(result.clients), federation.folder
     if federation.recorder is not None:
         federation.recorder.note_state(
@@ -246,12 +245,12 @@ def _cohort(
     unready: Mapping[str, str],
     unmasked: Collection[str] | None,
 ) -> dict[str, int]:
-    """Return the nodes of those clients of a round that are connected; note why others are left out.
+    """Return the node ids of a round's clients that are set up; note why its other clients are left out.
 
     Args:
         chosen: the clients that the round is meant for.
         unready: why clients could not be set up.
-        unmasked: for whom an earlier attempt at the round was unmasked; None: there was none.
+        unmasked: the clients in an earlier attempt's unmasked sum; None if no attempt was unmasked.
     """
     present = [name for name in chosen if name in nodes]
     cohort = {name: nodes[name] for name in present if unmasked is None or name in unmasked}
@@ -268,7 +267,7 @@ def _note_abort(error: FedProxyError, folder: RunFolder | None, ledger: Ledger, 
 
 
 def _check_roster(job: FederationJob) -> None:
-    """Raise `ConfigError` unless every client of the job is in the roster."""
+    """Raise `ConfigError` unless `protect.keys` has a roster with every client of the job."""
     if job.protect.keys is None:
         raise ConfigError(f"protect.keys: must name the folder with {ROSTER}")
     roster = load_roster(Path(job.protect.keys))
@@ -279,7 +278,7 @@ def _check_roster(job: FederationJob) -> None:
 
 
 def _enough(asker: Asker, job: FederationJob, round_number: int) -> Callable[[int], None]:
-    """Return a check that raises `RoundAborted`, or the first client's own error, for too few answers."""
+    """Return a check of a round's number of answers, which raises an error if it is too small."""
     least, what = job.federate.min_clients, f"answered in round {round_number}"
     return lambda count: asker.enough(count, least, what, "federate.min_clients")
 
@@ -287,7 +286,7 @@ def _enough(asker: Asker, job: FederationJob, round_number: int) -> Callable[[in
 def _by_name(
     asker: Asker, nodes: Mapping[str, int]
 ) -> Callable[[str, Mapping[str, RecordDict], str], Iterator[tuple[str, RecordDict]]]:
-    """Return `Asker.ask` with clients' names in place of node ids; absent clients are not asked."""
+    """Return `Asker.ask` by clients' names in place of node ids; clients without a node are not asked."""
     names = {node: name for name, node in nodes.items()}
 
     def ask(kind: str, contents: Mapping[str, RecordDict], group: str) -> Iterator[tuple[str, RecordDict]]:

@@ -1,14 +1,15 @@
 """Send the proxy in parts to the clients that lack it.
 
-A client says how many bytes have come, and is sent the next ones. What it has lies on its disk, so that a
-cut line, a node that was started again and a server that was started again cost one part each (two of a
-traced proxy, whose client is not believed before its first part). A site that cannot be reached is waited
-for, while the others get theirs.
+A client says how many bytes it has, and is sent the next ones. It keeps them on its disk, so that a lost
+connection, a restarted node or a restarted server costs one part each (two of a traced proxy, whose client
+cannot say how many it has before its first part). The server waits for a site that it cannot reach, while
+the others get their parts.
 
-Guarantees: the server holds one part in memory for each client. A client is left out if it takes nothing
-for `federate.timeout_s`, brings nothing forward in `MOST_IDLE` requests in a row, has less than before more
-than `MOST_ANEW` times, gives another name, or reports an error. Whatever clients answer, set-up and sending
-end after `federate.timeout_s` and the time that the proxy takes at `LEAST_RATE`.
+Guarantees: the server holds in memory one part for each client, and the marked rows of a traced proxy. A
+client is left out if it takes nothing for `federate.timeout_s`, makes no progress in `MOST_IDLE` requests
+in a row, has less than before more than `MOST_ANEW` times, gives another name, or reports an error.
+Whatever clients answer, set-up and sending end after `federate.timeout_s` and the time that the proxy takes
+at `LEAST_RATE`.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from fedproxy_secure.tracing.key import trace_key
 
 log = logging.getLogger(__name__)
 GROUP = "setup"
-# for five sites on two cores half of this took twice as long, and twice of it took as long
+# measured with five sites on two cores: half of this took twice as long, twice of it took just as long
 PART_BYTES = 2**21
 LEAST_RATE = 2**16  # bytes a second; the 0.5 Mbit/s of a bad line
-SILENT_S = 120.0  # after which a request is taken for lost, or after half of `federate.timeout_s`
-EACH_SILENT_S = 10.0  # and as much longer for each site: one machine may play them all, one after another
-AFTER_LOSS_S = 1.0  # how long a node that was lost is left alone at least
-MOST_IDLE = 50  # requests in a row that bring nothing forward
+SILENT_S = 120.0  # a request counts as lost after this time, or after half of `federate.timeout_s`
+EACH_SILENT_S = 10.0  # added to it for each site: one machine may play them all, one after another
+AFTER_LOSS_S = 1.0  # the shortest pause after a lost request
+MOST_IDLE = 50  # requests in a row without progress
 MOST_ANEW = 3  # times that a client may have less than before, because its disk was emptied
 
 
 @dataclass(frozen=True, kw_only=True)
 class Away:
-    """How long sites are waited for that went away before their first answer, seconds.
+    """How long to wait for sites that disconnected before their first answer.
 
-    `wait_s` counts once as many clients as a round needs, `least`, have the proxy.
+    The wait is `wait_s`, in seconds, once `least` clients, as many as a round needs, have the proxy.
     """
 
     wait_s: float
@@ -53,24 +54,24 @@ class Away:
 
 @dataclass(kw_only=True)
 class _Site:
-    """A node on its way to the proxy.
+    """A node that is being sent the proxy.
 
     Args:
-        has: bytes that it has.
-        tells: whether its answer to a set-up says how many bytes it has; not of a copy of its own.
+        has: how many bytes it has.
+        tells: whether its answer to a set-up says how many bytes it has; false for a traced proxy.
         idle: requests since `has` grew.
         anew: how often it had less than before.
-        last: what became of the latest request.
-        sent: the id of the request under way, if there is one, sent at `sent_at`.
-        goal: bytes that it has once it has taken the part under way.
-        limit: the most that it may have from an earlier run, until it has said what it has; else 0.
-        set_up: whether the next request, not before `ask_at`, is to set it up, for the first time or again.
+        last: the outcome of the latest request, as text.
+        sent: the id of the request under way, sent at `sent_at`; None if there is none.
+        goal: how many bytes it has once it has taken the part under way.
+        limit: the most bytes that it may have from an earlier run, until it has said how many; then 0.
+        set_up: whether the next request, not before `ask_at`, is a set-up, the first one or another.
         answered: whether it has answered a set-up.
-        silences: how many requests were taken for lost because no answer came.
+        silences: how many requests counted as lost because no answer came.
         progress_at: when it last took a part; before the first, when it was set up.
-        away_since: since when it is not connected, None while it is.
+        away_since: since when it is not connected; None while it is.
 
-    Times are of the monotonic clock, seconds.
+    Times are of the monotonic clock, in seconds.
     """
 
     node: int
@@ -93,17 +94,17 @@ class _Site:
     away_since: float | None = None
 
     def lost(self, why: str) -> None:
-        """Note that no answer will come: where it stands must be asked again."""
+        """Note that no answer will come; after a pause, a set-up asks how many bytes the node has."""
         log.warning("%s: %s: %s; it is asked again", GROUP, self.client, why)
         self.sent, self.set_up, self.ask_at = None, True, time.monotonic() + AFTER_LOSS_S
         self.idle, self.last = self.idle + 1, why
 
     def seen(self, connected: bool) -> None:
-        """Note whether it is connected."""
+        """Note whether the node is connected."""
         self.away_since = None if connected else self.away_since or time.monotonic()
 
     def says(self, has: int) -> None:
-        """Take the client's word for how many bytes it has, unless that is more than it was sent."""
+        """Note how many bytes the client says it has, unless that is more than it was sent."""
         was_set_up, self.set_up = self.set_up, False
         if was_set_up and not self.tells:
             return
@@ -130,11 +131,11 @@ def ship(
     """Send the proxy's files to nodes until each has them all; return the nodes that have them.
 
     Args:
-        proxy: the proxy's folder. Each client gets a copy of its own if it is traced.
-        to: what each node answered to its set-up, or the name of its client if it is not set up yet.
-        shipped: by client's name, how many bytes of the proxy were sent to it, repeats included; filled in
-            here, also for clients that are left out, and if this raises.
-        away: for how long sites that are not set up yet may be away; None: as long as all others.
+        proxy: the proxy's folder. If the proxy is traced, each client gets its own copy.
+        to: each node's answer to its set-up, or its client's name if it is not set up yet.
+        shipped: gets the bytes of the proxy that were sent, repeats included, by client's name; also for
+            clients that are left out, and if this raises.
+        away: how long sites that are not set up yet may be away; None for as long as all others.
     """
     sites = {node: _site(job, proxy, node, answer) for node, answer in to.items()}
     under_way, done = list(sites.values()), list[int]()
@@ -143,9 +144,9 @@ def ship(
     silent_s = min(SILENT_S + EACH_SILENT_S * len(sites), asker.timeout_s / 2)
     patience = Patience(least_s=SOON_S, most_s=POLL_S)
     while under_way:
-        over = time.monotonic() > began + most_s
-        lost = any(site.set_up and site.sent is None for site in under_way)
-        connected = asker.connected() if lost else None
+        timed_out = time.monotonic() > began + most_s
+        any_lost = any(site.set_up and site.sent is None for site in under_way)
+        connected = asker.connected() if any_lost else None
         for site in list(under_way):
             if site.sent is None:
                 site.seen(connected is None or site.node in connected)
@@ -155,19 +156,19 @@ def ship(
                 if _ends(asker, site, answer, done):
                     under_way.remove(site)
                     continue
-                _ask_next(asker, job, site, shipped, away=site.set_up)  # who was lost may be away
+                _ask_next(asker, job, site, shipped, away=site.set_up)  # after a loss, it may be away
             elif time.monotonic() - site.sent_at > silent_s * 2**site.silences:
                 site.lost(f"no answer in {silent_s * 2**site.silences:.0f} s")
-                site.silences += 1  # it may need longer than that
+                site.silences += 1  # the next request gets twice the time
             enough = away is not None and len(done) >= away.least
             wait_s = away.wait_s if enough and away is not None else asker.timeout_s
-            if (why := _gives_up(site, asker.timeout_s, wait_s=wait_s, over=over)) is not None:
+            if (why := _gives_up(site, asker.timeout_s, wait_s=wait_s, timed_out=timed_out)) is not None:
                 asker.leave_out(GROUP, site.node, why)
                 under_way.remove(site)
         if under_way:
-            came, what = sum(site.has for site in sites.values()), GROUP
+            arrived, what = sum(site.has for site in sites.values()), GROUP
             if any(site.answered for site in sites.values()):
-                what = f"{GROUP}, {came / 1e6:.1f} of {size / 1e6:.1f} MB of the proxy have arrived"
+                what = f"{GROUP}, {arrived / 1e6:.1f} of {size / 1e6:.1f} MB of the proxy have arrived"
             asker.notes.note(what, [s.client for s in under_way], began=began, timeout_s=most_s)
             time.sleep(patience.pause_s())
     asker.notes.over()
@@ -175,17 +176,17 @@ def ship(
 
 
 def _site(job: FederationJob, proxy: Path, node: int, answer: wire.Ready | str) -> _Site:
-    """Return a node with what it has answered to its set-up; by its client's name if it is to be set up."""
+    """Return a node's state by its answer to a set-up, or by its client's name if it has none yet."""
     answered = not isinstance(answer, str)
     client = answer if isinstance(answer, str) else answer.client
     offer, tells = _offer(job, proxy, client), job.marks is None
-    said = None if isinstance(answer, str) or not tells else answer.has
+    has = None if isinstance(answer, str) or not tells else answer.has
     return _Site(
         node=node,
         client=client,
         offer=offer,
-        has=0 if said is None else min(said, offer.size),
-        limit=offer.size if said is None else 0,
+        has=0 if has is None else min(has, offer.size),
+        limit=offer.size if has is None else 0,
         tells=tells,
         set_up=not answered,
         answered=answered,
@@ -193,7 +194,7 @@ def _site(job: FederationJob, proxy: Path, node: int, answer: wire.Ready | str) 
 
 
 def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]) -> bool:
-    """Take a node's answer; return whether it needs nothing more, or is left out."""
+    """Take a node's answer; return whether nothing more is sent: it has the proxy, or is left out."""
     site.sent, ready = None, answer.value
     if answer.lost or answer.forgot:
         site.lost(answer.lost or "it was started again")
@@ -213,37 +214,37 @@ def _ends(asker: Asker, site: _Site, answer: Answer[wire.Ready], done: list[int]
     return False
 
 
-def _gives_up(site: _Site, timeout_s: float, *, wait_s: float, over: bool) -> str | None:
-    """Return why a node is left out that gets no further, None for others.
+def _gives_up(site: _Site, timeout_s: float, *, wait_s: float, timed_out: bool) -> str | None:
+    """Return why a node that makes no progress is left out, or None if it is not.
 
-    `wait_s`: how long it may be away before it has answered. `over`: no time is left.
+    `wait_s`: how long it may be away before it has answered. `timed_out`: no time is left.
     """
     now = time.monotonic()
     if not site.answered:
         if site.away_since is not None and now - site.away_since > wait_s:
             return "is not connected"
-        if over or now - site.progress_at > timeout_s:
+        if timed_out or now - site.progress_at > timeout_s:
             return f"did not answer its set-up in {timeout_s:g} s (federate.timeout_s); {site.last}"
-    took = f"took {site.has:,} of {site.offer.size:,} bytes of the proxy"
+    progress = f"took {site.has:,} of {site.offer.size:,} bytes of the proxy"
     if site.idle > MOST_IDLE:
-        return f"{took} and no more in {MOST_IDLE} requests; {site.last}"
+        return f"{progress} and no more in {MOST_IDLE} requests; {site.last}"
     if site.anew > MOST_ANEW:
-        return f"{took}, and lost what it had received {site.anew} times"
-    if over or now - site.progress_at > timeout_s:
-        return f"{took} before it timed out (federate.timeout_s={timeout_s:g})"
+        return f"{progress}, and lost what it had received {site.anew} times"
+    if timed_out or now - site.progress_at > timeout_s:
+        return f"{progress} before it timed out (federate.timeout_s={timeout_s:g})"
     return None
 
 
 def _ask_next(
     asker: Asker, job: FederationJob, site: _Site, shipped: dict[str, int], *, away: bool
 ) -> None:
-    """Send a node its next part, or ask where it stands; not while it is away, or was lost just now."""
+    """Send a node its next part, or set it up; not while it is away, busy, or in the pause after a loss."""
     if away or site.sent is not None or time.monotonic() < site.ask_at:
         return
     if site.set_up:
         kind, content = wire.SETUP, wire.encode_setup(job)
     else:
-        # all bytes may be there without the proxy: its client was stopped while it put it in place
+        # a client that was stopped while it put the proxy in place has all bytes; it gets the last again
         at, offer = min(site.has, site.offer.size - 1), site.offer
         data = offer.read(at, PART_BYTES)
         site.goal = at + len(data)
@@ -257,7 +258,7 @@ def _ask_next(
 
 
 def _offer(job: FederationJob, proxy: Path, client: str) -> Offer:
-    """Return the proxy as a client is sent it: with the client's own marks if it is traced."""
+    """Return the proxy as it is sent to a client: with the client's own marks if it is traced."""
     if job.marks is None:
         return Offer.of(proxy)
     file, changed = own_bytes(proxy, job.marks, trace_key(proxy), client)

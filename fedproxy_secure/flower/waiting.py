@@ -2,8 +2,8 @@
 
 waits.json      in the control folder, while a server app waits: for what, for whom, since when, until when
 
-Names are those of the owner's own list, or node ids; what clients wrote is bounded and printable before it
-gets here (`flower.asking`).
+Names come from the owner's own list, or are node ids. Text that clients wrote is already bounded and
+printable (`flower.asking`).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Wait:
     until: float
 
     def save(self, folder: Path) -> None:
-        """Write it into a control folder, whole or not at all; in place of an earlier one."""
+        """Write this wait into a control folder, whole or not at all, in place of an earlier one."""
         write_bytes(folder / WAITS, json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Wait | None:
-        """Return what was noted last in a control folder; None if nothing was, or it cannot be read now."""
+        """Return the wait noted in a control folder; None if there is none, or it cannot be read now."""
         try:
             raw = json.loads((folder / WAITS).read_bytes())
         except OSError:
@@ -57,23 +57,23 @@ class Wait:
         return cls(**{**raw, "names": tuple(raw["names"])})
 
     def sentence(self, now: float) -> str:
-        """Return it as one line, at the time `now` (seconds since the epoch).
+        """Return this wait as one line, at the time `now` (seconds since the epoch).
 
         >>> Wait(what="setup", names=("bank",), since=0, until=120).sentence(30)
         'has waited 30 s for bank (setup), and waits at most 90 s more'
         """
-        since, left = (duration(max(0.0, s)) for s in (now - self.since, self.until - now))
-        return f"has waited {since} for {listed(self.names)} ({self.what}), and waits at most {left} more"
+        waited, left = (duration(max(0.0, s)) for s in (now - self.since, self.until - now))
+        return f"has waited {waited} for {listed(self.names)} ({self.what}), and waits at most {left} more"
 
 
 class WaitNotes:
-    """Notes waits in a folder, one every `every_s` seconds at most; without a folder nothing is noted."""
+    """Writes waits into a folder, at most one every `every_s` seconds; without a folder it writes none."""
 
     def __init__(self, folder: Path | None, *, every_s: float = NOTED_EVERY_S) -> None:
         self._folder, self._every_s, self._noted = folder, every_s, time.monotonic()
 
     def note(self, what: str, names: Sequence[str], *, began: float, timeout_s: float) -> None:
-        """Note that these clients are waited for since `began` (monotonic time), for `timeout_s` in all."""
+        """Note a wait for these clients, from `began` (monotonic time) on and for at most `timeout_s`."""
         now = time.monotonic()
         if self._folder is None or min(now - began, now - self._noted) < self._every_s:
             return
@@ -81,7 +81,7 @@ class WaitNotes:
         wait = Wait(what=what, names=tuple(sorted(names)), since=since, until=since + timeout_s)
         try:
             wait.save(self._folder)
-        except RunFolderError as error:  # a note for a person, which must not end a run
+        except RunFolderError as error:  # the note is only for people; failing to write it ends no run
             log.warning("a wait is not noted: %s", error)
 
     def over(self) -> None:
@@ -92,7 +92,7 @@ class WaitNotes:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names as people list them; from the ninth on they are counted.
+    """Return names as one text, separated by commas; from the ninth on they are only counted.
 
     >>> listed(["bank", "clinic"])
     'bank, clinic'
@@ -102,7 +102,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def with_reasons(line: str, left_out: Mapping[str, str]) -> str:
-    """Return an error's line with the clients that were left out, and why each was.
+    """Return an error's line, followed by the clients that were left out, each with the reason.
 
     >>> with_reasons("1 client answered: must be >= 2", {"bank": "did not answer in 60 s"})
     '1 client answered: must be >= 2; left out: bank (did not answer in 60 s)'

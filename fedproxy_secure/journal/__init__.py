@@ -1,4 +1,5 @@
 """A client's journal: the record, on its own disk, of what it has answered.
 
-Nothing that must happen only once rests on Flower's state.
+Whatever a client must do only once is recorded here; Flower's state is not relied on for it. `rounds` has
+the class `Journal`, `store` its file.
 """

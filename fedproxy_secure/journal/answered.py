@@ -1,6 +1,6 @@
-"""Progress of the newest run in a client's journal, for the status page and metrics.
+"""The progress of the newest run in a client's journal, for the status page and metrics.
 
-It only reads: nothing here grants an answer, and nothing that it returns is secret.
+This module only reads: it never grants an answer, and nothing that it returns is secret.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from fedproxy_secure.journal.store import reading
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """What a journal says of the run that it last took part in.
+    """The progress of the run in which a client took part last.
 
     Attributes:
         round: the last round that was begun, from 0.
-        opened: how many rounds were unmasked with this client's help.
-        cohort: how many clients the last round is meant for.
+        opened: how many rounds of the run were unmasked with this client's help.
+        cohort: the number of clients in the last round's cohort.
         complete: whether the last round was unmasked.
     """
 
@@ -31,13 +31,13 @@ class Answered:
 
 
 def answered(journal: Journal) -> Answered | None:
-    """Return what a journal says of its newest run, all of one moment; None before the first round.
+    """Return the progress of a journal's newest run, read in one transaction; None before the first round.
 
-    Raises `ProtocolAborted` for a file that is no database, `DataError` for one whose tables say what no
+    Raises `ProtocolAborted` for a file that is no database, `DataError` for one with contents that no
     journal writes.
     """
     with reading(journal.file) as database:
-        database.execute("BEGIN")  # one state, whatever is written between the questions
+        database.execute("BEGIN")  # all queries read one state, whatever is written meanwhile
         newest = database.execute("SELECT run, round FROM attempts ORDER BY rowid DESC LIMIT 1").fetchone()
         if newest is None:
             return None

@@ -2,12 +2,15 @@
 
     NAME.sequence    20 digits, mode 0600, beside NAME.journal
 
-Flower's state remembers the same number, but a server opens as many of Flower's runs as it likes, each with
-a state that remembers nothing. This file is every run's.
+`begin` creates the file, `note` records a write, and `remembered` returns the number, which
+`Journal.check_not_older` compares with the journal's own.
 
-Guarantees: the number never falls, whichever processes write it, and it is on the disk when `note` returns,
-which is before an answer leaves. It is never above the journal's own, unless an older copy has taken the
-journal's place. Not guaranteed: anything after both files are put back together, such as with the folder.
+Guarantees: the number never falls, whichever processes write it. It is on the disk when `note` returns,
+which is before an answer leaves. It is above the journal's own number only if an older copy has replaced
+the journal. Not guaranteed: anything after both files are replaced together, such as with their folder.
+
+Why a file: Flower's state remembers the same number, but a server can start any number of Flower runs, each
+with an empty state. All runs share this file.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def sequence_file(journal: Path) -> Path:
 
 
 def begin(journal: Path) -> None:
-    """Create the file with the number 0 for a new journal; keep a file that exists.
+    """Create a new journal's file with the number 0; leave a file that exists as it is.
 
     Raises `ConfigError` if the folder cannot be written.
     """
@@ -46,20 +49,20 @@ def begin(journal: Path) -> None:
 
 
 def note(journal: Path, sequence: int) -> None:
-    """Remember that the journal was written so many times, unless more is remembered.
+    """Record that the journal was written `sequence` times; keep the recorded number if it is larger.
 
     Raises `ProtocolAborted` if the file is missing or damaged, or cannot be written.
     """
     file = sequence_file(journal)
-    with _aborting(file), file.open("r+b") as kept:
-        fcntl.flock(kept, fcntl.LOCK_EX)
-        if _number(kept.read()) < sequence:
-            os.pwrite(kept.fileno(), b"%0*d" % (DIGITS, sequence), 0)
-            os.fsync(kept.fileno())
+    with _aborting(file), file.open("r+b") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        if _number(opened.read()) < sequence:
+            os.pwrite(opened.fileno(), b"%0*d" % (DIGITS, sequence), 0)
+            os.fsync(opened.fileno())
 
 
 def remembered(journal: Path) -> int:
-    """Return how many times the journal was written, as far as the second file knows.
+    """Return how many times the journal was written, according to this file.
 
     Raises `ProtocolAborted` if the file is missing or damaged.
     """

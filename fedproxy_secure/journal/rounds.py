@@ -1,21 +1,28 @@
 """The rounds and steps that a client may still answer: each step once, each round on one set of terms.
 
 A **run** is what server and clients agreed on (`FederationJob.agreed_sha256`), a **round** one step of its
-training, an **attempt** one try at a round. The newest attempt is the one under way; beginning another ends
-it. Every method that grants something writes it to the disk, in one transaction, before it returns. So of
-two messages that arrive at once only one is granted, whichever processes read them, in whichever order.
+training, an **attempt** one try at a round. The newest attempt is the one under way; beginning another
+attempt ends it. A client calls these methods of `Journal` before it answers, and answers only if they
+return:
 
-    begin    (run, round, attempt) is newer than all before; the round's clip, broadcast and cohort are
-             those it was first asked with
-    take     a step of the attempt under way that was never taken, while no other step is being answered
-    put      the attempt is still the one under way: only then may the answer leave
-    release  the round was unmasked for these survivors or for none; the attempt is over
+    begin    grants an attempt that is newer than all before it in its run, with the clip, broadcast and
+             cohort of the round's first attempt
+    take     grants a step of the attempt under way that was never taken, while no other step is computed
+    put      ends a step; grants its answer if the attempt is still under way
+    release  grants the last step, if the round was unmasked for the same survivors or not at all, and ends
+             the attempt
 
-Guarantees, as long as the file is kept: a client answers each step of an attempt once; all attempts at a
-round share its clip, its broadcast adapter, its cohort and what this client sends; all its sums that this
-client helped to unmask have the same survivors. With one policy and one seed there is one run. Not
-guaranteed: anything after the file is replaced by an older copy together with the second file that
-remembers how new it was (`check_not_older`).
+Guarantees, as long as the file is kept: a client answers each step of an attempt once. All attempts at a
+round have the same clip, broadcast adapter and cohort, and this client sends the same values in all of
+them. All sums of a round that this client helped to unmask have the same survivors. With one policy and one
+seed there is one run.
+
+Not guaranteed: anything after the file is replaced by an older copy together with the second file, which
+records how often it was written (`check_not_older`).
+
+Why this holds: a method that grants something writes that to the disk, in one transaction, before it
+returns. So of two messages that arrive at once only one is granted, whichever processes read them, in
+whichever order.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ from fedproxy_secure.journal.store import check_journal, journal_file, reading, 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """The request by which a server begins an attempt; `context` is the terms' hash, 32 bytes."""
+    """A server's request to begin an attempt; `context` is the hash of its terms, 32 bytes."""
 
     run: str
     round: int
@@ -46,7 +53,11 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """One client's journal. Raises `ConfigError` if the file is missing, open to others or not its own."""
+    """One client's journal, in the folder of its key.
+
+    Raises `ConfigError` if the file is missing, readable by other users or another client's, and
+    `ProtocolAborted` if it is damaged.
+    """
 
     folder: Path
     client: str
@@ -60,7 +71,7 @@ class Journal:
         return journal_file(self.folder, self.client)
 
     def sequence(self) -> int:
-        """Return how many times the journal was written; a newer state has a larger number."""
+        """Return how often the journal was written; a newer state has a larger number."""
         with reading(self.file) as database:
             return int(database.execute("SELECT sequence FROM journal").fetchone()[0])
 
@@ -69,12 +80,14 @@ class Journal:
     ) -> None:
         """Raise `ProtocolAborted` if the journal or the privacy ledger was replaced by an older copy.
 
-        The journal's own number must not be smaller than the one in the file beside it, nor than
-        `sequence`, the last one that Flower's state saw.
-        `ledger_events`: counts the events in the privacy ledger of `run`; there must not be fewer than the
-        journal remembers. It is called after the journal was read, since both may grow meanwhile.
+        Args:
+            sequence: the last `sequence` that Flower's state saw. The journal's must not be below it, nor
+                below the number in the file beside the journal.
+            run: whose privacy ledger is checked.
+            ledger_events: counts the events in that ledger, which must not be fewer than the journal
+                recorded. It is called after the journal was read, because both may grow meanwhile.
         """
-        # before the journal's own, which may grow meanwhile
+        # read before the journal's own number, which may grow meanwhile
         sequence = max(sequence, newest.remembered(self.file))
         with reading(self.file) as database:
             own = database.execute("SELECT sequence FROM journal").fetchone()[0]
@@ -90,7 +103,7 @@ class Journal:
             )
 
     def note_ledger(self, *, run: str, events: int) -> None:
-        """Remember how many events the privacy ledger of a run has."""
+        """Record how many events the privacy ledger of a run has; a larger recorded number stays."""
         with writing(self.file) as database:
             database.execute(
                 "INSERT INTO ledgers VALUES (?, ?)"
@@ -99,10 +112,10 @@ class Journal:
             )
 
     def agree(self, *, policy: bytes, seed: int, run: str, roster_sha256: bytes) -> None:
-        """Bind a policy and a seed to the run and the roster that are first asked for under them.
+        """Bind a policy and a seed to the first run and roster that are asked for under them.
 
-        Raises `ProtocolAborted` for another run, which would give a server any number of extra rounds, or
-        another roster, whose new members could outnumber the honest clients in the middle of a run.
+        Raises `ProtocolAborted` for another run, because each would give a server extra rounds, and for
+        another roster, because new members could outnumber the honest clients in the middle of a run.
         """
         with writing(self.file) as database:
             database.execute(
@@ -122,10 +135,10 @@ class Journal:
                 )
 
     def begin(self, asked: Attempt) -> None:
-        """Grant an attempt and end the one before.
+        """Grant an attempt, with its first step being computed, and end the attempt under way.
 
-        Raises `ProtocolAborted` unless it is newer than all attempts of its run, and the round's clip,
-        broadcast adapter and cohort are those of the round's first attempt.
+        Raises `ProtocolAborted` unless it is newer than all attempts of its run and has the clip, broadcast
+        adapter and cohort of the round's first attempt.
         """
         with writing(self.file) as database:
             seen = database.execute(
@@ -163,9 +176,9 @@ class Journal:
             database.execute("INSERT INTO current VALUES (?, 1)", (asked.context,))
 
     def put(self, context: bytes, kept: Mapping[str, bytes]) -> None:
-        """Keep what the next step needs; the answer of this one may leave when this has returned.
+        """Store what the next step needs; after that, the answer to the current step may leave.
 
-        Raises `ProtocolAborted` if the attempt is not under way any more: the answer must not leave.
+        Raises `ProtocolAborted` if the attempt is no longer under way; the answer must then not leave.
         """
         with writing(self.file) as database:
             changed = database.execute(
@@ -176,10 +189,10 @@ class Journal:
             database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", kept.items())
 
     def take(self, step: str) -> dict[str, bytes]:
-        """Consume a step of the attempt under way and return what was kept for it, which is forgotten.
+        """Grant a step of the attempt under way; return what `put` stored for it, and delete that.
 
-        Raises `ProtocolAborted` if no attempt is under way, another step is being answered, or this one
-        was asked for before.
+        Raises `ProtocolAborted` if no attempt is under way, another step is being computed, or this step
+        was taken before.
         """
         with writing(self.file) as database:
             row = database.execute("SELECT context, busy FROM current").fetchone()
@@ -202,7 +215,7 @@ class Journal:
     def check_survivors(
         self, *, run: str, round: int, survivors: Sequence[str], refuse_differencing: bool
     ) -> None:
-        """Raise `ProtocolAborted` if `release` would be refused now."""
+        """Raise `ProtocolAborted` if `release` would now refuse these survivors."""
         with reading(self.file) as database:
             sums.check_survivors(database, run, round, sorted(survivors), refuse_differencing)
 
@@ -216,11 +229,20 @@ class Journal:
         refuse_differencing: bool,
         once: bool = False,
     ) -> None:
-        """Write down for whom the round is unmasked, and end the attempt; the answer may leave after it.
+        """Record for whom the round is unmasked, and end the attempt; after that, the answer may leave.
 
-        Raises `ProtocolAborted` if the round was unmasked for others, if the attempt is not under way any
-        more, with `refuse_differencing` if any earlier sum was over one client more or one less, and with
-        `once` if the round was unmasked at all: where weights differ between attempts, so do their sums.
+        Args:
+            context: of the attempt.
+            run: of the attempt.
+            round: of the attempt.
+            survivors: the clients whose vectors are in the sum.
+            refuse_differencing: whether to refuse survivors that differ by one client from those of any
+                earlier sum.
+            once: whether to refuse a round that was unmasked before: its weights may differ between
+                attempts, and so its sums.
+
+        Raises `ProtocolAborted` if the attempt is no longer under way, the round was unmasked for other
+        survivors, or one of the refusals applies.
         """
         names = sorted(survivors)
         with writing(self.file) as database:
@@ -232,10 +254,10 @@ class Journal:
             _end(database)
 
     def open_once(self, *, run: str, round: int) -> None:
-        """Consume the one opening of a round's cosines.
+        """Grant the decryption of a round's cosines, once.
 
-        Raises `ProtocolAborted` if they were opened in an earlier attempt: whether products that a server
-        made up can be opened tells something of the vectors in them.
+        Raises `ProtocolAborted` if they were decrypted before. Whether products that a server made up
+        can be decrypted tells something about the vectors in them.
         """
         with writing(self.file) as database:
             try:
@@ -246,31 +268,32 @@ class Journal:
     def keep_sent(
         self, context: bytes, *, run: str, round: int, values: Mapping[str, bytes]
     ) -> dict[str, bytes]:
-        """Keep what this client adds to a round's sums, the same in all attempts; return what is kept.
+        """Store what this client adds to a round's sums, and return what it must add in every attempt.
 
-        What an earlier attempt kept stays: a second set of values, from training that does not repeat to
-        the bit, would show in the difference of two sums. Rounds before the last are forgotten.
+        Values that an earlier attempt stored stay and are returned. Training may not repeat to the bit, and
+        a second set of values would show in the difference of two sums. Values of rounds before the
+        previous one are deleted.
 
-        Raises `ProtocolAborted` if the attempt is not under way any more.
+        Raises `ProtocolAborted` if the attempt is no longer under way.
         """
         with writing(self.file) as database:
             _check_under_way(database, context, "its update")
             return sums.keep_sent(database, run, round, values)
 
     def sent(self, *, run: str, round: int) -> dict[str, bytes]:
-        """Return what `keep_sent` kept for a round; empty if nothing is left."""
+        """Return the values that `keep_sent` stored for a round; empty if there are none."""
         with reading(self.file) as database:
             return sums.sent(database, run, round)
 
 
 def _check_under_way(database: sqlite3.Connection, context: bytes, what: str) -> None:
-    """Raise `ProtocolAborted` unless this attempt is the one under way, and a step of it is computed."""
+    """Raise `ProtocolAborted` unless this attempt is under way and a step of it is being computed."""
     row = database.execute("SELECT busy FROM current WHERE context = ?", (context,)).fetchone()
     if row != (1,):
         raise ProtocolAborted(f"attempt: ended while {what} was computed")
 
 
 def _end(database: sqlite3.Connection) -> None:
-    """Forget the attempt under way and everything that was kept for its next step."""
+    """End the attempt under way, and delete what was stored for its next step."""
     database.execute("DELETE FROM current")
     database.execute("DELETE FROM kept")

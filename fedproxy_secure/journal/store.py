@@ -1,9 +1,11 @@
-"""The journal's file: one SQLite database beside a client's key, and how it is opened and written.
+"""The journal's file: one SQLite database beside a client's key, and how it is created, read and written.
 
-Guarantees: `writing` runs alone among all processes and threads of the machine, and what it wrote is on the
-disk when it returns, or nothing of it is. A journal that others may read, that is damaged, that belongs to
-another client or that is missing beside its key is refused. An older copy of the file is not noticed here:
-`writing` notes how new the journal is in a second file (`newest`), and `Journal.check_not_older` compares.
+Guarantees: a `writing` block runs alone among all processes and threads of the machine. When it ends
+without an error, all that it wrote is on the disk; if the block or its commit fails, none of it is. A
+journal that is missing beside its key, readable by other users, damaged or another client's is refused.
+
+Not guaranteed: that an older copy of the file is noticed here. `writing` records in a second file
+(`newest`) how often the journal was written, and `Journal.check_not_older` compares.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from fedproxy_secure.journal import newest
 from fedproxy_secure.runtime.files.whole import created_private
 
 SUFFIX = ".journal"
-SCHEMA_VERSION = 1
-WAIT_S = 60.0  # for another process's transaction, which takes milliseconds
+SCHEMA_VERSION = 2
+WAIT_S = 60.0  # for the end of another process's transaction, which takes milliseconds
 
 _SCHEMA = (
     "CREATE TABLE journal (schema_version INTEGER, client TEXT, sequence INTEGER) STRICT",
@@ -36,18 +38,19 @@ _SCHEMA = (
     "CREATE TABLE sent (run TEXT, round INTEGER, name TEXT, value BLOB,"
     " PRIMARY KEY (run, round, name)) STRICT",
     "CREATE TABLE opened (run TEXT, round INTEGER, PRIMARY KEY (run, round)) STRICT",
+    "CREATE TABLE labelled (run TEXT, label TEXT, value BLOB, PRIMARY KEY (run, label)) STRICT",
 )
 
 
 def journal_file(folder: Path, client: str) -> Path:
-    """Return where a client's journal lies."""
+    """Return the path of a client's journal."""
     return folder / f"{client}{SUFFIX}"
 
 
 def create_journal(folder: Path, client: str) -> Path:
-    """Write a new, empty journal, mode 0600, beside a key that has answered nothing yet.
+    """Write a new, empty journal, mode 0600, for a key that has answered nothing yet; return its path.
 
-    Raises `ConfigError` if there is one already or the folder cannot be written.
+    Raises `ConfigError` if there is a journal already or the folder cannot be written.
     """
     file = journal_file(folder, client)
     newest.begin(file)
@@ -58,9 +61,15 @@ def create_journal(folder: Path, client: str) -> Path:
 def create_database(
     file: Path, schema: Sequence[str], first: tuple[str, tuple[int | str | bytes, ...]], *, what: str
 ) -> Path:
-    """Write a new database, mode 0600, whole or not at all: its tables, and a first row.
+    """Write a new database, mode 0600, whole or not at all; return its path.
 
-    Raises `ConfigError`, which names `what` it is, if the file is there already or cannot be written.
+    Args:
+        file: its path.
+        schema: the statements that create its tables.
+        first: the statement and the values of its first row.
+        what: what the database is, for the error.
+
+    Raises `ConfigError`, naming `what`, if the file exists or cannot be written.
     """
     try:
         with created_private(file) as partial, connected(partial) as database:
@@ -69,7 +78,7 @@ def create_database(
                 database.execute(statement)
             database.execute(*first)
             database.execute("COMMIT")
-    except FileExistsError:  # of the link: the partial file's name is new
+    except FileExistsError:  # raised when the finished file gets its name
         raise ConfigError(f"{file}: is there already; {what} is never overwritten") from None
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"{file}: cannot be written: {error}") from error
@@ -77,14 +86,16 @@ def create_database(
 
 
 def carry_promises(old: Path, new: Path) -> None:
-    """Copy the agreements recorded in a client's older journal into a newer one.
+    """Copy the agreements that a client's older journal records into a newer one.
 
-    These are the jobs that seeds are bound to, for whom rounds were unmasked, and how many events the
-    privacy ledger had. A client whose key is new would otherwise agree again to a job that it has answered
-    with other clients, and two sums that differ by one client tell that client's update. What both have
-    stays as the newer one has it.
+    Copied are the jobs that seeds are bound to, the clients for which rounds were unmasked, and the number
+    of events in privacy ledgers. Where both journals have an entry, the newer journal's stays, except that
+    the larger number of events is kept.
 
-    Raises `ProtocolAborted` if one of them cannot be used.
+    Without this, a client with a new key would agree again to a job that it has answered with other
+    clients, and two sums that differ by one client reveal that client's update.
+
+    Raises `ProtocolAborted` if one of the journals cannot be used.
     """
     with reading(old) as database:
         agreed = database.execute("SELECT policy, seed, run, roster_sha256 FROM agreed").fetchall()
@@ -108,7 +119,10 @@ def carry_promises(old: Path, new: Path) -> None:
 
 
 def check_journal(file: Path, client: str) -> None:
-    """Raise `ConfigError` unless the journal is there, whole, this client's, and private to its owner."""
+    """Raise `ConfigError` unless the journal exists, is this client's, and only its owner may read it.
+
+    Raises `ProtocolAborted` if it is damaged.
+    """
     try:
         mode = file.stat().st_mode & 0o777
     except OSError as error:
@@ -126,19 +140,24 @@ def check_journal(file: Path, client: str) -> None:
 
 @contextmanager
 def reading(file: Path) -> Iterator[sqlite3.Connection]:
-    """Open a connection that reads one consistent state. Raises `ProtocolAborted` for a damaged file."""
+    """Open a connection for queries; each reads the last committed state.
+
+    Queries that must read the same state need a transaction. Raises `ProtocolAborted` for a damaged file.
+    """
     with _aborting(file), connected(file) as database:
         yield database
 
 
 @contextmanager
 def writing(file: Path) -> Iterator[sqlite3.Connection]:
-    """Run one transaction that no other overlaps; it is on the disk when the block ends without an error.
+    """Run the block in one transaction that no other overlaps; an error in the block undoes it.
 
-    So is how many times the journal was written, in a file of its own; after the journal, because a process
-    may be killed between the two.
+    When the block has ended without an error, the transaction is on the disk, and in a second file the
+    number of times that the journal was written. The second file is written last, because the process may
+    be killed in between, and the second number must never be above the journal's.
 
-    Raises `ProtocolAborted` for a damaged file, a full disk, or another process that keeps it locked.
+    Raises `ProtocolAborted` for a damaged file, a full disk, or another process that keeps it locked. If
+    only the second file cannot be written, the transaction is on the disk nevertheless.
     """
     with _aborting(file), connected(file) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -163,7 +182,7 @@ def _aborting(file: Path) -> Iterator[None]:
 
 @contextmanager
 def connected(file: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database that is there; what a transaction commits is on the disk when it returns."""
+    """Open an existing database; a transaction is on the disk when its COMMIT returns."""
     database = sqlite3.connect(
         f"{file.resolve().as_uri()}?mode=rw", timeout=WAIT_S, isolation_level=None, uri=True
     )

@@ -1,6 +1,6 @@
-"""The journal's memory of a round's sums: who was unmasked in them, and what this client added.
+"""What the journal records of a round's sums: whose sum was unmasked, and what this client added.
 
-Each function works on a connection inside a transaction of `Journal`, which decides when to call it.
+`Journal` calls each function with a connection to its database, inside a transaction if it writes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from fedproxy_secure.errors import ProtocolAborted
 def check_survivors(
     database: sqlite3.Connection, run: str, round: int, names: list[str], refuse_differencing: bool
 ) -> None:
-    """Raise `ProtocolAborted` if unmasking the round for `names`, sorted, would tell clients apart."""
-    before = survivors(database, run, round)
-    if before is not None and before != names:
+    """Raise `ProtocolAborted` if unmasking the round for `names`, sorted, could tell clients apart.
+
+    That is, if the round was unmasked for other clients or, with `refuse_differencing`, if an earlier sum
+    of any run and round was over one client more or one client less.
+    """
+    recorded = survivors(database, run, round)
+    if recorded is not None and recorded != names:
         raise ProtocolAborted(f"survivors: must be those that round {round} was unmasked for before")
     if not refuse_differencing:
         return
@@ -32,7 +36,7 @@ def check_survivors(
 
 
 def survivors(database: sqlite3.Connection, run: str, round: int) -> list[str] | None:
-    """Return for whom the round was unmasked, sorted; None if it was not."""
+    """Return the clients for which the round was unmasked, sorted; None if it was not unmasked."""
     row = database.execute(
         "SELECT survivors FROM rounds WHERE run = ? AND round = ?", (run, round)
     ).fetchone()
@@ -43,7 +47,7 @@ def survivors(database: sqlite3.Connection, run: str, round: int) -> list[str] |
 
 
 def write_survivors(database: sqlite3.Connection, run: str, round: int, names: list[str]) -> None:
-    """Write down for whom the round is unmasked. Raises `ProtocolAborted` if it was never begun."""
+    """Record for whom the round is unmasked. Raises `ProtocolAborted` if it was never begun."""
     written = database.execute(
         "UPDATE rounds SET survivors = ? WHERE run = ? AND round = ?", (json.dumps(names), run, round)
     ).rowcount
@@ -54,17 +58,20 @@ def write_survivors(database: sqlite3.Connection, run: str, round: int, names: l
 def keep_sent(
     database: sqlite3.Connection, run: str, round: int, values: Mapping[str, bytes]
 ) -> dict[str, bytes]:
-    """Keep the values unless an earlier attempt kept some; return what is kept."""
+    """Store a round's values unless an earlier attempt stored some; return the stored ones.
+
+    Values of rounds before the previous one are deleted.
+    """
     database.execute("DELETE FROM sent WHERE run = ? AND round < ?", (run, round - 1))
-    kept = sent(database, run, round)
-    if kept:
-        return kept
+    stored = sent(database, run, round)
+    if stored:
+        return stored
     rows = [(run, round, name, value) for name, value in values.items()]
     database.executemany("INSERT INTO sent VALUES (?, ?, ?, ?)", rows)
     return dict(values)
 
 
 def sent(database: sqlite3.Connection, run: str, round: int) -> dict[str, bytes]:
-    """Return what `keep_sent` kept for a round; empty if nothing is left."""
+    """Return the values that `keep_sent` stored for a round; empty if there are none."""
     rows = database.execute("SELECT name, value FROM sent WHERE run = ? AND round = ?", (run, round))
     return dict(rows.fetchall())

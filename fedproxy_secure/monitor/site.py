@@ -133,7 +133,7 @@ def _rounds_s(events: Sequence[Event]) -> list[float]:
 def _journal(policy: ClientPolicy) -> Answered | None:
     """Return the rounds in the site's journal; None without secure sums, or before the first round."""
     scheme, keys = policy.protect.scheme, policy.protect.keys
-    if keys is None or not PROTECTIONS.get(scheme, where="protect.scheme").secure_sum:
+    if keys is None or not PROTECTIONS.get(scheme, where="protect.scheme").needs_keys:
         return None
     if not journal_file(Path(keys), policy.client.name).exists():
         raise DataError("journal: is missing")

@@ -6,6 +6,9 @@ masking      sums by pairwise masks; optionally with noise inside (differential 
 ckks         sums by homomorphic encryption
 sums         what masking and ckks have in common
 one_message  the base class of protections with one message per client
+gathering    what rounds share on the server's side: gather answers, fuse a sum
+kept         what a client of another package's protection keeps between steps, to be used once
+rounds       one round under any protection, and the check of its result
 broadcast    what starts a round under every protection: sent, checked, trained from
 secure_sum/  both sides of a round whose server learns sums only
 

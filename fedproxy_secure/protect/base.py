@@ -6,7 +6,7 @@ point group `fedproxy_secure.protections`. `examples/own_protection.py` is a com
 
 Contents of messages are Flower's `RecordDict`s. What a client receives comes from the server, which may be
 hostile: read it as strictly as `fedproxy_secure.wire` does. A step that may happen only once, such as
-opening a sum, must be consumed in the client's journal before it is answered (`fedproxy_secure.journal`).
+opening a sum, must be consumed in the client's journal before it is answered (`protect.kept`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.config.kinds import PROTECTIONS
@@ -37,7 +37,8 @@ class ClientRequest:
 
     `job`: the server's job with this client's own records, folders and checks in it. `policy`: hash of the
     client's own policy, 32 bytes; None where one machine plays all parties. `local_client`: builds the
-    client, its model and records; call it only in steps that train.
+    client, its model and records; call it only in steps that train. What one step makes and a later one
+    uses belongs into the client's journal (`fedproxy_secure.protect.kept`), not into `context`.
     """
 
     step: str
@@ -82,9 +83,9 @@ class RoundResult:
     """The result of a round.
 
     `state`: the next state. `metrics`: numbers for the round's line. `clients`: whose updates are in it.
-    `sums`: the sums that the server learnt, by name. `updates`: what the server can work out of single
-    clients, float32 [d] by name; leave it empty if the messages themselves hold the updates. Recorded runs
-    put it into the server's view.
+    `sums`: the sums that the server learnt, by name; where it learns sums only, `update` must be the sum
+    of the updates, float32 [d]. `updates`: what the server can work out of each client, float32 [d] by
+    client; required where it learns updates. Attacks read both.
     """
 
     state: ServerState
@@ -94,22 +95,36 @@ class RoundResult:
     updates: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+# settings of `protect` with which clients bind the server, or that decide what a sum reveals
+_RULES = tuple(n for n in ProtectConfig.model_fields if n not in ("scheme", "options", "keys"))
+
+
 class Protection(ABC):
     """How updates reach the server.
 
-    `name`: in settings; schemes without protection from the server begin with `unsafe_`. `title`: in
-    tables. `options`: names of the settings in `protect.options` that it reads. `secure_sum`: the server
-    learns sums only, over clients that have keys and a common roster. `homomorphic`: clients add
-    ciphertexts instead of masked ring words. `supports_client_noise`: noise for `privacy.unit: client` can
-    be added inside the sum.
+    The defaults are those of a scheme that protects from nothing, so a scheme must say what it does.
+
+    Attributes:
+        name: in settings; schemes without protection from the server begin with `unsafe_`.
+        title: in tables.
+        options: names of the settings in `protect.options` that it reads.
+        server_learns: `updates`, of single clients, or `sums` over clients and nothing of a single one.
+        follows: the settings of the section `protect`, besides `scheme`, `options` and `keys`, that it
+            enforces. Where the server learns sums, others are refused if they are set.
+        needs_keys: whether clients need keys, journals and a common roster (`fedproxy-secure provision`).
+        protocol: the protocol of this package that its rounds play, which attacks play again with a
+            server that deviates. None: another one; such attacks then are inconclusive.
+        updates_in_messages: whether answers are those of `wire.encode_update`, where views find updates.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
-    secure_sum: ClassVar[bool] = False
-    homomorphic: ClassVar[bool] = False
-    supports_client_noise: ClassVar[bool] = False
+    server_learns: ClassVar[Literal["updates", "sums"]] = "updates"
+    follows: ClassVar[frozenset[str]] = frozenset()
+    needs_keys: ClassVar[bool] = False
+    protocol: ClassVar[Literal["masking", "ckks"] | None] = None
+    updates_in_messages: ClassVar[bool] = False
 
     def check_settings(
         self,
@@ -133,16 +148,23 @@ class Protection(ABC):
                 raise ConfigError(
                     f"protect.options.{option}: is no option of protect.scheme={self.name}; it has: {known}"
                 )
-        if privacy.unit == "client" and not self.supports_client_noise:
+        if privacy.unit == "client" and self.protocol != "masking":
             raise ConfigError(
-                f"protect.scheme={self.name}: with privacy.unit=client must be masking, where "
+                f"protect.scheme={self.name}: with privacy.unit=client must be masking, inside whose sums "
                 "the noise is added"
             )
-        if not self.secure_sum and (protect.min_cohort is not None or protect.refuse_differencing):
-            raise ConfigError(
-                f"protect.scheme={self.name}: must be masking or ckks with protect.min_cohort or "
-                "protect.refuse_differencing, which apply to secure sums only"
-            )
+        self._check_followed(protect)
+
+    def _check_followed(self, protect: ProtectConfig) -> None:
+        """Raise `ConfigError` for a rule against the server that is set and that nobody would enforce."""
+        promises = set(_RULES) if self.server_learns == "sums" else {"min_cohort", "refuse_differencing"}
+        for name in sorted(promises - self.follows):
+            value, default = getattr(protect, name), ProtectConfig.model_fields[name].default
+            if value != default:
+                raise ConfigError(
+                    f"protect.{name}={value}: is not enforced with protect.scheme={self.name}; must be "
+                    f"{default}, or another scheme, such as masking"
+                )
 
     def check_installed(self) -> None:  # noqa: B027 - most need nothing besides the package
         """Raise `ConfigError`, naming the extra, if a library that this protection needs is missing."""
@@ -153,6 +175,8 @@ class Protection(ABC):
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
         """Return the warnings with which every report must begin; () if there are none."""
+        if self.server_learns == "updates":
+            return (f"{self.name}: the server learns single clients' updates.",)
         return ()
 
     def least_clients(self, job: FederationJob) -> int:

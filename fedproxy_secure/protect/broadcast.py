@@ -51,7 +51,7 @@ def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[in
     conflict = broadcast.conflict
     if conflict is not None and not (conflict.min(initial=0) >= 0 and conflict.max(initial=0) <= 1):
         raise ProtocolAborted("conflict map: must be between 0 and 1")
-    if job.privacy.unit == "none" and protection_of(job.protect).secure_sum:
+    if job.privacy.unit == "none" and protection_of(job.protect).server_learns == "sums":
         _check_grid(broadcast.adapter, job.local)
     return broadcast
 

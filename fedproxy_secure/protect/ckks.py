@@ -28,7 +28,7 @@ class Ckks(SecureSum):
 
     name = "ckks"
     title = "CKKS"
-    homomorphic = True
+    protocol = "ckks"
     trust_assumption = " (if it follows the protocol and no client helps it)"
 
     def check_settings(

@@ -37,7 +37,7 @@ class Masking(SecureSum):
 
     name = "masking"
     title = "masking"
-    supports_client_noise = True
+    protocol = "masking"
 
     def check_settings(
         self,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.errors import DataError
 from fedproxy_secure.protect.base import ClientRequest, Protection, RoundResult, ServerRound
+from fedproxy_secure.protect.gathering import gather
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.federate.update import ClientUpdate
-
-log = logging.getLogger(__name__)
 
 
 class OneMessage(Protection):
@@ -55,41 +53,29 @@ def train(asked: ClientRequest) -> ClientUpdate:
 def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
     """Ask the cohort, read the updates, fuse them by the job's rule.
 
-    Updates are ordered by client name, so that sums do not depend on which came first. A client whose
-    answer is malformed, or names another client, is left out.
+    A client whose answer is malformed, or names another client, is left out.
     """
-    from fedproxy_secure import wire
     from fedproxy_secure.federate.server import fuse_round
-    from fedproxy_secure.protect.broadcast import broadcast_of
 
-    job, state = round.job, round.state
-    content = wire.encode_broadcast(broadcast_of(job, state))
-    size = protection.upload_bytes(job, [len(state.adapter)])
-    updates: dict[str, ClientUpdate] = {}
-    group = f"round {state.round}"
-    for name, reply in round.ask(wire.TRAIN, dict.fromkeys(round.cohort, content), group):
-        try:
-            update = protection.decode(reply, job, d=len(state.adapter))
-        except FedProxyError as error:
-            log.warning("%s: %s is left out: %s", group, name, error)
-            round.note_left_out(name, str(error))
-            continue
+    job, d = round.job, len(round.state.adapter)
+
+    def read(name: str, reply: RecordDict) -> ClientUpdate:
+        update = protection.decode(reply, job, d=d)
         if update.client != name:
-            log.warning("%s: %s is left out: its update names another client", group, name)
-            round.note_left_out(name, "its update names another client")
-            continue
-        round.ledger.note(
-            "Update", to="server", reveals=protection.reveals, payload_bytes=size, vector=True
-        )
-        updates[name] = update
-        if round.on_client is not None:
-            round.on_client(name)
-    round.enough(len(updates))
-    ordered = [updates[name] for name in sorted(updates)]
-    new, metrics = fuse_round(state, ordered, job.fusion)
+            raise DataError("its update names another client")
+        return update
+
+    updates = gather(
+        round,
+        read,
+        message="Update",
+        reveals=protection.reveals,
+        payload_bytes=protection.upload_bytes(job, [d]),
+    )
+    new, metrics = fuse_round(round.state, list(updates.values()), job.fusion)
     return RoundResult(
         state=new,
         metrics=metrics,
-        clients=[u.client for u in ordered],
-        updates={u.client: u.update for u in ordered},
+        clients=list(updates),
+        updates={name: update.update for name, update in updates.items()},
     )

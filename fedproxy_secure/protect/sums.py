@@ -12,6 +12,7 @@ from fedproxy_secure.federate.fusion.elections import SignElection
 from fedproxy_secure.federate.fusion.rule import fusion_rule_of
 from fedproxy_secure.protect.base import ClientRequest, Protection, RoundResult, ServerRound
 from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS
+from fedproxy_secure.secagg.terms import least_threshold
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -29,7 +30,9 @@ class SecureSum(Protection):
     `trust_assumption`: text that `sees` puts after "the server", such as who must be trusted.
     """
 
-    secure_sum = True
+    server_learns = "sums"
+    needs_keys = True
+    follows = frozenset(ProtectConfig.model_fields)
     trust_assumption: ClassVar[str] = ""
 
     def check_settings(
@@ -71,6 +74,14 @@ class SecureSum(Protection):
                 f"protect.scheme={self.name}: a round has {cohort} clients; must be {MIN_CLIENTS} to "
                 f"{MAX_CLIENTS}; for other numbers only unsafe_plaintext works"
             )
+        if protect.threshold is not None and protect.threshold > cohort:
+            raise ConfigError(
+                f"protect.threshold={protect.threshold}: must be <= {cohort}, the clients of a round"
+            )
+        try:
+            least_threshold(cohort, protect.colluders)
+        except ConfigError as error:
+            raise ConfigError(f"protect.{error}") from None
 
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
         extra, hidden = "", "no single update"

@@ -1,13 +1,13 @@
-"""The leakage ledger: what flowed, to whom, and what it reveals.
+"""The leakage ledger: which messages were sent, to whom, and what they reveal.
 
 `ledger.jsonl` has one JSON line for each round and kind of message: `round`, `message`, `to`, `count`,
 `bytes` (of payload), `reveals`; `computed: true` for a sum that the server computed and no message
 contained; `vector: true` for a message that carries weights or updates, sealed or open (other messages are
-keys, shares, names and signatures); `aborted: true` if the round did not end. The protocols of secure sums
-write it from their messages. If a client sends one message per round, the protection states its size and
-what it reveals.
+keys, shares, names and signatures); `aborted: true` if the round did not finish. Protections with secure
+sums note each of their messages. Where a client sends one message per round, the protection states its size
+and what it reveals.
 
-Not in it: the messages of a round during which the server's process was killed.
+The ledger lacks the messages of a round during which the server's process was killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ class Ledger:
         """Count one message of this kind.
 
         Args:
-            computed: whether no message contained it and `to` computed it.
+            message: the kind of message.
+            to: who received it.
+            reveals: what it reveals to them.
+            payload_bytes: its size.
+            computed: whether `to` computed it, and no message contained it.
             vector: whether it carries weights or updates.
         """
         marks = {name: True for name, set_ in (("computed", computed), ("vector", vector)) if set_}
@@ -49,7 +53,7 @@ class Ledger:
         row["bytes"] += payload_bytes
 
     def write(self, folder: RunFolder, *, aborted: bool = False) -> None:
-        """Append the round's lines. `aborted`: the round did not end, but these messages flowed."""
+        """Append the round's lines. `aborted`: these messages were sent, but the round did not finish."""
         mark = {"aborted": True} if aborted else {}
         for row in self.rows.values():
             folder.append_jsonl(LEAKAGE, {"round": self.round, **row, **mark})

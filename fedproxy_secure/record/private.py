@@ -1,12 +1,12 @@
 """A client's own state in a transcript: its records, its updates, and which records each update used.
 
-    records.safetensors   `train` and `holdout`: tokens end to end, where each record ends, where its
+    records.safetensors   `train` and `holdout`: all tokens in a row, where each record ends, and where its
                           response starts
     canaries.json         prompt, secret and repeats of each canary
     round-0.safetensors   `update` float32 [d], and `used` int64 [n]: the training records drawn, in order
 
-To an adversary that has corrupted the client this is part of the view. For all other clients it is the
-**truth** that guesses are scored against. Folders are 0700 and files 0600, as in all of the transcript.
+If an adversary has corrupted the client, this is part of its view. For all other clients it is the
+**truth** that guesses are scored against. Folders are 0700 and files 0600, as in the whole transcript.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PrivateRound:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateState:
-    """All of one client's records, canaries and rounds. `rounds`: its state in each round it trained in.
+    """One client's records, canaries, and state in each round in which it trained.
 
     `train` ends with the canaries, each as often as it is repeated.
     """
@@ -75,11 +75,11 @@ def write_records(
     canaries: Sequence[Canary],
 ) -> None:
     """Write the client's state before the first round."""
-    place = _place(folder, client)
+    client_folder = _place(folder, client)
     arrays = {**_packed("train", train), **_packed("holdout", holdout)}
-    write_bytes(place / "records.safetensors", save(arrays), private=True)
+    write_bytes(client_folder / "records.safetensors", save(arrays), private=True)
     text = json.dumps([asdict(c) for c in canaries], indent=2)
-    write_bytes(place / "canaries.json", text.encode(), private=True)
+    write_bytes(client_folder / "canaries.json", text.encode(), private=True)
 
 
 def write_round(folder: Path, client: str, round_number: int, update: np.ndarray, used: list[int]) -> None:
@@ -89,10 +89,7 @@ def write_round(folder: Path, client: str, round_number: int, update: np.ndarray
 
 
 def forget_rounds(folder: Path, from_round: int) -> None:
-    """Delete the clients' rounds from `from_round` on.
-
-    These rounds run again, perhaps without some of the clients.
-    """
+    """Delete the clients' rounds from `from_round` on, which run again, perhaps without some clients."""
     for file in (folder / CLIENTS).glob("*/round-*.safetensors"):
         if _round_of(file) >= from_round:
             file.unlink()
@@ -105,12 +102,12 @@ def has_records(folder: Path, client: str) -> bool:
 
 def read_private(folder: Path, client: str) -> PrivateState:
     """Read the state of `client`. Raises `RunFolderError` if it is missing or damaged."""
-    place = folder / CLIENTS / client
+    client_folder = folder / CLIENTS / client
     try:
-        records = load_file(place / "records.safetensors")
-        canaries = read_json(place / "canaries.json")
+        records = load_file(client_folder / "records.safetensors")
+        canaries = read_json(client_folder / "canaries.json")
         rounds = {}
-        for file in sorted(place.glob("round-*.safetensors"), key=_round_of):
+        for file in sorted(client_folder.glob("round-*.safetensors"), key=_round_of):
             rounds[_round_of(file)] = PrivateRound(**load_file(file))
         return PrivateState(
             client=client,
@@ -120,7 +117,7 @@ def read_private(folder: Path, client: str) -> PrivateState:
             rounds=rounds,
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise RunFolderError(f"{place}: is not a client's state: {error}") from error
+        raise RunFolderError(f"{client_folder}: is not a client's state: {error}") from error
 
 
 def _place(folder: Path, client: str) -> Path:

@@ -1,12 +1,12 @@
-"""The files in a run's folder from which a federation is resumed after its last whole round.
+"""The files in a run's folder from which a federation is resumed after its last finished round.
 
-    state.safetensors   the server's state after the last whole round
-    rounds.jsonl        a line for each whole round: who took part, losses, seconds
-    ledger.jsonl        what flowed (`record.leakage`), of aborted rounds too
+    state.safetensors   the server's state after the last finished round
+    rounds.jsonl        a line for each finished round: who took part, losses, seconds
+    ledger.jsonl        the leakage ledger (`record.leakage`), with aborted rounds
     unmasked.json       the clients for whom a round was about to be unmasked
 
-A round's lines are written before its state. A round with lines but no state did not end: `resumed` drops
-its line in `rounds.jsonl` and keeps its ledger, marked as aborted.
+A round's lines are written before its state. A round with lines but no state did not finish: `resumed`
+drops its line in `rounds.jsonl` and keeps its lines in the ledger, marked as aborted.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ UNMASKED = "unmasked.json"
 
 
 def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
-    """Return the state saved in a run's folder, or the initial one; correct the files of lines by it.
+    """Return the state saved in a run's folder, or the initial one; make both JSONL files agree with it.
 
-    Guarantees: a file of lines is replaced atomically.
+    Guarantees: each file is replaced atomically.
 
     Raises `RunFolderError` if the state is another run's, or a file cannot be read or written.
     """
@@ -39,17 +39,17 @@ def resumed(folder: RunFolder, initial: ServerState) -> ServerState:
             raise RunFolderError(
                 f"saved adapter of {state.adapter.size} numbers: this run's has {initial.adapter.size}"
             )
-    lines, flowed = folder.read_jsonl(ROUNDS), folder.read_jsonl(LEAKAGE)
+    lines, ledger_lines = folder.read_jsonl(ROUNDS), folder.read_jsonl(LEAKAGE)
     _replace(folder, ROUNDS, lines, [line for line in lines if line["round"] < state.round])
-    marked = [line if line["round"] < state.round else {**line, "aborted": True} for line in flowed]
-    _replace(folder, LEAKAGE, flowed, marked)
+    marked = [line if line["round"] < state.round else {**line, "aborted": True} for line in ledger_lines]
+    _replace(folder, LEAKAGE, ledger_lines, marked)
     return state
 
 
 def _replace(
     folder: RunFolder, name: str, before: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]
 ) -> None:
-    """Write a file of lines again if they have changed."""
+    """Write a JSONL file again if its lines have changed."""
     if lines != before:
         folder.write_text(name, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
@@ -63,7 +63,8 @@ def note_unmasked(folder: RunFolder | None, number: int, names: Sequence[str]) -
 def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
     """Return the clients for whom an earlier attempt was to unmask the round, or None if there was none.
 
-    Clients unmask a round for no other set: the difference of two sums would reveal clients in one of them.
+    Clients unmask a round for no other set, because the difference of two sums would reveal the clients
+    that are in only one of them.
 
     Raises `RunFolderError` if the file cannot be read or is damaged.
     """
@@ -71,10 +72,12 @@ def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
         return None
     path = folder.path / UNMASKED
     try:
-        kept = read_json(path)
-        before, names = kept["round"], kept["clients"]
+        saved = read_json(path)
+        round_number, names = saved["round"], saved["clients"]
         if not (
-            isinstance(before, int) and isinstance(names, list) and all(isinstance(n, str) for n in names)
+            isinstance(round_number, int)
+            and isinstance(names, list)
+            and all(isinstance(n, str) for n in names)
         ):
             raise ValueError("must have a round and names of clients")
     except OSError as error:
@@ -84,11 +87,11 @@ def unmasked_for(folder: RunFolder | None, number: int) -> list[str] | None:
             f"{path}: is damaged, so nobody knows for whom a round may be unmasked; put it back, or begin "
             "a new run"
         ) from error
-    return names if before == number else None
+    return names if round_number == number else None
 
 
 def with_remedy(reason: str, unmasked: Sequence[str] | None, present: Sequence[str]) -> str:
-    """Return why a round was aborted and, if clients of its earlier unmasking are missing, the remedy."""
+    """Return why a round was aborted, with the remedy if clients of its earlier unmasking are missing."""
     missing = sorted(set(unmasked or ()) - set(present))
     if not missing:
         return reason

@@ -16,8 +16,8 @@ def note_proxy(ledger: Ledger, shipped: Mapping[str, int], had: Collection[str] 
     """Note the proxy, once for each client that was sent some of it or already has it.
 
     Args:
-        shipped: by client's name, how many bytes of the proxy were sent, also to clients left out later.
-        had: clients that already have it.
+        shipped: how many bytes of the proxy were sent, by client's name, also to clients left out later.
+        had: clients that have it already.
     """
     for name in {*had, *shipped}:
         size = shipped.get(name, 0)
@@ -36,10 +36,10 @@ def note_adapter(ledger: Ledger, clients: Collection[str], payload_bytes: int) -
 def proxy_noted_if_aborted(
     folder: RunFolder | None, round: int, shipped: Mapping[str, int]
 ) -> Iterator[None]:
-    """Write into the folder's ledger what was sent of the proxy, if the set-up in the block raises.
+    """If the set-up in the block raises, write into the folder's ledger what was sent of the proxy.
 
     Args:
-        round: the round that set-up was for; the lines are marked `aborted`.
+        round: the round after set-up; the lines are marked `aborted`.
         shipped: as for `note_proxy`; read after the block has raised.
     """
     try:

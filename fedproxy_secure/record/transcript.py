@@ -1,7 +1,7 @@
 """The transcript: every message and every state of the server after a round, streamed to disk.
 
     events.jsonl             one line per event: index, round, kind, sender, receiver, values, blob
-    blobs/SHA256.safetensors an event's arrays; equal arrays are kept once
+    blobs/SHA256.safetensors an event's arrays; equal arrays are stored once
     clients/NAME/            that client's own state (`fedproxy_secure.record.private`)
 
 Guarantees: memory is bounded (one event's arrays at a time), a line is whole or absent, and events are in
@@ -39,7 +39,7 @@ Arrays = Mapping[str, np.ndarray]
 class Event:
     """One message, or the server's state after a round.
 
-    Its `values` are plain; its arrays are read on request.
+    `values` holds its plain values; its arrays are read only by `arrays`.
     """
 
     index: int
@@ -66,9 +66,9 @@ class Event:
 
 
 class Recorder:
-    """The writer of events; whoever runs the rounds sets `round`.
+    """Writes events; whoever runs the rounds sets `round`.
 
-    Raises `RunFolderError` if its folder cannot be made, or made private.
+    Raises `RunFolderError` if its folder cannot be created, or made private.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,19 +77,19 @@ class Recorder:
         self.round = 0
 
     def forget_from(self, round_number: int) -> None:
-        """Delete rounds from `round_number` on, because they were not finished and run again.
+        """Delete the rounds from `round_number` on, which did not finish and run again.
 
         Events are deleted in one step, then the clients' rounds, then the arrays that no event names any
         more. After a crash in between, the next call deletes the remaining files.
         """
         lines = self._folder.read_jsonl(EVENTS)
-        kept = [line for line in lines if line["round"] < round_number]
-        if len(kept) < len(lines):
-            text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept)
+        kept_lines = [line for line in lines if line["round"] < round_number]
+        if len(kept_lines) < len(lines):
+            text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept_lines)
             self._folder.write_text(EVENTS, text)
-        self._index = len(kept)
+        self._index = len(kept_lines)
         forget_rounds(self._folder.path, round_number)
-        named = {line["blob"] for line in kept}
+        named = {line["blob"] for line in kept_lines}
         for file in (self._folder.path / BLOBS).glob("*.safetensors"):
             if file.stem not in named:
                 file.unlink()
@@ -130,7 +130,7 @@ class Recorder:
 
         Args:
             adapter: the new adapter, float32 [d].
-            sums: the sums it was made from, by segment; empty without protection.
+            sums: the sums from which it was made, by segment; empty without protection.
             clients: names of the clients whose updates were fused.
             updates: updates of single clients, as the server decoded them, if messages hold them in another
                 form.

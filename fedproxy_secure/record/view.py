@@ -1,11 +1,11 @@
 """A view: what corrupted parties sent, received or held in a recorded run, and nothing else.
 
 A threat model says who is corrupted; `view` reads the transcript and keeps what those parties saw. Attacks
-take a view, never the run. The truth, which is the state of honest parties, is read by the scorer only.
+take a view, never the run. Only the scorer reads the truth, which is the state of honest parties.
 
-The settings of a run are public to server and clients, because the server sends them; only the places of
-records, keys and ledgers are not. The API's policy (`api` in the settings) is known to its customers. A
-client also gets the final adapter, as the tuned proxy, though no message contains it.
+The settings of a run are public to server and clients, because the server sends them, except for the paths
+of records, keys and ledgers. The API's policy (`api` in the settings) is known to its customers. A client
+also gets the final adapter, as the tuned proxy, though no message contains it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedproxy_secure.runtime.files.names import FEDERATION, FUSED, PROXY, SETTIN
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
 SETUP = "query.setup"  # goes to every client before any has a name
-# message -> the value that names the clients: invited, then still in the round, then fused
+# message -> its value with clients' names: those invited, then those still in the round, then those fused
 COHORT_NAMED_BY = {
     "train": "terms/cohort",
     "query.confirm": "protocol/clients",
@@ -36,7 +36,7 @@ COHORT_NAMED_BY = {
 
 
 class Corruption(Protocol):
-    """The attributes of a threat model that `view` reads."""
+    """What `view` reads of a threat model."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Corruption(Protocol):
 
     @property
     def server(self) -> bool:
-        """Whether it holds the server's state, the LLM, and all messages."""
+        """Whether the server is corrupted, with its state, the LLM, and all messages."""
 
     @property
     def clients(self) -> int:
@@ -52,22 +52,22 @@ class Corruption(Protocol):
 
     @property
     def network(self) -> bool:
-        """Whether it reads all messages, as without TLS."""
+        """Whether the adversary reads all messages, as without TLS."""
 
     @property
     def api(self) -> bool:
-        """Whether it may query the fused LLM; corrupted clients may as well."""
+        """Whether the adversary may query the fused LLM; corrupted clients may in any case."""
 
     @property
     def active(self) -> bool:
-        """Whether it may deviate from the protocol."""
+        """Whether the corrupted parties may deviate from the protocol."""
 
 
 class PublicSettings(AgreedSettings):
     """The settings of a run that server and clients know.
 
     Args:
-        d: numbers in an update.
+        d: how many numbers an update has.
         clients: names of the clients.
     """
 
@@ -85,19 +85,19 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The knowledge of a set of corrupted parties.
+    """What a set of corrupted parties, "it" below, knows of a run.
 
-    Vectors are float32 [d]; a key that is missing in a mapping was not seen.
+    Vectors are float32 [d]. A key that is missing in a mapping was not seen.
 
     Args:
         threat_model: name of the threat model.
         settings: the run's public settings; None if it does not know them.
-        adapters: the adapter that was broadcast in each round, and after the last round the final one.
+        adapters: by round, the adapter that was broadcast; after the last round, the final one.
         updates: (round, client) -> that client's update, honest clients only.
         sums: the sums that protected rounds revealed, by round.
-        cohorts: the clients of a round, as far as seen.
+        cohorts: the clients of each round, as far as seen.
         masked: (round, client) -> packed ring words, uint8, honest clients only.
-        own: the corrupted clients' state, by name.
+        own: the corrupted clients' states, by name.
         proxy, llm: model folders that it holds.
         api: a model folder that it may only query.
         api_policy: what that API answers, and how often.
@@ -138,19 +138,19 @@ class View:
 
     @property
     def has_white_box(self) -> bool:
-        """Whether it has a proxy, the settings and an adapter, and so can run the tuned model."""
+        """Whether it has a proxy, the settings and an adapter, and can thus run the tuned model."""
         return self.proxy is not None and self.settings is not None and bool(self.adapters)
 
     def cohort_of(self, round_number: int) -> tuple[str, ...]:
-        """Return the clients of a round as far as seen, else all clients that are known."""
+        """Return the clients of a round as far as seen, or else all clients that it knows."""
         return self.cohorts.get(round_number, () if self.settings is None else self.settings.clients)
 
     def aggregate(self, round_number: int) -> np.ndarray | None:
         """Return the mean update of a round as far as this view knows it, or None.
 
-        Under protection the server reads the mean from the sum; without protection it computes the mean of
-        the updates. All others have the difference between two broadcasts, divided by the server's learning
-        rate.
+        Under protection, the server reads the mean from the sum; without protection, it computes the mean
+        of the updates. All others have the difference between two broadcasts, divided by the server's
+        learning rate.
         """
         if round_number in self.sums:
             sums = self.sums[round_number]
@@ -167,10 +167,10 @@ class View:
 
 @dataclass(kw_only=True)
 class _Seen:
-    """The content of the events so far.
+    """What the events read so far contain.
 
     Args:
-        bad: names of corrupted clients.
+        bad: names of the corrupted clients.
         job: the run's job as JSON.
         adapters, updates, masked, sums, cohorts: as in `View`.
     """
@@ -216,10 +216,10 @@ def client_names(transcript: Path) -> tuple[str, ...]:
 
     Raises `RunFolderError` if the run was not recorded.
     """
-    place = transcript / CLIENTS
-    if not place.is_dir():
+    folder = transcript / CLIENTS
+    if not folder.is_dir():
         raise RunFolderError(f"{transcript}: holds no transcript; run with --record")
-    return tuple(sorted(p.name for p in place.iterdir() if p.is_dir()))
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
 
 
 def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) -> View:

@@ -1,4 +1,4 @@
-"""The report in plain words: what each protection gives and costs, and what the seeds cannot tell apart.
+"""The report in plain words: what each protection gives and costs. `method_words` tells of methods.
 
 A sentence is a sequence of parts: `Number` (shown with its interval and source), `Verbatim` (a name or a
 quotation), and plain words, which must not contain digits.
@@ -6,13 +6,13 @@ quotation), and plain words, which must not contain digits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.estimate import counted
 from fedproxy_secure.evidence.finding import Finding, Outcome, in_order
 from fedproxy_secure.evidence.number import Number, interval_overlaps
-from fedproxy_secure.report.report import MethodRow, Report, pointer
+from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
     TRILEMMA,
@@ -21,7 +21,6 @@ from fedproxy_secure.report.sweep import (
     kind_of_measure,
     kinds_of,
     labelled,
-    percent,
     shown,
 )
 from fedproxy_secure.report.trilemma import Measure
@@ -67,7 +66,7 @@ def scope(report: Report) -> Sentence:
     if count == 1:
         noun = noun.removesuffix("s")
     parts: list[Part] = [
-        _count(report, count, noun, REPORT_JSON),
+        number_of(report, count, noun, REPORT_JSON),
         f" {noun}, seed{'s' * (len(report.seeds) > 1)} ",
         seeds,
         ".",
@@ -121,68 +120,25 @@ def missing(report: Report) -> list[Sentence]:
     sentences: list[Sentence] = []
     failed = sum(len(c.failed) for c in report.configurations)
     if failed:
-        number = _count(report, failed, "seeds that did not finish", pointer("configurations"))
-        sentences.append((number, f" {_plural(failed, 'seed')} did not finish."))
+        number = number_of(report, failed, "seeds that did not finish", pointer("configurations"))
+        sentences.append((number, f" {plural(failed, 'seed')} did not finish."))
     findings = [f for c in report.configurations for f in c.findings]
     open_ended = [f for f in findings if f.outcome in (Outcome.INCONCLUSIVE, Outcome.ERROR)]
     if open_ended:
         sentences.append(
             (
-                _count(report, len(open_ended), "findings that show nothing", pointer("configurations")),
+                number_of(report, len(open_ended), "findings that show nothing", pointer("configurations")),
                 " of ",
-                _count(report, len(findings), "findings", pointer("configurations")),
+                number_of(report, len(findings), "findings", pointer("configurations")),
                 " findings show neither a leak nor protection: the attack was inconclusive or failed.",
             )
         )
     if report.not_measured:
         count = len(report.not_measured)
-        number = _count(report, count, "what was not measured", pointer("not_measured"))
+        number = number_of(report, count, "what was not measured", pointer("not_measured"))
         sentences.append(
-            (number, f" {_plural(count, 'thing')} {'was' if count == 1 else 'were'} not measured.")
+            (number, f" {plural(count, 'thing')} {'was' if count == 1 else 'were'} not measured.")
         )
-    return sentences
-
-
-def compared(report: Report) -> list[Sentence]:
-    """Return sentences about a comparison of methods: the best ones, and which intervals overlap theirs."""
-    rows = list(enumerate(report.rows))
-    right = [(i, r, r.average) for i, r in rows if r.average is not None]
-    lost = [(i, r, r.loss) for i, r in rows if r.loss is not None]
-    return [
-        *_best(report, "Most correct answers: ", right, "average", max),
-        *_best(report, "Least loss on free text: ", lost, "loss", min),
-    ]
-
-
-def _best(
-    report: Report,
-    begin: str,
-    rows: Sequence[tuple[int, MethodRow, Estimate]],
-    key: str,
-    choose: Callable[..., tuple[int, MethodRow, Estimate]],
-) -> list[Sentence]:
-    if not rows:
-        return []
-    i, best, estimate = choose(rows, key=lambda entry: entry[2].value)
-    ratio = "" if best.remove_ratio is None else f" at {percent(best.remove_ratio)} % removed"
-    level = [r for _, r, rival in rows if r is not best and interval_overlaps(rival, estimate)]
-    sentences: list[Sentence] = [
-        (
-            begin,
-            Verbatim(best.method.replace("_", " ") + ratio),
-            " with ",
-            Number(estimate, pointer(f"rows/{i}/{key}")),
-            ".",
-        )
-    ]
-    if level:
-        number = _count(report, len(level), "methods level with the best", pointer("rows"))
-        word = (
-            "method has an interval that overlaps"
-            if len(level) == 1
-            else "methods have intervals that overlap"
-        )
-        sentences.append((number, f" other {word} the best method's: these seeds cannot tell them apart."))
     return sentences
 
 
@@ -209,20 +165,20 @@ def _attacks(report: Report, items: Sequence[Labelled]) -> Sentence:
     applied = sum(f.outcome != Outcome.NOT_APPLICABLE for f in findings)
     source = pointer("configurations")
     parts: list[Part] = [
-        _count(report, len(won), "attacks that succeeded", source),
+        number_of(report, len(won), "attacks that succeeded", source),
         " of ",
-        _count(report, applied, "attacks that had something to attack", source),
+        number_of(report, applied, "attacks that had something to attack", source),
         " succeeded",
     ]
     if won:
         parts += [": ", Verbatim(", ".join(dict.fromkeys(id for id, _ in attacks_in_order(won))))]
     if resisted:
-        number = _count(report, resisted, "attacks that were resisted", source)
+        number = number_of(report, resisted, "attacks that were resisted", source)
         parts += ["; ", number, " resisted, which does not prove safety"]
     if undecided := applied - len(won) - resisted:
         parts += [
             "; ",
-            _count(report, undecided, "inconclusive attacks", source),
+            number_of(report, undecided, "inconclusive attacks", source),
             " inconclusive or failed",
         ]
     return tuple(parts)
@@ -248,33 +204,38 @@ def _contrast(
     title = kind_of_measure([i.configuration for i in items], key).title
     verdicts = [_verdict(a, b) for a, b in pairs]
     parts: list[Part] = []
-    for word in ("better", "worse", "the same", "not told apart", "without an interval"):
+    for word in ("better", "worse", "the same", "intervals overlap", "without an interval"):
         if number := verdicts.count(word):
-            count = _count(report, number, f"pairs {word}", pointer("configurations"))
+            count = number_of(report, number, f"pairs {word}", pointer("configurations"))
             parts += [f"{', ' if parts else ''}{word} in ", count]
     if not parts:
         return title, ()
-    total = _count(report, len(pairs), "pairs that are alike in all else", pointer("configurations"))
-    return title, (*parts, " of ", total, f" {_plural(len(pairs), 'pair')}")
+    total = number_of(report, len(pairs), "pairs that are alike in all else", pointer("configurations"))
+    return title, (*parts, " of ", total, f" {plural(len(pairs), 'pair')}")
 
 
 def _verdict(a: Measure, b: Measure) -> str:
-    """Return whether `b` is better than `a`, judged by both intervals."""
+    """Return whether `b` is better than `a`, judged by both intervals.
+
+    They are not paired, so that a paired difference may tell configurations apart whose intervals overlap.
+    """
     if a.estimate.value == b.estimate.value:
         return "the same"
     overlap = interval_overlaps(a.estimate, b.estimate)
     if overlap is None:
         return "without an interval"
-    if overlap or a.better == "neither":
-        return "not told apart"
+    if overlap:
+        return "intervals overlap"
     return "better" if (b.estimate.value > a.estimate.value) == (a.better == "higher") else "worse"
 
 
-def _count(report: Report, value: int, metric: str, source: str) -> Number:
+def number_of(report: Report, value: int, metric: str, source: str) -> Number:
+    """Return an exact number of things in a report."""
     return Number(counted(value, metric=metric, unit="count", seeds=report.seeds), source)
 
 
-def _plural(count: int, word: str) -> str:
+def plural(count: int, word: str) -> str:
+    """Return a word, with an s unless there is one of it."""
     return word if count == 1 else word + "s"
 
 

@@ -119,7 +119,7 @@ class TaskScale:
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """How close a proxy is to its LLM, on public text that healing does not read.
+    """How close a proxy is to its LLM, on public text that nothing was chosen or healed by.
 
     Args:
         kl: KL(LLM || proxy) of next-token distributions, nats a token.

@@ -27,4 +27,5 @@ def effective_cohort(config: Config, *, fewest: int) -> int:
         config: the settings.
         fewest: clients in the smallest round.
     """
-    return fewest - config.protect.colluders if protection_of(config.protect).secure_sum else 1
+    hidden = protection_of(config.protect).server_learns == "sums"
+    return fewest - config.protect.colluders if hidden else 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedproxy_secure.config.kinds import PROTECTIONS
-from fedproxy_secure.evidence.measure import Axis, MeasureKind, in_order
+from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.measure import Axis, Better, MeasureKind, in_order
 from fedproxy_secure.evidence.measures.privacy import EPSILON_CLAIMED
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.trilemma import Configuration, Measure
@@ -16,6 +18,7 @@ PROXY_SETTINGS = ("compression", "remove_ratio")  # settings that determine a pr
 PLAINTEXT = "unsafe_plaintext"  # the scheme without protection
 UNPROTECTED = "no protection"  # its kind in words, drawn in red
 TRILEMMA: tuple[Axis, ...] = ("performance", "privacy", "ip")  # cost has a table of its own
+Span = tuple[float, float, float]  # a number's lower end, value and upper end
 AXIS_NAMES: Mapping[Axis, str] = {
     "performance": "Performance",
     "privacy": "Privacy",
@@ -126,9 +129,41 @@ def headline(configurations: Sequence[Configuration], axis: Axis) -> str | None:
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     """Return which points are on the Pareto front, where higher is better in both numbers.
 
-    Only values count: two points whose intervals overlap may change places with other seeds.
+    Only values count; `may_be_beaten` says for which points other seeds may give another front.
     """
     return [not any(x >= a and y >= b and (x, y) != (a, b) for x, y in points) for a, b in points]
+
+
+def upward(estimate: Estimate, better: Better) -> Span:
+    """Return an estimate with its interval, turned so that higher is better; one without has no bounds."""
+    low = -math.inf if estimate.low is None else estimate.low
+    high = math.inf if estimate.high is None else estimate.high
+    if better == "higher":
+        return low, estimate.value, high
+    return -high, -estimate.value, -low
+
+
+def may_be_beaten(points: Sequence[tuple[Span, Span]]) -> list[bool]:
+    """Return which points another one may beat or equal in both numbers, as far as intervals tell."""
+    worst = [(x[0], y[0]) for x, y in points]
+    best = [(x[2], y[2]) for x, y in points]
+    return [
+        any(i != j and x >= a and y >= b and (x, y) != (a, b) for j, (x, y) in enumerate(best))
+        for i, (a, b) in enumerate(worst)
+    ]
+
+
+def front_in_words(names: Sequence[str], points: Sequence[tuple[Span, Span]]) -> str:
+    """Return which configurations are on the Pareto front, and for which of them that is not sure."""
+    there = on_front([(x[1], y[1]) for x, y in points])
+    beaten = may_be_beaten(points)
+    on_it = [name for name, on in zip(names, there, strict=True) if on]
+    unsure = [name for name, on, may in zip(names, there, beaten, strict=True) if on and may]
+    sure = "no other configuration may beat any of them on both axes"
+    if unsure:
+        which = "each of them" if unsure == on_it else f"some of them ({'; '.join(unsure)})"
+        sure = f"another configuration may beat {which} on both axes"
+    return f"On the front by mean values: {'; '.join(on_it)}. Within the 95 % intervals {sure}."
 
 
 def setting_words(key: str, value: str) -> str:

@@ -1,35 +1,45 @@
-"""Fusion rules over sums: what a client adds to the masked vector, and what the server makes of the sums.
+"""Fusion rules on sums: what a client adds to the masked vector, and how the server fuses the sums.
 
-H-TIES (Eq. 10-14), TIES and PCR's conflict (Eq. 7) read every client's update. Here they read sums only:
+H-TIES (Eq. 10-14), TIES and PCR's conflict (Eq. 7) are defined on every client's update. A secure sum gives
+the server sums only; the granularity says which ones:
 
-    plain         S = sum of the updates; for FedAvg and every rule that is linear in the updates.
-    coordinate    also A = sum of |update| and the counts n+, n- of signs, per coordinate. Exact: the mass
-                  of each side is P = (A + S) / 2 and N = (A - S) / 2, its mean P / n+ or -N / n-.
-    block         also one number per block of some 64 neighbouring coordinates: Q, the sum of mean squares.
+    plain         S, the sum of the updates, per coordinate. Enough for FedAvg and for every rule that is
+                  linear in the updates.
+    coordinate    also A, the sum of |update|, and n+ and n-, the counts of positive and negative values,
+                  per coordinate. The result is exact.
+    block         also Q, the sum of mean squares, per block of about 64 neighbouring coordinates. The
+                  result is an estimate of that of `coordinate`.
 
-`block` estimates what `coordinate` counts. With n clients and mean s at a coordinate, the n values are s
-plus deviations that add up to zero, of variance v = Q / n - mean(s^2) over the block. Read as normal, the
-elected side's mean and the conflict depend on z = |s| / sqrt(v) alone; they are expectations over such
-deviations, tabulated once for n and rho. Conditioning on the *sample* mean and on n is what the formula for
-an endless population (P = sigma (phi(z) + z Phi(z))) lacks: with 4 clients it lies closer to exact H-TIES.
+Both sides call `segments_of` for the vector's layout. A client calls `contribution`, the server `merge`.
 
-Clients that trim send zeros, and a zero counts for neither side: with one contributor among n the elected
-mean is n s, not s. Where the retained share is public (`kept` < 1) the tables are therefore averages over
-simulated coordinates: normal values around a normal common one, the smaller magnitudes set to zero.
-The share is taken as the same for every client and block, which it is not; blocks of small values hold more
-zeros.
-
-Guarantees (of what the server sees; the masking protocol hides all else):
+Guarantees (what the server learns; the masking protocol hides everything else):
     plain         the sum at each coordinate.
-    coordinate    besides: where a side has one contributor, that client's value; where signs are unanimous,
-                  every client's sign. Denominators are counts, because sums of unequal weights would tell
-                  *which* clients stand on a side.
-    block         besides the sum: one variance per block. No count and no sign of any client, unless
-                  clients send little more than signs.
+    coordinate    also, where a side has one contributor, that client's value; where the signs are
+                  unanimous, every client's sign. Otherwise the counts do not tell *which* clients are on
+                  a side.
+    block         the sum at each coordinate, and one variance per block. No count and no sign of any
+                  client, unless clients send little more than signs.
 
-The first step of AdamW moves every coordinate by the learning rate, up or down. So with `local.steps` 1 and
-AdamW every sum counts signs, `plain` and `block` too: where it is as far from 0 as it can be, all clients'
-signs are known.
+Clients do send little more than signs in the first step of AdamW, which moves every coordinate by the
+learning rate, up or down. With AdamW and `local.steps` 1, every sum is therefore a count of signs, with
+`plain` and `block` too: where it is as far from 0 as it can be, all clients' signs are known.
+
+Why `coordinate` is exact: the mass of each side is P = (A + S) / 2 or N = (A - S) / 2, and its mean is
+P / n+ or -N / n-. The denominators are counts of clients, not sums of weights: sums of unequal weights
+would tell which clients are on a side.
+
+How `block` estimates: with n clients and mean s at a coordinate, the n values are s plus deviations that
+add up to zero, of variance v = Q / n - mean(s^2) over the block. If the deviations are taken as normal, the
+elected side's mean and the conflict depend on z = |s| / sqrt(v) alone. Their expectations are tabulated
+once for n and rho (`expectations`). The tables condition on the *sample* mean and on n, which the formula
+for an infinite population (P = sigma (phi(z) + z Phi(z))) does not: with 4 clients they are closer to exact
+H-TIES.
+
+Clients that trim send zeros, and a zero counts for neither side: with one contributor among n clients the
+elected mean is n s, not s. Where the retained share is public (`kept` < 1), the tables are therefore
+averages over simulated coordinates: normal values around a normal common value, with the smaller magnitudes
+set to zero. The share is assumed to be the same for every client and block. In fact blocks of small values
+hold more zeros.
 """
 
 from __future__ import annotations
@@ -47,12 +57,12 @@ from fedproxy_secure.secagg.signs import largest_word, pack_signs, unpack_signs,
 from fedproxy_secure.secagg.sum_checks import check_sums
 
 Granularity = Literal["plain", "coordinate", "block"]
-BLOCK_COORDINATES = 64  # each block takes one word more: 1.6 % of the bytes
+BLOCK_COORDINATES = 64  # one word more for each block: 1.6 % of the bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Sizes of the tensors whose coordinates lie end to end in the update; blocks do not cross them."""
+    """The sizes of an update's tensors, which lie end to end in it; no block spans two tensors."""
 
     sizes: tuple[int, ...]
 
@@ -67,17 +77,17 @@ class Layout:
 
     def starts(self) -> np.ndarray:
         """Return the first coordinate of every block, int64 [blocks], ascending."""
-        at, parts = 0, []
+        offset, parts = 0, []
         for size in self.sizes:
             blocks = max(1, round(size / BLOCK_COORDINATES))
-            parts.append(at + np.linspace(0, size, blocks, endpoint=False).astype(np.int64))
-            at += size
+            parts.append(offset + np.linspace(0, size, blocks, endpoint=False).astype(np.int64))
+            offset += size
         return np.concatenate(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """The fused update, `step` float32 [d], and `conflict`, float32 [d] in [0, 1] or None (plain)."""
+    """The fused update `step`, float32 [d], and `conflict`, float32 [d] in [0, 1] (None for `plain`)."""
 
     step: np.ndarray
     conflict: np.ndarray | None
@@ -88,28 +98,38 @@ def segments_of(
 ) -> tuple[Segment, ...]:
     """Return the segments of a client's vector besides the control words.
 
+    Args:
+        granularity: which sums the server gets.
+        layout: of the update.
+        clip: the largest |value| that is not cut.
+        clients: the size of the cohort; `coordinate` packs counts up to it.
+        bits: of a ring word.
+
     Raises `ConfigError` for a clip that no ring takes.
     """
-    if not MIN_CLIP <= clip <= MAX_CLIP:  # a larger one cannot even be squared
+    if not MIN_CLIP <= clip <= MAX_CLIP:  # before `clip**2`, which overflows for a huge clip
         raise ConfigError(f"clip={clip:g}: must be {MIN_CLIP:g} to {MAX_CLIP:g}")
     segments = [Segment(name="update", length=layout.d, clip=clip)]
     if granularity == "block":
         segments.append(Segment(name="squares", length=len(layout.starts()), clip=clip**2))
     elif granularity == "coordinate":
         words = words_for(layout.d, clients=clients, bits=bits)
-        most = largest_word(clients=clients, bits=bits)
+        largest = largest_word(clients=clients, bits=bits)
         segments.append(Segment(name="magnitude", length=layout.d, clip=clip))
-        segments.append(Segment(name="signs", length=words, largest=most))
+        segments.append(Segment(name="signs", length=words, largest=largest))
     return tuple(segments)
 
 
 def contribution(
     update: np.ndarray, granularity: Granularity, layout: Layout, plan: RingPlan, *, weight: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Return what one client adds: values for `segments_of`, by name.
+    """Return what one client adds to the sums: the values of its `segments_of`, by segment name.
 
     Args:
-        update: float32 [d], trimmed beforehand if the rule trims.
+        update: float32 [d], already trimmed if the rule trims.
+        granularity: as in `segments_of`.
+        layout: of the update.
+        plan: the ring, with the segments of that granularity and layout.
         weight: (0, 1], multiplies all real values.
 
     Raises `DataError` for another length or a weight out of range.
@@ -121,9 +141,10 @@ def contribution(
     scaled = update if weight == 1 else np.float32(weight) * update
     parts = {"update": scaled}
     if granularity == "block":
+        # of the values as the ring will clip them, or a sum beyond the clip would have a negative variance
         clip = _clip_of(plan)
-        inside = np.clip(update, -clip, clip)
-        parts["squares"] = weight * _block_means(inside.astype(np.float64) ** 2, layout.starts())
+        counted = np.clip(scaled, -clip, clip).astype(np.float64) / weight
+        parts["squares"] = weight * _block_means(counted**2, layout.starts())
     elif granularity == "coordinate":
         parts["magnitude"] = np.abs(scaled)
         parts["signs"] = pack_signs(update, clients=plan.clients, bits=plan.bits)
@@ -142,21 +163,29 @@ def merge(
     kept: float = 1.0,
     error: float = 0.0,
 ) -> Merged:
-    """Fuse the sums over `clients` survivors, whose weights add up to `weight`.
+    """Fuse the sums over the survivors into one update.
 
     Args:
-        sums: by segment name, as `read_sum` gives them.
-        rho: election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
-        kept: public share of each update that clients kept when they trimmed, (0, 1]; `block` needs it.
-        error: how far sums may be off besides rounding in the ring, as CKKS's are.
+        sums: by segment name, as `read_sum` returns them.
+        granularity: as in `segments_of`.
+        layout: of the update.
+        plan: the ring of the sums.
+        clients: the number of survivors, K below.
+        weight: the sum of their weights.
+        rho: the election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
+        kept: the public share of each update that clients kept when they trimmed, (0, 1]; for `block`.
+        error: how far sums may be off besides rounding in the ring, because CKKS is not exact.
 
     Raises `DataError` for a sum of another length or not finite, or a number out of range, and
     `ProtocolAborted` for sums that clients within the clip cannot have.
 
-    Guarantees: no coordinate of the step is beyond `clip x clients / weight`: with equal weights the clip.
-    **Not guaranteed**: that one client moves it by 1 / K of that alone. A client that sends words beyond
-    the clip, which nobody sees in a sum, can bring a coordinate of the mean to any value within that bound,
-    whatever the others sent: with equal weights it moves it by up to two clips, an honest one by 2 / K.
+    Guarantees: no coordinate of the step is beyond `clip x clients / weight`; with equal weights that is
+    the clip.
+
+    Not guaranteed: that one client moves a coordinate by no more than 1 / K of that range. A client can
+    send words beyond the clip, which nobody sees in a sum. It can so bring a coordinate of the mean to any
+    value within the bound, whatever the others sent: with equal weights it moves the mean by up to two
+    clips, an honest client by up to 2 / K clips.
     """
     _check_merge(sums, granularity, layout, plan, clients=clients, weight=weight, rho=rho, kept=kept)
     check_sums(sums, plan, clients=clients, error=error)
@@ -170,8 +199,8 @@ def merge(
         variance = sums["squares"] / weight - _block_means(mean**2, starts)
         sigma = np.sqrt(np.maximum(variance, 0))[_block_index(starts, layout.d)]
         merged = _merge_by_blocks(mean, sigma, clients=clients, rho=rho, kept=kept)
-    most = np.float32(_clip_of(plan) * clients / weight)
-    return Merged(step=np.clip(merged.step, -most, most), conflict=merged.conflict)
+    bound = np.float32(_clip_of(plan) * clients / weight)
+    return Merged(step=np.clip(merged.step, -bound, bound), conflict=merged.conflict)
 
 
 def _check_merge(
@@ -211,9 +240,10 @@ def _merge_exactly(
     weight: float,
     rho: float,
 ) -> Merged:
+    """Elect a side and average over it, by the exact mass and count of each side."""
     ups, downs = unpack_signs(sums["signs"], clients=plan.clients, bits=plan.bits, d=len(mean))
     absolute = sums["magnitude"] / weight
-    # rounding may leave a trace of mass on a side that nobody is on
+    # without the counts, rounding would leave a trace of mass on a side that has no client
     p = np.where(ups > 0, (absolute + mean) / 2, 0)
     n = np.where(downs > 0, (absolute - mean) / 2, 0)
     up = (p >= rho * n) & (p > 0)
@@ -228,14 +258,15 @@ def _merge_exactly(
 def _merge_by_blocks(
     mean: np.ndarray, sigma: np.ndarray, *, clients: int, rho: float, kept: float
 ) -> Merged:
-    trimmed = kept < 1 and clients > 1  # one client's mean is its value, zeros or not
+    """Estimate the fused step by the tables of `expectations`, from mean and spread at each coordinate."""
+    trimmed = kept < 1 and clients > 1  # the mean of one client is its value, zero or not
     value, conflict = trimmed_tables(clients, rho, kept) if trimmed else plain_tables(clients, rho)
     z = np.divide(np.abs(mean), sigma, out=np.full(len(mean), np.inf), where=sigma > 0)
     inside = z < Z_GRID[-1]
     excess = value[-1] - Z_GRID[-1]  # 0 without trimming
     elected = np.where(inside, sigma * np.interp(z, Z_GRID, value), np.abs(mean) + sigma * excess)
     disagreement = np.where(inside, np.interp(z, Z_GRID, conflict), 0.0)
-    disagreement[(mean == 0) & (sigma == 0)] = 1.0  # as in the rule: no client is on any side
+    disagreement[(mean == 0) & (sigma == 0)] = 1.0  # as in the exact rule: no client is on any side
     return Merged(
         step=(np.sign(mean) * elected).astype(np.float32), conflict=disagreement.astype(np.float32)
     )
@@ -246,10 +277,12 @@ def _clip_of(plan: RingPlan) -> float:
 
 
 def _block_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the mean of every block, [blocks], of values [d]."""
     lengths = np.diff(np.append(starts, len(values)))
     means: np.ndarray = np.add.reduceat(values, starts) / lengths
     return means
 
 
 def _block_index(starts: np.ndarray, d: int) -> np.ndarray:
+    """Return the number of the block of every coordinate, [d]."""
     return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, d)))

@@ -1,4 +1,4 @@
-"""The messages of the masking protocol, in the order they flow, and what each reveals to whom.
+"""The messages of the masking protocol, in the order in which they are sent, and what each reveals.
 
     client -> server   Advertise      encryption key, mask key, commitment, signature
     server -> client   KeyBook        all advertised keys                          (the set U1)
@@ -10,11 +10,12 @@
     server -> client   Confirmations  at least t of them
     client -> server   Unmask         shares of the survivors' self masks and of the drop-outs' mask keys
 
-Fields are plain (str, bytes, lists of them), so that any transport can carry them.
+t is the threshold of the terms. Fields are plain (str, bytes, lists of them), so that any transport can
+carry them: `to_fields` on one side, `from_fields` on the other.
 
-Guarantees: what `from_fields` returns has exactly the message's fields, of their types and within their
-sizes: lists of at most as many rows as a cohort can need, names that are short and printable, keys,
-signatures and hashes of their one length. It checks what is there and makes no copy.
+Guarantees: a message that `from_fields` returns has exactly the fields of its class, of the right types and
+within their sizes. Lists have at most as many rows as a cohort can need; names are short and printable;
+keys, signatures and hashes have their one length. `from_fields` checks the values and copies none.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from fedproxy_secure.secagg.ring import MAX_CLIENTS
 
 Surface = Literal["server", "clients"]
 MOST_NAME = 200  # characters of a client's name
-MOST_VECTOR_BYTES = 2**32  # of a client's vector, however it travels; its receiver knows the exact length
+MOST_VECTOR_BYTES = 2**32  # of a client's vector in any encoding; its receiver knows the exact length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The allowed length of a field of bytes, or of each row if it is a list, and the most rows."""
+    """The least and the most bytes of a field, or of each row if it is a list, and the most rows."""
 
     least: int
     most: int
@@ -49,15 +50,18 @@ HASH = Size(least=32, most=32)
 SIGNATURE = Size(least=SIGNATURE_BYTES, most=SIGNATURE_BYTES)
 TAG = Size(least=TAG_BYTES, most=TAG_BYTES)
 SHARE = Size(least=SHARE_BYTES, most=SHARE_BYTES)
-SEALED_SHARES = Size(least=0, most=NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES)  # empty: for oneself
+SEALED_SHARES = Size(least=0, most=NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES)  # own row: empty
 VECTOR = Size(least=0, most=MOST_VECTOR_BYTES)
 
 
 class Message:
-    """A message of the protocol; `from_fields` checks types and sizes of its fields on arrival.
+    """A message of the protocol; `from_fields` checks the types and sizes of its fields on arrival.
 
-    `reveals`: what the receiver learns, in words. `sizes`: the sizes of the fields of bytes, by name.
-    `vector`: whether it carries what clients' updates say, sealed or open.
+    Attributes:
+        to: who receives it.
+        reveals: what the receiver learns, in words.
+        vector: whether it carries data from clients' updates, encrypted or not.
+        sizes: the sizes of the fields of bytes, by name.
     """
 
     to: ClassVar[Surface]
@@ -66,13 +70,13 @@ class Message:
     sizes: ClassVar[Mapping[str, Size]] = {}
 
     def to_fields(self) -> dict[str, Any]:
-        """Return plain values by field name."""
+        """Return the fields as plain values, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advertise(Message):
-    """Step 1: fresh public keys, signed with the roster's key."""
+    """Step 1: fresh public keys of one client, signed with its key in the roster."""
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "that the client takes part"
@@ -97,7 +101,7 @@ class Advertise(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class KeyBook(Message):
-    """Step 2: all that was advertised; row i belongs to `clients[i]`."""
+    """Step 2: the advertised keys of all clients; row i belongs to `clients[i]`."""
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "which clients take part"
@@ -128,7 +132,7 @@ class Shares(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Inbox(Message):
-    """Step 3: the pairs of shares sealed for one client; the one from itself is empty."""
+    """Step 3: the pairs of shares sealed for one client; its own row is empty."""
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "which clients shared; one share of each of their secrets"
@@ -139,10 +143,11 @@ class Inbox(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedInput(Message):
-    """Step 3, answer: the masked vector.
+    """Step 3, answer: the masked vector, tagged for the server.
 
-    It is tagged with a key that this client (by its advertised, signed key) and the server (by the key in
-    the terms) share. Only the server needs to be sure of it, and a tag costs a fraction of a hash.
+    The tag's key is shared by this client and the server: it follows from the client's advertised, signed
+    key and the server's key in the terms. A tag suffices, because only the server needs to know who sent
+    the vector, and costs a fraction of a hash.
     """
 
     to: ClassVar[Surface] = "server"
@@ -156,7 +161,7 @@ class MaskedInput(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Survivors(Message):
-    """Step 4: whose vectors arrived."""
+    """Step 4: the clients whose vectors arrived."""
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "whose vectors arrived"
@@ -165,7 +170,7 @@ class Survivors(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation(Message):
-    """Step 4, answer: this client saw these two sets."""
+    """Step 4, answer: a signature on the two sets that this client saw, U2 and U3."""
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "nothing new"
@@ -182,7 +187,7 @@ class Confirmation(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmations(Message):
-    """Step 5: the signatures; row i belongs to `clients[i]`."""
+    """Step 5: the confirming signatures; row i belongs to `clients[i]`."""
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "nothing new"
@@ -193,7 +198,7 @@ class Confirmations(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Unmask(Message):
-    """Step 5, answer: a share of each survivor's self mask, and of each drop-out's mask key."""
+    """Step 5, answer: a share of each survivor's self mask and of each drop-out's mask key."""
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "with t of them: the sum over the survivors"
@@ -230,20 +235,20 @@ M = TypeVar("M", bound=Message)
 
 
 def from_fields(kind: type[M], raw: Mapping[str, Any]) -> M:
-    """Build a message from plain values.
+    """Return the message of class `kind` with these plain values, checked.
 
-    Raises `DataError` for a missing or unknown field, or one of the wrong type or size.
+    Raises `DataError` for a missing or unknown field, or a value of the wrong type or size.
     """
     hints = _hints(kind)
     if len(raw) != len(hints) or any(name not in raw for name in hints):
-        raise DataError(f"{kind.__name__}: fields {_some(raw)}; must be {sorted(hints)}")
+        raise DataError(f"{kind.__name__}: fields {_first_names(raw)}; must be {sorted(hints)}")
     for name, hint in hints.items():
         _check_field(kind, name, hint, raw[name])
     return kind(**raw)
 
 
 def check_names(value: Any, what: str) -> None:
-    """Raise `DataError` unless this is a list of at most `MAX_CLIENTS` client names."""
+    """Raise `DataError`, naming `what`, unless `value` is a list of at most `MAX_CLIENTS` client names."""
     if type(value) is not list or len(value) > MAX_CLIENTS:
         raise DataError(f"{what} must be a list of at most {MAX_CLIENTS} names, is {quoted(value)}")
     for name in value:
@@ -251,7 +256,7 @@ def check_names(value: Any, what: str) -> None:
 
 
 def check_name(value: Any, what: str) -> None:
-    """Raise `DataError` unless this is text of 1 to `MOST_NAME` printable characters."""
+    """Raise `DataError`, naming `what`, unless `value` is 1 to `MOST_NAME` printable characters."""
     if type(value) is not str or not 0 < len(value) <= MOST_NAME or not value.isprintable():
         raise DataError(f"{what} must be 1 to {MOST_NAME} printable characters, is {quoted(value)}")
 
@@ -276,10 +281,10 @@ def _check_field(kind: type[Message], name: str, hint: Any, value: Any) -> None:
             if type(row) is not bytes:
                 raise DataError(f"{what} must be bytes, is {quoted(row)}")
             if not size.least <= len(row) <= size.most:
-                wanted = f"{size.most}" if size.least == size.most else f"{size.least} to {size.most}"
-                raise DataError(f"{what} must be of {wanted} bytes, is of {len(row)}")
+                lengths = f"{size.most}" if size.least == size.most else f"{size.least} to {size.most}"
+                raise DataError(f"{what} must be of {lengths} bytes, is of {len(row)}")
 
 
-def _some(raw: Mapping[str, Any]) -> str:
+def _first_names(raw: Mapping[str, Any]) -> str:
     names = [quoted(name) for name, _ in zip(raw, range(4), strict=False)]
     return f"[{', '.join(names)}{', ...' if len(raw) > len(names) else ''}]"

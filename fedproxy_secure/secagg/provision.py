@@ -1,12 +1,12 @@
-"""Keys for a federation: one identity per client, and the roster that all of them share.
+"""Keys of a federation: one private key per client, and the roster of public keys that all parties share.
 
     roster.json     every client's public key; the same file for the server and all clients
     NAME.key        one client's private key, readable by its owner alone (mode 0600)
-    NAME.journal    what that key has answered (`fedproxy_secure.journal`); it stays beside the key for good
-    NAME.sequence   how often the journal was written, by which an older copy of it is noticed
+    NAME.journal    what that key has answered (`fedproxy_secure.journal`); always kept beside the key
+    NAME.sequence   how often the journal was written, which reveals an older copy of it
 
-In production each client makes its own key and sends the public half over a channel that the server does
-not control; `provision` makes all of them in one place, for a federation on one machine.
+`provision` makes all keys in one place, for a federation on one machine. In production each client makes
+its own key and sends the public half over a channel that the server does not control.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from fedproxy_secure.secagg.terms import Roster
 
 
 def provision(clients: Sequence[str], folder: Path) -> Roster:
-    """Write a new roster, and one key file and one empty journal per client, into `folder`.
+    """Write one key file and one empty journal per client, and then their roster, into `folder`.
 
-    Raises `ConfigError` if there are keys already, or the folder cannot be written (`RunFolderError` if
-    only the roster, which comes last, cannot): keys are never overwritten, because a roster that others
-    hold would no longer match.
+    Keys are never overwritten, because the copies of the roster that other parties hold would no longer
+    match.
+
+    Raises `ConfigError` if the folder has keys already or cannot be written, and `RunFolderError` if only
+    the roster cannot be written.
     """
     check_unused(folder)
     keys = {name: fresh_secret() for name in clients}
@@ -44,11 +46,11 @@ def provision(clients: Sequence[str], folder: Path) -> Roster:
 
 
 def check_unused(folder: Path) -> None:
-    """Make a folder for keys. Raises `ConfigError` if it cannot be made, or there are keys already."""
-    own = (".key", JOURNAL, SEQUENCE)
+    """Create a folder for keys. Raises `ConfigError` if that fails or the folder has keys already."""
+    suffixes = (".key", JOURNAL, SEQUENCE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in own]
+        taken = [f.name for f in folder.iterdir() if f.name == ROSTER or f.suffix in suffixes]
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
     if taken:
@@ -66,7 +68,8 @@ def load_roster(folder: Path) -> Roster:
 def load_identity(folder: Path, client: str, roster: Roster) -> Secret:
     """Return a client's private key.
 
-    Raises `ConfigError` if others may read the file, it holds no key, or it is not the roster's.
+    Raises `ConfigError` if other users may read the file, it holds no key, or the roster has another key
+    for this client.
     """
     file = folder / f"{client}.key"
     key = read_key(file)

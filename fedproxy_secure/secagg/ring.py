@@ -1,15 +1,21 @@
-"""Numbers as words of a ring: plan what fits, quantise, pack, and read the sum back.
+"""Real numbers and counts as words of a ring: plan what fits, quantise, pack, and read the sum back.
+
+    RingPlan      the layout of a vector; refuses one whose sums could wrap
+    quantise      turns a client's values into words, `pack` words into bytes
+    add_packed    adds a vector's bytes to a total, which `read_sum` turns into sums of values
 
 A client's vector is a row of **segments**. A real segment is clipped to `[-clip, clip]`, scaled to `levels`
-steps on each side of 0 and rounded to an integer: at random to one of its neighbours in the small rings, to
-the nearest in the ring of 32 bits, so that a masked run gives the same result twice. A count segment holds
-small integers. Words add modulo `2^bits`; the plan makes sure that no sum of `clients` vectors wraps.
+steps on each side of 0 and rounded to an integer. The rings of 16 and 24 bits round at random to one of the
+two neighbours; the ring of 32 bits rounds to the nearest, so that a masked run gives the same result twice.
+A count segment holds small integers. Words add modulo `2^bits`.
 
-Guarantees: for a plan that was accepted, the sum of words, read as signed, is the exact sum of the
-clients' integers. Random rounding is unbiased within 2^-9 of a step and takes its randomness from the
-operating system: the mean over n clients is off by less than one `step_of` per coordinate, with a standard
-deviation of at most `step / (2 sqrt(n))`. Rounding to the nearest is off by at most half a step, which with
-32 bits and 64 clients is 2^-27 of the clip. Clipping is counted, not hidden.
+Guarantees: under an accepted plan no sum of `clients` vectors wraps. The sum of words, read as signed (for
+counts: as unsigned), is the exact sum of the clients' integers. Clipped values are counted.
+
+Random rounding takes its randomness from the operating system and is unbiased within 2^-9 of a step. The
+mean over n clients is off by less than one `step_of` per coordinate, with a standard deviation of at most
+`step / (2 sqrt(n))`. Rounding to the nearest is off by at most half a step, which with 32 bits and 64
+clients is 2^-26 of the clip.
 """
 
 from __future__ import annotations
@@ -25,13 +31,13 @@ from fedproxy_secure.errors import ConfigError, DataError
 RING_BITS = (16, 24, 32)
 MIN_CLIENTS, MAX_CLIENTS = 3, 64
 MIN_LEVELS = 64  # with fewer steps on a side, rounding drowns the update
-MIN_CLIP, MAX_CLIP = 2.0**-96, 2.0**96  # beyond, steps and sums leave what float32 holds
-CHUNK_WORDS = 1 << 16  # so that what a chunk needs stays in the second-level cache
+MIN_CLIP, MAX_CLIP = 2.0**-96, 2.0**96  # beyond these, float32 cannot hold the steps and sums
+CHUNK_WORDS = 1 << 16  # the data of one chunk stays in the second-level cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A run of `length` words of one kind: real ones have a `clip` > 0, counts a `largest` value >= 1."""
+    """A row of `length` words of one kind: real values have a `clip` > 0, counts a `largest` value >= 1."""
 
     name: str
     length: int
@@ -41,7 +47,12 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class RingPlan:
-    """The layout by which `clients` vectors share one ring.
+    """The layout of the vectors that `clients` add up in one ring.
+
+    Attributes:
+        bits: of a word, one of `RING_BITS`.
+        clients: the most vectors in a sum.
+        segments: of each vector, in order; their names differ.
 
     Raises `ConfigError` for a ring in which a sum could wrap, or a real value would have fewer than
     `MIN_LEVELS` steps on each side of 0.
@@ -75,7 +86,7 @@ class RingPlan:
 
     @property
     def levels(self) -> int:
-        """The steps from 0 to the clip: the most for which `clients` of them do not reach 2^(bits - 1)."""
+        """The steps from 0 to the clip: the most whose sum over `clients` is below 2^(bits - 1)."""
         return int((2 ** (self.bits - 1) - 1) // self.clients)
 
     @property
@@ -90,42 +101,48 @@ class RingPlan:
 
     @property
     def upload_bytes(self) -> int:
-        """The size of the vector as it travels, in bytes."""
+        """The size of the packed vector, in bytes."""
         return self.words * self.bits // 8
 
     @property
     def word_type(self) -> type[np.unsignedinteger]:
-        """The type of a word: uint16, or uint32 for 32 and 24 bits, whose high byte does not travel."""
+        """The type of a word: uint16, or uint32 for 32 and 24 bits (whose high byte is not sent)."""
         return np.uint16 if self.bits == 16 else np.uint32
 
     def segment(self, name: str) -> Segment:
-        """Return the segment of that name. Raises `ConfigError` for a plan without it."""
+        """Return the segment of this name. Raises `ConfigError` if the plan has none."""
         for segment in self.segments:
             if segment.name == name:
                 return segment
         raise ConfigError(f"segment {name}: must be one of {', '.join(s.name for s in self.segments)}")
 
     def place_of(self, name: str) -> slice:
-        """Return where in the vector the words of a segment lie. Raises as `segment` does."""
+        """Return the slice of the vector that holds a segment's words. Raises as `segment` does."""
         segment = self.segment(name)
         start = sum(s.length for s in self.segments[: self.segments.index(segment)])
         return slice(start, start + segment.length)
 
     def step_of(self, segment: Segment) -> float:
-        """Return the distance between two neighbouring values of a real segment."""
+        """Return the step between values of a real segment. Raises `ConfigError` for a count segment."""
         if segment.clip is None:
             raise ConfigError(f"segment {segment.name}: is a count and has no step")
         return segment.clip / self.levels
 
     def canonical(self) -> bytes:
-        """Return the one spelling of the whole plan, which every party signs."""
+        """Return the one byte string for this plan, which the terms' hash covers."""
         rows = [f"{s.name}:{s.length}:{s.clip!r}:{s.largest!r}" for s in self.segments]
         return "|".join([str(self.bits), str(self.clients), *rows]).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
-    """A vector as `words` [plan.words] before masking, its clipped real values, and the largest |value|."""
+    """A vector before masking.
+
+    Attributes:
+        words: ring words [plan.words].
+        clipped: how many real values were clipped.
+        largest: the largest |real value| before clipping.
+    """
 
     words: np.ndarray
     clipped: int
@@ -133,28 +150,31 @@ class Quantised:
 
 
 def quantise(plan: RingPlan, values: Mapping[str, np.ndarray], *, nearest: bool = False) -> Quantised:
-    """Lay a client's segments into ring words.
+    """Return a client's segments as ring words.
 
-    `nearest`: round to the nearest step in small rings too, so that the same values give the same words.
+    Args:
+        plan: the ring.
+        values: of each segment, by name, [length].
+        nearest: round to the nearest step in small rings too, so that the same values give the same words.
 
-    Raises `DataError`, naming the segment, for a missing or unknown one, another length, NaN or
+    Raises `DataError`, naming the segment, for a missing or unknown segment, another length, NaN or
     infinity, or a count out of range.
     """
     if set(values) != {s.name for s in plan.segments}:
         raise DataError(f"segments {sorted(values)}: must be {sorted(s.name for s in plan.segments)}")
     words = np.empty(plan.words, dtype=plan.word_type)
-    clipped, largest, at = 0, 0.0, 0
+    clipped, largest, offset = 0, 0.0, 0
     for segment in plan.segments:
-        part, target = np.asarray(values[segment.name]), words[at : at + segment.length]
+        part, target = np.asarray(values[segment.name]), words[offset : offset + segment.length]
         if part.shape != (segment.length,):
             raise DataError(f"segment {segment.name}: shape {part.shape}; must be ({segment.length},)")
         if segment.clip is None:
             _counts_into(target, part, segment)
         else:
             rounded = _nearest if nearest or not plan.random_rounding else _random_rounding(plan.levels)
-            more, top = _real_into(target, part, segment, plan, rounded)
-            clipped, largest = clipped + more, max(largest, top)
-        at += segment.length
+            cut, top = _real_into(target, part, segment, plan, rounded)
+            clipped, largest = clipped + cut, max(largest, top)
+        offset += segment.length
     return Quantised(words=words, clipped=clipped, largest=largest)
 
 
@@ -173,7 +193,7 @@ def _real_into(
     plan: RingPlan,
     rounded: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[int, float]:
-    """Scale to steps, clip and round, a chunk at a time; return how many were clipped and the largest."""
+    """Scale to steps, clip and round; return how many values were clipped, and the largest |value|."""
     clip, levels = float(segment.clip or 0), plan.levels
     # float32 is too coarse for the steps of the large rings
     y = np.empty(CHUNK_WORDS, dtype=np.float32 if plan.bits == 16 else np.float64)
@@ -182,14 +202,14 @@ def _real_into(
     for start in range(0, len(part), CHUNK_WORDS):
         x = part[start : start + CHUNK_WORDS]
         top = float(max(x.max(), -x.min()))
-        if not np.isfinite(top):  # NaN too: max and min pass it on
+        if not np.isfinite(top):  # also refuses NaN, which max and min pass on
             raise DataError(f"segment {segment.name}: holds NaN or infinity; must be finite")
         largest = max(largest, top)
         steps = y[: len(x)]
         np.multiply(x, scale, out=steps, casting="same_kind")
         if top > clip:
             clipped += int(np.count_nonzero(np.abs(x) > clip))
-        if top > 0.999 * clip:  # also just below the clip: the product may round to above the last step
+        if top > 0.999 * clip:  # just below the clip, too, the product may round up beyond the last step
             np.clip(steps, -levels, levels, out=steps)
         np.copyto(target[start : start + len(x)], rounded(steps), casting="unsafe")
     return clipped, largest
@@ -201,10 +221,10 @@ def _nearest(steps: np.ndarray) -> np.ndarray:
 
 
 def _random_rounding(levels: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a rounding to floor(x + u), u uniform on a grid of 2^-8 (16 bits) or 2^-16 (24 bits).
+    """Return a function that rounds x to floor(x + u), with u uniform on a grid in (0, 1).
 
-    The grid, which begins and ends half a step inside (0, 1), keeps x + u exact in x's own type: a whole
-    number never moves.
+    The grid's step is 2^-8 (16 bits) or 2^-16 (24 bits), and its ends are half a step inside (0, 1). So for
+    a whole x, x + u is exact in x's own type and below x + 1: a whole number never moves.
     """
     small = levels < 2**15
     stream, zeros = keystream(fresh_secret()), bytes(CHUNK_WORDS * (1 if small else 2))
@@ -225,17 +245,17 @@ def _random_rounding(levels: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def read_sum(plan: RingPlan, total: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the summed segments: float32 [length] in the clip's unit, counts int64 [length].
+    """Return the sums by segment name: float32 [length] in the clip's unit, or int64 [length] for counts.
 
-    `total` are words [plan.words]; bits above the ring's are ignored.
+    `total`: summed words [plan.words]; bits above the ring's are ignored.
     """
     sums: dict[str, np.ndarray] = {}
-    at = 0
+    offset = 0
     for s in plan.segments:
         sums[s.name] = np.empty(s.length, dtype=np.int64 if s.clip is None else np.float32)
         for start in range(0, s.length, CHUNK_WORDS):  # a chunk at a time: no second copy of the vector
             stop = min(start + CHUNK_WORDS, s.length)
-            words = total[at + start : at + stop]
+            words = total[offset + start : offset + stop]
             if s.clip is not None:
                 out = sums[s.name][start:stop]
                 np.multiply(
@@ -243,7 +263,7 @@ def read_sum(plan: RingPlan, total: np.ndarray) -> dict[str, np.ndarray]:
                 )
             else:
                 sums[s.name][start:stop] = words.astype(np.int64) & (2**plan.bits - 1)
-        at += s.length
+        offset += s.length
     return sums
 
 
@@ -263,7 +283,7 @@ def pack(plan: RingPlan, words: np.ndarray) -> bytes:
 
 
 def add_packed(plan: RingPlan, total: np.ndarray, packed: bytes) -> None:
-    """Add a vector as it travelled to `total`, in place. Raises `DataError` for another length."""
+    """Add a packed vector to `total`, in place. Raises `DataError` for another length."""
     if len(packed) != plan.upload_bytes:
         raise DataError(f"masked vector of {len(packed)} bytes: must have {plan.upload_bytes}")
     if plan.bits == 24:

@@ -1,7 +1,8 @@
-"""Counts of signs, several coordinates in one word: what `coordinate` needs besides sums.
+"""Counts of positive and negative values, several coordinates in one word, for granularity `coordinate`.
 
-For each coordinate a client sends two counts, side by side: the first is 1 if its value is positive, the
-second is 1 if it is negative. A count over all clients fits its field, so words add up field by field.
+For each coordinate a client sends two fields side by side: the first is 1 if its value is positive, the
+second is 1 if its value is negative. A field can hold a count over all clients, so sums of words are sums
+of each field.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from fedproxy_secure.errors import ProtocolAborted
 
 
 def words_for(d: int, *, clients: int, bits: int) -> int:
-    """Return how many words the signs of `d` coordinates take."""
+    """Return how many words the signs of `d` coordinates take, for up to `clients` clients."""
     return -(-d // coordinates_per_word(clients, bits))
 
 
 def largest_word(*, clients: int, bits: int) -> int:
-    """Return the largest word that one client can send: all its coordinates negative."""
+    """Return the largest word that one client can send: the one in which all coordinates are negative."""
     width = _width(clients)
     return sum(1 << (i * 2 * width + width) for i in range(coordinates_per_word(clients, bits)))
 
@@ -30,7 +31,7 @@ def coordinates_per_word(clients: int, bits: int) -> int:
 
 
 def pack_signs(update: np.ndarray, *, clients: int, bits: int) -> np.ndarray:
-    """Return the words, int64, of one client's update [d]; a zero counts on neither side."""
+    """Return the signs of one client's update [d] as words, int64; a zero counts for neither side."""
     width, per_word = _width(clients), coordinates_per_word(clients, bits)
     padded = np.zeros(-(-len(update) // per_word) * per_word, dtype=np.int64)
     padded[: len(update)] = (update > 0) + ((update < 0).astype(np.int64) << width)
@@ -40,9 +41,13 @@ def pack_signs(update: np.ndarray, *, clients: int, bits: int) -> np.ndarray:
 
 
 def unpack_signs(words: np.ndarray, *, clients: int, bits: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many of `clients` are positive and negative at each coordinate, int64 [d] each.
+    """Return how many values are positive and how many are negative at each coordinate, int64 [d] each.
 
-    `words`: the sum of the clients' segments `signs` in a ring of `bits`.
+    Args:
+        words: the sum of clients' segments `signs`.
+        clients: the size of the cohort, for which the words were packed.
+        bits: of a ring word.
+        d: the number of coordinates.
     """
     width, per_word = _width(clients), coordinates_per_word(clients, bits)
     shifts: Sequence[int] = [2 * width * i for i in range(per_word)]
@@ -52,10 +57,10 @@ def unpack_signs(words: np.ndarray, *, clients: int, bits: int, d: int) -> tuple
 
 
 def check_counts(words: np.ndarray, *, cohort: int, bits: int, d: int, clients: int) -> None:
-    """Raise `ProtocolAborted` unless the sum of words has counts that `clients` of a `cohort` can have.
+    """Raise `ProtocolAborted` unless the sum of words has counts that `clients` clients can have.
 
-    At each coordinate no more than `clients` on both sides together, and nothing where there is no
-    coordinate.
+    That is, at most `clients` on both sides of a coordinate together, and zeros where there is no
+    coordinate. `cohort` is the number of clients for which the words were packed.
     """
     per_word = coordinates_per_word(cohort, bits)
     ups, downs = unpack_signs(words, clients=cohort, bits=bits, d=len(words) * per_word)

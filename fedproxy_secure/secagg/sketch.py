@@ -1,9 +1,9 @@
-"""Cosines between clients from sketches, and the weights that H-TIES makes of them (Eq. 5, 6, 10).
+"""Cosines between clients from sketches of their updates, and the weights of H-TIES (Eq. 5, 6, 10).
 
-A count sketch adds every coordinate, with a random sign, to one of `SKETCH` places. Scaled to length 1, the
-inner product of two clients' sketches is their cosine up to an error of about `1 / sqrt(SKETCH)` = .016.
-Places and signs are public and follow from the attempt's context: all clients use the same, no two attempts
-do.
+A count sketch adds every coordinate, with a random sign, to one of `SKETCH` places. If sketches are scaled
+to length 1, the inner product of two of them is the cosine of the two updates, up to an error of about
+`1 / sqrt(SKETCH)` = .016. Places and signs are public and follow from the attempt's context: they are the
+same for all clients of an attempt, and others in every attempt.
 """
 
 from __future__ import annotations
@@ -17,27 +17,36 @@ from fedproxy_secure.errors import DataError, ProtocolAborted
 from fedproxy_secure.secagg.likeness import heterogeneity, relative_weights, retention
 
 SKETCH = 4096
-LEAST_WEIGHT = math.exp(-1)  # over the largest weight, as with weights `self`
-GRID = 2.0**-10  # what an opened cosine is rounded to: far below the sketch's own error
-TOLERANCE = 6 / SKETCH**0.5  # how far below 0 a Gram matrix's smallest eigenvalue may be
+LEAST_WEIGHT = math.exp(-1)  # divided by the largest weight, as with weights `self`
+GRID = 2.0**-10  # opened cosines are rounded to multiples of it, far below the sketch's own error
+TOLERANCE = 6 / SKETCH**0.5  # how far below 0 the smallest eigenvalue of a Gram matrix may be
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One client's `weight` in (0, 1], where the largest is 1, and `retention`, the share that it keeps."""
+    """One client's part in H-TIES.
+
+    Attributes:
+        weight: (0, 1], divided by the largest weight of a client.
+        retention: the share of its update that it keeps.
+    """
 
     weight: float
     retention: float
 
 
 def count_sketch(update: np.ndarray, seed: bytes) -> np.ndarray:
-    """Return the sketch of an update, float [d]: float64 [SKETCH] of length 1 (0 for an update of zeros).
+    """Return the sketch of an update: float64 [SKETCH] of length 1, or zeros for an update of zeros.
+
+    Args:
+        update: float [d].
+        seed: bytes that all clients of the attempt share, and no two attempts.
 
     Raises `DataError` for NaN or infinity.
     """
     if not np.isfinite(update).all():
         raise DataError("update: holds NaN or infinity; must be finite")
-    rng = np.random.default_rng(list(seed))  # public; all that matters is that everyone uses the same
+    rng = np.random.default_rng(list(seed))  # public: it matters only that all clients use the same
     places = rng.integers(SKETCH, size=len(update))
     signs = 2.0 * rng.integers(2, size=len(update)) - 1
     sums = np.bincount(places, weights=signs * update, minlength=SKETCH)
@@ -46,10 +55,12 @@ def count_sketch(update: np.ndarray, seed: bytes) -> np.ndarray:
 
 
 def gram_of(clients: int, opened: np.ndarray) -> np.ndarray:
-    """Return cosines, float64 [K, K], from the opened products of pairs (i, j), i < j, row by row.
+    """Return the clients' cosines, float64 [K, K].
 
-    Raises `ProtocolAborted` unless they can be cosines of K vectors: a server that hands out numbers of its
-    own can then raise a client's weight by no more than some K vectors would.
+    `opened`: the opened products of pairs (i, j), i < j, row by row.
+
+    Raises `ProtocolAborted` unless they can be the cosines of K vectors. So a server that hands out made-up
+    numbers raises a client's weight by no more than some K vectors would.
     """
     cosines = np.eye(clients)
     rows, columns = np.triu_indices(clients, 1)
@@ -58,7 +69,7 @@ def gram_of(clients: int, opened: np.ndarray) -> np.ndarray:
     if opened.shape != rows.shape:
         raise ProtocolAborted(f"products: {len(opened)}; must be {len(rows)} for {clients} clients")
     cosines[rows, columns] = cosines[columns, rows] = np.round(opened / GRID) * GRID
-    if np.linalg.eigvalsh(cosines)[0] < -TOLERANCE:  # also if one cosine is beyond 1 + TOLERANCE
+    if np.linalg.eigvalsh(cosines)[0] < -TOLERANCE:  # true, too, if one cosine is beyond 1 + TOLERANCE
         raise ProtocolAborted("products: are no cosines of vectors")
     return np.clip(cosines, -1, 1)
 
@@ -66,8 +77,8 @@ def gram_of(clients: int, opened: np.ndarray) -> np.ndarray:
 def standing(cosines: np.ndarray, index: int, *, r0: float, delta: float) -> Standing:
     """Return weight and retention of client `index`, as the fusion in the clear computes them.
 
-    One thing differs: no weight is below `LEAST_WEIGHT` of the largest. Otherwise a server that encrypts
-    cosines of its own making could leave one client almost alone in the sum.
+    There is one difference: no weight is below `LEAST_WEIGHT` of the largest. Otherwise a server that
+    encrypts made-up cosines could leave one client almost alone in the sum.
     """
     kept = retention(heterogeneity(cosines), r0=r0, delta=delta)
     return Standing(

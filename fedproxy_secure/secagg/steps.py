@@ -1,15 +1,16 @@
-"""Sessions of a client and of the server in one attempt: steps that run once and in order.
+"""Sessions of a client and of the server in one attempt: their steps run once and in order.
 
-Both protocols, masking and CKKS, take their sessions from here. One attempt of a client is one session, and
-can be put away.
+The sessions of both protocols, masking and CKKS, derive from the classes here. One attempt of a client is
+one session, which `freeze` turns into bytes and `thaw` continues, in another process if need be.
 
-Guarantees of a client's session: a step runs at most once, and only when it is the next. Whatever goes
-wrong within a step, an interrupt included, ends the session for good and drops its secrets. A session that
-was put away by `freeze` goes on only under the terms and the roster that it was begun with. Not guaranteed:
-that a frozen session is thawed only once; the client's journal sees to that.
+Guarantees of a client's session: a step runs at most once, and only when it is the next one. Any error
+within a step, including an interrupt, ends the session for good and drops the secrets of the attempt. A
+frozen session continues only under the terms and the roster that it was begun with. Not guaranteed: that a
+frozen session is thawed only once; the client's journal ensures that.
 
-Guarantees of the server's: a message is taken in its own step alone, from whom the step is for, and once.
-A step with fewer than `threshold` answers ends the attempt.
+Guarantees of the server's session: a message is accepted only in its own step, only from a client that has
+to answer in that step, and once. A step that all clients answer ends the attempt if fewer than `threshold`
+answers came.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregate:
-    """The result of a completed round: survivors, sums of their segments, and sums of control words.
+    """The result of a completed round.
 
-    `sums`, by segment name: float32 [length] (float64 from CKKS) for real values, int64 [length] for
-    counts.
+    Attributes:
+        clients: the survivors, over whom the sums are.
+        sums: by segment name; float32 [length] (float64 from CKKS) for real values, int64 [length] for
+            counts.
+        control: the sums of the control words.
     """
 
     clients: tuple[str, ...]
@@ -46,9 +50,17 @@ class Aggregate:
 
 
 def upload_key(private: Secret, public: bytes, context: bytes, client: str, what: str) -> Secret:
-    """Derive the key of the tag on a client's vector; the same from the client's and the server's side.
+    """Derive the key of the tag on a client's vector; client and server derive the same key.
 
-    The context and the name enter, so that it serves in no other attempt and for no other client.
+    Args:
+        private: of this side; the client's agreement key, or the server's key.
+        public: of the other side.
+        context: of the attempt.
+        client: the client's name.
+        what: what `public` is, for the error.
+
+    Context and name are part of the derivation, so the key is of no use in another attempt or for another
+    client. Raises `ProtocolAborted` as `agree` does.
     """
     info = crypto.digest(b"upload", context, client.encode())
     return crypto.agree(private, public, info=info, what=what)
@@ -61,20 +73,20 @@ def check_roster(roster: Roster, terms: Terms) -> None:
 
 
 class SteppedSession(ABC):
-    """One client in one attempt; all its secrets follow from `root`, fresh from the operating system.
+    """One client in one attempt; all its secrets are derived from `root`.
 
-    A subclass names its `STEPS` in order, runs each of them by `_once`, and says by `_frozen_fields`,
-    `_thaw_fields` and `_forget` what it holds besides `root`.
+    A subclass lists its `STEPS` in order and runs each of them by `_once`. Its methods `_frozen_fields`,
+    `_thaw_fields` and `_forget` handle what it holds besides `root`.
 
     Args:
         name: this client, in the terms' cohort.
-        identity: its Ed25519 private key of provisioning.
-        terms: accepted beforehand by `Policy.check`.
-        roster: this client's own; must be the terms'.
-        root: 32 bytes; None draws them.
+        identity: its Ed25519 private key, whose public half the roster has.
+        terms: of the attempt, already accepted by `TermsPolicy.check`.
+        roster: this client's own copy; the terms must name it.
+        root: 32 random bytes; None: drawn from the operating system.
 
-    Raises `ProtocolAborted` if the roster is another than the terms name: whoever could change it between
-    two steps would choose the keys that speak for the other clients.
+    Raises `ProtocolAborted` if the terms name another roster: whoever could change the roster between two
+    steps could choose the keys that speak for the other clients.
     """
 
     STEPS: ClassVar[tuple[str, ...]]
@@ -90,7 +102,7 @@ class SteppedSession(ABC):
         self._step = self.STEPS[0]
 
     def freeze(self) -> Secret:
-        """Return what this session needs to go on in another process; terms and identity are not in it."""
+        """Return the state from which `thaw` continues this session; terms and identity are not in it."""
         state = {
             "root": self._root.reveal().hex(),
             "step": self._step,
@@ -101,7 +113,7 @@ class SteppedSession(ABC):
 
     @classmethod
     def thaw(cls, frozen: Secret, *, name: str, identity: Secret, terms: Terms, roster: Roster) -> Self:
-        """Go on where `freeze` left. Raises `ProtocolAborted` if it was frozen under other terms."""
+        """Return the session that `freeze` saved. Raises `ProtocolAborted` if its terms were others."""
         state = json.loads(frozen.reveal())
         root = Secret(bytes.fromhex(state["root"]))
         session = cls(name=name, identity=identity, terms=terms, roster=roster, root=root)
@@ -112,7 +124,7 @@ class SteppedSession(ABC):
         return session
 
     def _once(self, step: str, action: Callable[[], T]) -> T:
-        """Run a step once, in its order; any error ends the session."""
+        """Run the step `step` once, in its order; any error ends the session."""
         if self._step != step:
             raise ProtocolAborted(f"{step}: asked when {self._step} is next; each step runs once, in order")
         try:
@@ -131,11 +143,11 @@ class SteppedSession(ABC):
 
     @abstractmethod
     def _frozen_fields(self) -> dict[str, Any]:
-        """Return what `freeze` keeps besides the root and the step, as JSON values."""
+        """Return what `freeze` saves besides root, step and context, as JSON values."""
 
     @abstractmethod
     def _thaw_fields(self, state: Mapping[str, Any]) -> None:
-        """Take back what `_frozen_fields` gave."""
+        """Restore what `_frozen_fields` returned."""
 
     @abstractmethod
     def _forget(self) -> None:
@@ -143,15 +155,15 @@ class SteppedSession(ABC):
 
 
 class SteppedServer:
-    """The server in one attempt; a subclass names its `STEPS` in order, the last of them `OVER`.
+    """The server in one attempt; a subclass lists its `STEPS` in order, the last of them `OVER`.
 
     Args:
         terms: of the attempt.
-        roster: the server's own.
+        roster: the server's own copy.
         private: the X25519 key whose public half the terms name.
-        expected: what the settings imply for the control words; None: what holds for all settings.
+        expected: bounds on the control words that follow from the settings; None: those of all settings.
 
-    Raises `ProtocolAborted` for a cohort that is not in the roster, or another key than the terms name.
+    Raises `ProtocolAborted` if a client of the cohort is not in the roster, or the terms name another key.
     """
 
     STEPS: ClassVar[tuple[str, ...]]
@@ -169,7 +181,10 @@ class SteppedServer:
         self._step = self.STEPS[0]
 
     def _expect(self, step: str, client: str, among: Container[str], done: Container[str]) -> None:
-        """Raise `ProtocolAborted` unless this is the step, and the client has to answer in it."""
+        """Raise `ProtocolAborted` unless `step` is under way and the client still has to answer in it.
+
+        `among`: who answers in this step; `done`: who has answered.
+        """
         if self._step != step:
             raise ProtocolAborted(f"{step}: message of {client[:80]} when {self._step} is going on")
         if client not in among:
@@ -178,7 +193,7 @@ class SteppedServer:
             raise ProtocolAborted(f"{step}: {client} has answered already")
 
     def _verify(self, client: str, message: bytes, signature: bytes) -> None:
-        """Raise `ProtocolAborted` unless the client of the roster signed this message."""
+        """Raise `ProtocolAborted` unless the client's key in the roster signed this message."""
         crypto.verify(
             self.roster.members[client], message, signature, what=f"{self._step}, signature of {client}"
         )
@@ -191,18 +206,21 @@ class SteppedServer:
         )
 
     def _close(self, step: str, count: int) -> None:
-        """End a step that `count` clients answered. Raises `RoundAborted`, for good, for too few."""
+        """End a step that `count` clients answered.
+
+        Raises `RoundAborted`, and ends the attempt for good, if they are fewer than the threshold.
+        """
         self._go_on(step)
         self._enough(step, count)
 
     def _go_on(self, step: str) -> None:
-        """Let the next step begin. Raises `ProtocolAborted` if another one than `step` is going on."""
+        """Go on to the next step. Raises `ProtocolAborted` if another step than `step` is under way."""
         if self._step != step:
             raise ProtocolAborted(f"{step}: closed when {self._step} is going on")
         self._step = self.STEPS[self.STEPS.index(step) + 1]
 
     def _enough(self, what: str, count: int) -> None:
-        """End the attempt, and raise `RoundAborted`, if `count` clients are fewer than the threshold."""
+        """End the attempt and raise `RoundAborted` if `count` is below the threshold."""
         if count < self.terms.threshold:
             self._step = OVER
             raise RoundAborted(

@@ -1,10 +1,12 @@
-"""The terms that all parties of an attempt at a round agree on, and a client's demands on them.
+"""The terms of an attempt at a round, which its messages are bound to, and a client's policy on them.
 
-    context = SHA256(version, run, round, attempt, cohort, threshold, server's key, H(settings),
+The server proposes `Terms`, and a client checks them with its `TermsPolicy`. The context is their hash:
+
+    context = SHA256(version, run, round, attempt, threshold, cohort, server's key, H(settings),
                      H(roster), H(broadcast), ring plan, H(cosines))
 
-The context is in every signature, every key derivation and every sealed share, so nothing can be replayed
-across attempts, rounds, runs, settings, rosters or broadcast adapters.
+The context is part of every signature, every key derivation and every sealed share. So nothing can be
+replayed across attempts, rounds, runs, settings, rosters or broadcast adapters.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ HASH_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """The clients that may take part: name -> Ed25519 public key, 32 bytes. Only provisioning makes it.
+    """The clients that may take part: Ed25519 public keys, 32 bytes, by name. Provisioning makes it.
 
     Raises `ConfigError` for a key of another length or a key given twice.
     """
@@ -39,16 +41,16 @@ class Roster:
             raise ConfigError("roster: two clients have the same key; keys must differ")
 
     def sha256(self) -> bytes:
-        """Hash names and keys, in the names' order."""
+        """Return the hash of names and keys, sorted by name."""
         return digest(*(part for n in sorted(self.members) for part in (n.encode(), self.members[n])))
 
     def to_json(self) -> str:
-        """Return names and hex keys as JSON."""
+        """Return names and keys, in hex, as JSON."""
         return json.dumps({n: self.members[n].hex() for n in sorted(self.members)}, indent=2) + "\n"
 
     @classmethod
     def load(cls, file: Path) -> Roster:
-        """Read what `to_json` wrote. Raises `ConfigError` for anything else."""
+        """Read a file with the text of `to_json`. Raises `ConfigError` for anything else."""
         try:
             raw = read_json(file)
             return cls(members={str(n): bytes.fromhex(k) for n, k in raw.items()})
@@ -60,10 +62,20 @@ class Roster:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The terms of one attempt at one round.
+    """The terms of one attempt at one round; hashes and keys are 32 bytes.
 
-    `cohort`: the invited clients, sorted. `server_key`: the server's X25519 key of this attempt, under
-    which clients tag their vectors. Hashes and keys are 32 bytes.
+    Attributes:
+        run: the run's name.
+        round: from 0.
+        attempt: the number of this try at the round.
+        cohort: the invited clients, sorted.
+        threshold: the least number of clients in every step and so in the sum.
+        server_key: the server's X25519 key of this attempt, for the tags on clients' vectors.
+        settings_sha256: of the settings that all parties agreed on.
+        roster_sha256: of the roster.
+        broadcast_sha256: of the adapter that all clients start from.
+        plan: the ring.
+        gram_sha256: with weights `encrypted_gram`, of the cosines that all clients opened; else empty.
     """
 
     run: str
@@ -76,7 +88,7 @@ class Terms:
     roster_sha256: bytes
     broadcast_sha256: bytes
     plan: RingPlan
-    gram_sha256: bytes = b""  # with weights `encrypted_gram`: of the cosines that all clients opened
+    gram_sha256: bytes = b""
 
     def context(self) -> bytes:
         """Return the hash that binds every message of the attempt to these terms."""
@@ -99,10 +111,10 @@ class Terms:
 
 
 def least_threshold(clients: int, colluders: int) -> int:
-    """Return the least t with t >= floor(2K/3) + 1 and 2t > K + colluders.
+    """Return the least threshold t that is safe for K clients: t >= floor(2K/3) + 1 and 2t > K + colluders.
 
-    Raises `ConfigError` if t clients could hold fewer than two honest ones: colluders subtract what they
-    sent from the sum, and what is then left of a single honest client is its update.
+    Raises `ConfigError` if fewer than two of t clients could be honest. Colluders can subtract what they
+    sent from the sum; with a single honest client, its update would remain.
     """
     if colluders > clients - 2:
         raise ConfigError(
@@ -113,12 +125,15 @@ def least_threshold(clients: int, colluders: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TermsPolicy:
-    """A client's demands on terms, whatever the server proposes.
+    """What a client requires of terms, whatever the server proposes.
 
-    `settings_sha256` and `roster` are the client's own. `colluders`: how many other clients may work with
-    the server without harm to this one. `rounds`: how many there are, so that no later one is answered.
-    `min_cohort` and `min_threshold`: the least cohort and threshold, where they are stricter than what is
-    safe for any client; no sum is over fewer clients than the threshold.
+    Attributes:
+        roster: the client's own copy.
+        settings_sha256: of the client's own settings.
+        colluders: how many other clients may work with the server without harm to this one.
+        rounds: the number of rounds of the run; later ones are refused.
+        min_cohort: the least cohort, where that is stricter than what is safe for any client.
+        min_threshold: the least threshold, likewise; no sum is over fewer clients than the threshold.
     """
 
     roster: Roster
@@ -129,9 +144,13 @@ class TermsPolicy:
     min_threshold: int = 1
 
     def check(self, terms: Terms, *, name: str, broadcast_sha256: bytes, plan: RingPlan) -> None:
-        """Raise `ProtocolAborted` unless the terms are this client's own.
+        """Raise `ProtocolAborted` unless the client may take part under these terms.
 
-        `broadcast_sha256` is of the adapter that this client received, `plan` the ring it computed itself.
+        Args:
+            terms: as the server proposes them.
+            name: of this client.
+            broadcast_sha256: the hash of the adapter that this client received.
+            plan: the ring that this client computed itself.
         """
         clients = len(terms.cohort)
         if not MIN_CLIENTS <= clients <= MAX_CLIENTS:

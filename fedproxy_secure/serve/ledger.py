@@ -1,16 +1,15 @@
 """The query ledger: it counts each customer's texts and tokens on disk before they are answered.
 
-One SQLite database, mode 0600, with two tables: a row for each customer, and the secret key of the noise
-(`noise`), which must live as long as the counts: a new key would draw new noise for questions that were
-answered before.
+The ledger is one SQLite database, mode 0600, with two tables: a row for each customer, and the secret key
+of the noise (`noise`). The key must live as long as the counts, because a new key would draw new noise for
+queries that were answered before.
 
-Guarantees: a query is counted, on the disk, before `spend` returns, or it is refused and nothing of it is
-counted. This holds among any number of threads and processes of the machine, and if one is killed at any
-moment: never more is answered than is counted. With a ledger that is missing, damaged or readable by
-others, nothing is answered. Both texts and tokens are counted, so that a text of ten thousand tokens costs
-more than a short one. Not guaranteed: that a customer is who it claims to be (the service in front of this
-must check that), that two names are two people, or that the file was not replaced by an older copy of
-itself.
+Guarantees: a query is counted on the disk before `spend` returns, or it is refused and nothing of it is
+counted. This holds for any number of threads and processes of the machine, and if one is killed at any
+moment: never more is answered than is counted. If the ledger is missing, damaged or readable by others,
+nothing is answered. Both texts and tokens are counted, so that a text of ten thousand tokens costs more
+than a short one. Not guaranteed: that a customer is who it claims to be (the service in front of this must
+check that), that two names are two people, or that the file was not replaced by an older copy of itself.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ _SCHEMA = (
 
 def own_ledger_file(run: Path) -> Path:
     """Return the file of a run's ledger: beside the run's folder, so that sharing the folder omits it."""
-    place = run.resolve()
-    return place.with_name(f"{place.name}{SUFFIX}")
+    folder = run.resolve()
+    return folder.with_name(f"{folder.name}{SUFFIX}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryLedger:
-    """One API's ledger, in a file that `create` made."""
+    """The ledger of one API, in a file that `create` made."""
 
     file: Path
 
@@ -75,7 +74,7 @@ class QueryLedger:
         return cls(file=create_database(file, _SCHEMA, first, what="a query ledger"))
 
     def noise_key(self) -> Secret:
-        """Return the key of the noise. For an unusable ledger, raises what `spend` raises."""
+        """Return the key of the noise. Raises what `spend` raises for an unusable ledger."""
         with self._opened() as database:
             (key,) = database.execute("SELECT noise_key FROM api").fetchone()
         if len(key) != KEY_BYTES:
@@ -83,16 +82,16 @@ class QueryLedger:
         return Secret(key)
 
     def spend(self, customer: str, lengths: Sequence[int], policy: ApiConfig) -> Usage:
-        """Count a query whose texts have `lengths` tokens; return the customer's usage with it.
+        """Count a query whose texts have `lengths` tokens; return the customer's usage, with this query.
 
         Args:
             customer: the customer's name: 1 to 64 letters, digits and `_.@-`.
-            lengths: number of tokens of each text, including the tokens of the answer; all >= 1.
+            lengths: number of tokens of each text, including the tokens that are written; all >= 1.
             policy: how much a customer may ask.
 
-        Raises `QueryRefused` if that would exceed a limit, with nothing counted; `ConfigError` for an
-        invalid name, and for a ledger that is missing or that others may read; `RunFolderError` for a
-        ledger that is damaged or cannot be written.
+        Raises `QueryRefused`, with nothing counted, if the query would exceed a limit; `ConfigError` for an
+        invalid name, or for a ledger that is missing or readable by others; `RunFolderError` for a ledger
+        that is damaged or cannot be written.
         """
         check_customer(customer)
         if not lengths or min(lengths) < 1:
@@ -116,7 +115,7 @@ class QueryLedger:
         return after
 
     def asked(self, customer: str) -> Usage:
-        """Return a customer's usage so far. For an unusable ledger, raises what `spend` raises."""
+        """Return a customer's usage so far. Raises what `spend` raises for an unusable ledger."""
         with self._opened() as database:
             return _usage(database, customer)
 

@@ -1,19 +1,20 @@
 """Noise on logits that is a fixed function of key, level and text: repeated queries get the same answer.
 
-The noise after token i of a text is drawn from a stream whose key follows, by HKDF-SHA256, from a secret
-key, the noise's level, and the tokens up to i (incl.). AES-256 in counter mode makes the stream, and the
-inverse of the normal distribution turns its words into Gaussian numbers.
+The noise after token i of a text comes from a stream whose key is derived, by HKDF-SHA256, from a secret
+key, the noise's level, and the tokens up to and including i. AES-256 in counter mode makes the stream, and
+the inverse of the normal distribution function turns its words into Gaussian numbers.
 
-The noise must depend on nothing else. A causal model's logits after token i do not depend on what follows.
+The noise must depend on nothing else. A causal model's logits after token i do not depend on later tokens.
 Noise that depended on the whole text would differ between two texts with a common beginning, and a customer
 could average it away by asking a text with many endings. Noise that depended on the customer could be
 averaged away by two customers.
 
 Guarantees: whoever does not know the key cannot tell the noise of a text from fresh Gaussian noise (within
 the resolution of 32-bit words), and learns nothing more by asking the same beginning again. Not guaranteed:
-protection against texts that mean the same in other words, whose noise is independent; a bound in the
-sense of differential privacy; noise between two models that answer under one key and level, as their
-difference has none; one model under two levels, whose noises are independent and average out.
+protection against texts that mean the same in other words, whose noise is independent; a bound in the sense
+of differential privacy; protection of the difference between two models that answer under one key and
+level, which has no noise; protection of one model under two levels, whose noises are independent and
+average out.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The owner's API over a model folder: each query is checked, counted on disk, then answered by the policy.
 
     api = OwnersApi(Path("runs/x/seed-0/fused"), policy=config.api, ledger=QueryLedger(file=...))
-    answers = api.ask("acme", [ids])       # what the policy tells after each token
+    answers = api.ask("acme", [ids])       # what the policy discloses after each token
     text = api.write("acme", ids, count=20)
 
 It is a Python object, not a server. The service in front of it must authenticate customers, and limit the
 size, the rate and the concurrency of requests.
 
 Guarantees: nothing is computed for a query that the ledger has not counted, and nothing is returned that
-the policy does not disclose (`told`). A refused query is not counted. A counted query stays counted,
+the policy does not disclose (`disclosure`). A refused query is not counted. A counted query stays counted,
 even after an error, an interrupt or a killed process. Not guaranteed: that response times or other side
-effects on the machine reveal nothing; the model, its weights and its logits are in this process.
+effects on the machine reveal nothing. The model, its weights and its logits are in this process.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from fedproxy_secure.config import ApiConfig
 from fedproxy_secure.errors import QueryRefused
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.models.passes import vocabulary_size
+from fedproxy_secure.serve.disclosure import ApiAnswer, joined, tell
 from fedproxy_secure.serve.ledger import QueryLedger, Usage
-from fedproxy_secure.serve.told import ApiAnswer, joined, tell
 
-MOST_TOKENS = 2**14  # in one call; its answers are in memory together: 3 GiB of SmolLM2's logits
+MOST_TOKENS = 2**14  # in one call, whose answers are in memory together: 3 GiB of SmolLM2's logits
 
 
 class OwnersApi:
-    """A model folder that answers customers' queries by a policy alone.
+    """A model folder that answers customers' queries only as a policy allows.
 
     Args:
         folder: the model's folder.
-        policy: what customers are told, and how often.
-        ledger: counts what they have asked so far.
+        policy: what answers disclose, and how much a customer may ask.
+        ledger: counts what customers have asked so far.
         most_tokens: limit on the tokens of one call, texts and answers together, whatever the policy
-        grants.
+            grants.
 
     Raises `ModelError` for a model that cannot be loaded, `ConfigError` or `RunFolderError` for a ledger
     that cannot be used.
@@ -61,7 +61,7 @@ class OwnersApi:
 
     @torch.inference_mode()
     def ask(self, customer: str, texts: Sequence[Sequence[int]]) -> list[ApiAnswer]:
-        """Return what the policy tells after each token of each text.
+        """Return what the policy discloses after each token of each text.
 
         Args:
             customer: the customer's name.
@@ -80,12 +80,12 @@ class OwnersApi:
         for text in texts:
             ids = torch.tensor(text, dtype=torch.int64)
             logits = self._model(input_ids=ids[None].to(self._model.device), use_cache=False).logits[0]
-            answers.append(self._told(logits, ids))
+            answers.append(self._answer(logits, ids))
         return answers
 
     @torch.inference_mode()
     def write(self, customer: str, text: Sequence[int], *, count: int) -> ApiAnswer:
-        """Write `count` tokens after a text, the likeliest each time; return what the policy tells of each.
+        """Write `count` tokens after a text, each the likeliest; return what the policy discloses of each.
 
         This is one query, with the text's tokens and `count` more. Raises what `ask` raises.
         """
@@ -106,12 +106,12 @@ class OwnersApi:
                 logits_to_keep=1,
             )
             context = torch.tensor(ids, dtype=torch.int64)
-            answers.append(self._told(output.logits[0], context, start=len(ids) - 1).part(0))
+            answers.append(self._answer(output.logits[0], context, start=len(ids) - 1).part(0))
             inputs = [int(answers[-1].likeliest)]
             ids = ids + inputs
         return joined(answers)
 
-    def _told(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> ApiAnswer:
+    def _answer(self, logits: torch.Tensor, ids: torch.Tensor, *, start: int = 0) -> ApiAnswer:
         return tell(logits, ids, self.policy, self._key, start=start)
 
     def _check_call(self, tokens: int, remedy: str) -> None:

@@ -1,18 +1,18 @@
 """The messages between server and clients, as Flower records; both sides decode strictly.
 
     server -> client  query.setup   the job and the proxy's hash
-    client -> server  whether it has the proxy, how many bytes of it have come, and the client's name
-    server -> client  query.part    the next bytes of the proxy, until it is there; answered in the same way
+    client -> server  whether it has the proxy, how many bytes of it have arrived, and the client's name
+    server -> client  query.part    the next bytes of the proxy, until it is complete; the same answer
     server -> client  train         round, adapter vector, conflict map, weights of the penalties
     client -> server  the update and its metrics, or one line that says what went wrong
 
-Under masking the training request also carries the round's terms; the client answers with its keys and
-keeps the update, and the protocol's messages follow (`query.share` ... `query.unmask`). Schemes of
-other packages send further steps as `query.step`.
+Under masking, the training request also carries the round's terms. The client answers with its keys and
+keeps the update, and the protocol's messages follow (`query.share` ... `query.unmask`). Schemes of other
+packages send further steps as `query.step`.
 
 Guarantees: whatever arrives, a decoder returns a value or raises `DataError` or `ProtocolAborted`. The
-types, shapes, sizes and ranges of a value were checked before anything was allocated or copied. An error is
-one bounded line of printable characters. A decoded vector holds finite numbers only. Without masking
+types, shapes, sizes and ranges of a value are checked before anything is allocated or copied. An error is
+one bounded line of printable characters. A decoded vector holds only finite numbers. Without masking,
 nothing is secret: the update travels in the clear (Flower's TLS aside), and the server reads it.
 """
 

@@ -44,20 +44,20 @@ def decode_message(kind: type[M], content: RecordDict) -> M:
 
 
 def with_gram(content: RecordDict, gram_sha256: bytes) -> RecordDict:
-    """Add the hash of the cosines that its client opened to an advertisement, and return both."""
+    """Add to an advertisement the hash of the cosines that its client opened; return the advertisement."""
     content["gram"] = ConfigRecord({"sha256": gram_sha256})
     return content
 
 
 def gram_of(content: RecordDict) -> bytes:
-    """Return the hash that `with_gram` added. Raises `DataError` if it is missing or no hash."""
+    """Return the hash that `with_gram` added. Raises `DataError` if it is missing or not a hash."""
     return raw_bytes(
         record(content, "gram", ConfigRecord, "gram hash", keys={"sha256"}), "sha256", length=HASH_BYTES
     )
 
 
 def encode_terms(terms: Terms, clip: float) -> ConfigRecord:
-    """Encode what a client needs to write the same terms itself, with hashes to tell what differs."""
+    """Encode what a client needs to make the same terms itself, with hashes that show what differs."""
     return ConfigRecord(
         {
             "run": terms.run,
@@ -77,7 +77,7 @@ def encode_terms(terms: Terms, clip: float) -> ConfigRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposedTerms:
-    """Terms as they arrived, without the ring plan, which each side computes from the clip."""
+    """Terms as they arrived, with the hash of the ring plan, which each side computes from the clip."""
 
     run: str
     round: int
@@ -92,7 +92,7 @@ class ProposedTerms:
     clip: float
 
     def with_plan(self, plan: RingPlan) -> Terms:
-        """Return the terms to sign. Raises `ProtocolAborted` if the server means another ring."""
+        """Return the terms to sign. Raises `ProtocolAborted` if the server proposes another ring."""
         if digest(plan.canonical()) != self.plan_sha256:
             raise ProtocolAborted("ring plan: differs from this client's own")
         fields = {k: v for k, v in self.__dict__.items() if k not in ("clip", "plan_sha256")}
@@ -120,13 +120,13 @@ def decode_terms(content: RecordDict) -> ProposedTerms:
 
 
 def with_step(content: RecordDict, step: str) -> RecordDict:
-    """Mark a message of type `OTHER`, of another package's scheme, with its step, and return it."""
+    """Mark a message of another package's scheme (type `OTHER`) with its step, and return the message."""
     content["step"] = ConfigRecord({"name": step})
     return content
 
 
 def step_of(content: RecordDict) -> str:
-    """Return the step that `with_step` added. Raises `DataError` if it is missing or no plain text."""
+    """Return the step that `with_step` added. Raises `DataError` if it is missing or not plain text."""
     fields = content.get("step")
     if not isinstance(fields, ConfigRecord) or set(fields) != {"name"}:
         raise DataError("message: record `step` must be there, with the key `name` alone")

@@ -1,12 +1,11 @@
 """Strict reading of Flower's records: everything is checked before anything is allocated or copied.
 
-Flower's own `Array.numpy` trusts the header inside the bytes, which may claim any size; `vector` reads the
-bytes itself, in the one form that `Array(ndarray)` writes for a float32 vector.
+Flower's own `Array.numpy` trusts the header inside the bytes, which may claim any size. `vector` reads the
+bytes itself, in the only form that `Array(ndarray)` writes for a float32 vector.
 
-Guarantees: whatever a record holds, a reader returns a value of the type asked for or raises one
-`DataError`, whose message is one line of bounded length. Nothing is unpickled. At most one copy of a vector
-is made, never longer than what was received. Not covered: what Flower allocates while it puts a message
-together.
+Guarantees: whatever a record holds, a reader returns a value of the requested type or raises a `DataError`
+whose message is one line of bounded length. Nothing is unpickled. At most one copy of a vector is made,
+never longer than what was received. Not covered: what Flower allocates while it assembles a message.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ R = TypeVar("R", ArrayRecord, ConfigRecord)
 def check_records(
     content: RecordDict, what: str, *, must: Collection[str], may: Collection[str] = ()
 ) -> None:
-    """Raise `DataError` unless the records are all of `must`, and none besides but some of `may`."""
+    """Raise `DataError` unless the records include all of `must`, and otherwise only some of `may`."""
     if len(content) > len(must) + len(may):
         raise DataError(f"{what}: has {len(content)} records; must have {_listed(must)}")
     for name in content:
@@ -52,21 +51,21 @@ def record(content: RecordDict, name: str, kind: type[R], what: str, *, keys: Co
     return fields
 
 
-def check_keys(found: Collection[str], what: str, *, keys: Collection[str]) -> None:
-    """Raise `DataError` unless `found` has exactly `keys`."""
-    if len(found) != len(keys) or any(key not in found for key in keys):
-        extra = next((k for k in found if k not in keys), None)
-        lacking = next((k for k in keys if k not in found), None)
+def check_keys(fields: Collection[str], what: str, *, keys: Collection[str]) -> None:
+    """Raise `DataError` unless `fields` has exactly `keys`."""
+    if len(fields) != len(keys) or any(key not in fields for key in keys):
+        extra = next((k for k in fields if k not in keys), None)
+        lacking = next((k for k in keys if k not in fields), None)
         wrong = f"lacks {quoted(lacking)}" if lacking is not None else f"has {quoted(extra)}"
         raise DataError(f"{what}: {wrong}; must have {_listed(keys)}")
 
 
-def vector(found: ArrayRecord, name: str, *, d: int | None = None) -> np.ndarray:
-    """Return a copy of the array `name` as float32 [d]; `d` None: any length up to `MOST_NUMBERS`.
+def vector(arrays: ArrayRecord, name: str, *, d: int | None = None) -> np.ndarray:
+    """Return a copy of the array `name` as float32 [d]; with `d` None, any length up to `MOST_NUMBERS`.
 
     Raises `DataError` for another type, form or length, or numbers that are not finite.
     """
-    array: Array = found[name]
+    array: Array = arrays[name]
     if (array.stype, array.dtype) != ("numpy.ndarray", "float32"):
         raise DataError(
             f"{name}: {quoted(array.dtype)} as {quoted(array.stype)}; must be float32 from numpy"
@@ -88,9 +87,9 @@ def vector(found: ArrayRecord, name: str, *, d: int | None = None) -> np.ndarray
     return numbers
 
 
-def number(found: ConfigRecord, name: str) -> float:
-    """Return a finite number that float64 holds. Raises `DataError` for anything else."""
-    value: Any = found[name]
+def number(fields: ConfigRecord, name: str) -> float:
+    """Return a finite number as a float. Raises `DataError` for anything else."""
+    value: Any = fields[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{name}={quoted(value)}: must be a finite number")
     if isinstance(value, int) and value.bit_length() > 64:
@@ -100,44 +99,44 @@ def number(found: ConfigRecord, name: str) -> float:
     return float(value)
 
 
-def integer(found: ConfigRecord, name: str) -> int:
+def integer(fields: ConfigRecord, name: str) -> int:
     """Return an integer from 0 to 2^63 - 1. Raises `DataError` for anything else."""
-    value: Any = found[name]
+    value: Any = fields[name]
     if type(value) is not int or not 0 <= value < 2**63:
         raise DataError(f"{name}={quoted(value)}: must be an integer >= 0 and below 2^63")
     return value
 
 
-def flag(found: ConfigRecord, name: str) -> bool:
+def flag(fields: ConfigRecord, name: str) -> bool:
     """Return a truth value. Raises `DataError` for anything else."""
-    value: Any = found[name]
+    value: Any = fields[name]
     if type(value) is not bool:
         raise DataError(f"{name}={quoted(value)}: must be true or false")
     return value
 
 
-def text(found: ConfigRecord, name: str, *, most: int = MOST_TEXT) -> str:
-    """Return text of at most `most` characters, which may be any characters: print it through `quoting`.
+def text(fields: ConfigRecord, name: str, *, most: int = MOST_TEXT) -> str:
+    """Return text of at most `most` characters, printable or not: print it through `quoting` only.
 
     Raises `DataError` for anything else.
     """
-    value: Any = found[name]
+    value: Any = fields[name]
     if type(value) is not str or len(value) > most:
         raise DataError(f"{name}={quoted(value)}: must be text of at most {most} characters")
     return value
 
 
-def plain_text(found: ConfigRecord, name: str, *, most: int = MOST_TEXT) -> str:
+def plain_text(fields: ConfigRecord, name: str, *, most: int = MOST_TEXT) -> str:
     """Return text of 1 to `most` printable characters. Raises `DataError` for anything else."""
-    value = text(found, name, most=most)
+    value = text(fields, name, most=most)
     if not value or not value.isprintable():
         raise DataError(f"{name}={quoted(value)}: must be 1 to {most} printable characters")
     return value
 
 
-def raw_bytes(found: ConfigRecord, name: str, *, length: int) -> bytes:
+def raw_bytes(fields: ConfigRecord, name: str, *, length: int) -> bytes:
     """Return exactly `length` bytes. Raises `DataError` for anything else."""
-    value: Any = found[name]
+    value: Any = fields[name]
     if type(value) is not bytes or len(value) != length:
         raise DataError(f"{name}: is {quoted(value)}; must be {length} bytes")
     return value

@@ -48,7 +48,7 @@ def encode_setup(job: FederationJob) -> RecordDict:
 def decode_setup(content: RecordDict) -> Setup:
     """Decode the first message to a client.
 
-    Raises `DataError` for anything missing, unknown or of the wrong type, and for text that is no job.
+    Raises `DataError` for anything missing, unknown or of the wrong type, and for text that is not a job.
     """
     check_records(content, "setup", must={"job"})
     fields = record(content, "job", ConfigRecord, "setup", keys={"json", "sha256"})
@@ -85,8 +85,8 @@ def decode_part(content: RecordDict) -> Part:
         raise DataError(f"part: `bytes` must be at most {MOST_PART} bytes")
     names: Any = place["names"]
     sizes: Any = place["sizes"]
-    for name, found, kind in (("names", names, str), ("sizes", sizes, int)):
-        if not isinstance(found, list) or not all(type(one) is kind for one in found):
+    for name, values, kind in (("names", names, str), ("sizes", sizes, int)):
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
             raise DataError(f"part: `{name}` must be a list of {kind.__name__}")
     if not 0 < len(set(names)) == len(names) == len(sizes) <= MOST_FILES:
         raise DataError(
@@ -103,7 +103,7 @@ def decode_part(content: RecordDict) -> Part:
 
 
 def read_job(job_json: str) -> FederationJob:
-    """Return the job in another party's text. Raises `DataError` for anything but a whole job."""
+    """Return the job in another party's text. Raises `DataError` for anything but a complete job."""
     try:
         raw = parse_json(job_json)
         if not isinstance(raw, dict):
@@ -124,10 +124,10 @@ class Ready:
     """A client's answer to the first message and to a part.
 
     Args:
-        ready: whether it has the proxy.
-        client: its name.
-        has: how many bytes of the proxy have come, from the first on; 0 once it is ready. Of a traced proxy
-            the answer to a part alone says it: the first message does not say which copy is meant.
+        ready: whether the client has the proxy.
+        client: the client's name.
+        has: how many bytes of the proxy have arrived, from the first on; 0 once it is ready. For a traced
+            proxy only the answer to a part says it, because the first message does not name the copy.
     """
 
     ready: bool
@@ -155,7 +155,7 @@ def decode_ready(content: RecordDict) -> Ready:
 
 
 def encode_failure(kind: str, line: str) -> RecordDict:
-    """Encode a client's one line on what went wrong; `kind` is the name of the error class."""
+    """Encode a client's failure: one line on what went wrong, and `kind`, the name of the error class."""
     return RecordDict({"failure": ConfigRecord({"kind": kind, "line": line})})
 
 

@@ -21,7 +21,7 @@ from fedproxy_secure.wire.records import (
 )
 
 _ROUND = {"round", "pcr_lambda", "prox_mu"}
-FARTHEST = 1e6  # the most length of an update that travels in the clear: far beyond what training does
+FARTHEST = 1e6  # the largest norm of an update in the clear, far beyond that of any training
 _METRICS = {"client", "loss", "steps", "seconds", "truncated"}
 
 
@@ -56,9 +56,9 @@ def encode_broadcast(broadcast: Broadcast) -> RecordDict:
 
 
 def broadcast_sha256(broadcast: Broadcast) -> bytes:
-    """Return the hash of all that a client trains from, 32 bytes.
+    """Return the hash of everything that a client trains from, 32 bytes.
 
-    It is part of the terms, so that all clients of a round train from the same broadcast.
+    The terms contain it, so that all clients of a round train from the same broadcast.
     """
     conflict = b"" if broadcast.conflict is None else broadcast.conflict.tobytes()
     numbers = f"{broadcast.round}|{broadcast.pcr_lambda!r}|{broadcast.prox_mu!r}".encode()
@@ -66,7 +66,7 @@ def broadcast_sha256(broadcast: Broadcast) -> bytes:
 
 
 def decode_broadcast(content: RecordDict, *, d: int | None = None) -> Broadcast:
-    """Decode a broadcast. `d`: the adapter's length, where the client knows it.
+    """Decode a broadcast. `d`: the adapter's length, if the client knows it.
 
     Raises `DataError` for anything missing, unknown, of the wrong type, shape or range, or not finite.
     """
@@ -105,8 +105,8 @@ def encode_update(update: ClientUpdate) -> RecordDict:
 def decode_update(content: RecordDict, *, d: int) -> ClientUpdate:
     """Decode an update of length `d` that travelled in the clear.
 
-    Raises `DataError` for anything missing, unknown, of the wrong type or shape, not finite, or farther
-    than `FARTHEST`: a sum of such numbers could be infinite.
+    Raises `DataError` for anything missing, unknown, of the wrong type or shape, or not finite, and for an
+    update longer than `FARTHEST`, because a sum of such updates could be infinite.
     """
     check_records(content, "update", must={"vectors", "metrics"})
     metrics = record(content, "metrics", ConfigRecord, "update", keys=_METRICS)

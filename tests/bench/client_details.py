@@ -95,7 +95,7 @@ def written_out(found: Found, name: str, seen: View, exam: Exam, seed: int) -> N
     """Add what the attack wrote out, kind by kind, and how much there was."""
     guess = ClientDetails().guess(seen, exam.question, BUDGET, stream(seed, "bench", "client_details"))
     for kind in KINDS:
-        wanted = {d for d in exam.answer if d.kind == kind}
+        wanted = {d for details in exam.answer for d in details if d.kind == kind}
         hits = len(wanted & set(guess.ranked.get(kind, ())))
         counts = found.setdefault((name, kind), Counter())
         counts.update(hits=hits, targets=len(wanted))

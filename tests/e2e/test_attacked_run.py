@@ -73,10 +73,12 @@ def test_a_recorded_run_is_attacked_in_processes_and_reported_again(run):
         "lora_span_tokens",
         *("cohort_differencing", "mask_seed_search", "masked_words", "sign_counts"),
     ]
-    assert not {r.outcome for r in results} & {Outcome.ERROR, Outcome.NOT_APPLICABLE}
+    assert Outcome.ERROR not in {r.outcome for r in results}
+    nothing = [r.attack for r in results if r.outcome == Outcome.NOT_APPLICABLE]
+    assert nothing == ["cohort_differencing"]  # every client takes part in every round
     for result in results:
         assert result.attack in attacked.stdout
-        assert result.negative.low <= 0.55
+        assert result.attack in nothing or result.negative.low <= 0.55
 
     report = ["attack", "report", "--run", str(run)]
     reported = CliRunner().invoke(app, report, env={"COLUMNS": "80"})

@@ -142,9 +142,9 @@ def test_every_chart_is_drawn_with_a_point_for_each_of_its_numbers(browser: Brow
 def test_another_measure_redraws_the_front(browser: Browser, page: Path):
     browser.show(page)
     text = "return document.querySelector('[data-chart=front-privacy] svg').textContent"
-    assert "token AUC" not in browser.run(text)
-    Select(browser.find('select[data-for="front-privacy"]')).select_by_visible_text("token AUC")
-    browser.wait(f"{text}.includes('token AUC')")
+    assert "vocabulary AUC" not in browser.run(text)
+    Select(browser.find('select[data-for="front-privacy"]')).select_by_visible_text("vocabulary AUC")
+    browser.wait(f"{text}.includes('vocabulary AUC')")
 
 
 def test_an_unticked_kind_fades_in_every_chart(browser: Browser, page: Path):

@@ -81,7 +81,7 @@ def test_an_aligned_llm_is_another_than_the_plain_one_and_the_report_says_so(set
 
 def test_public_text_that_is_too_short_to_align_on_is_refused_in_one_line(settings):
     short = {**settings, "compress": {"calibration_sequences": 500}, "plug_back": {"align_windows": 8}}
-    with pytest.raises(DataError, match="must have at least 502"):
+    with pytest.raises(DataError, match="must have at least 1002"):
         prepare(parse_config(short))
 
 

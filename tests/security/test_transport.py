@@ -7,7 +7,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -197,6 +197,21 @@ except transport.MessageTooLong as error:
 def test_a_node_that_is_started_holds_messages_to_the_bound():
     done = subprocess.run([sys.executable, "-c", STARTED_NODE], capture_output=True, text=True, check=True)
     assert done.stdout == "the message has more than 1999 bytes\n"
+
+
+@pytest.mark.parametrize("headers", [{"location": "http://127.0.0.1:1/"}, {"content_encoding": "gzip"}, {}])
+def test_no_cookie_comes_back_not_even_that_of_a_refused_answer(headers):
+    status = 307 if "location" in headers else 200
+    with (
+        serving(lambda handler: plain(handler, b"", status, set_cookie="name=value", **headers)) as server,
+        httpx.Client() as client,
+    ):
+        make_plain(client)
+        for _ in range(2):
+            with suppress(httpx.RemoteProtocolError):
+                client.post(f"http://{address_of(server)}/")
+    assert len(server.seen) == 2
+    assert not any("cookie" in {name.lower() for name in sent} for _, sent, _ in server.seen)
 
 
 def test_what_is_held_to_plain_answers_once_is_not_wrapped_again():

@@ -32,9 +32,9 @@ ATLAS = ("MITRE ATLAS", "5", "AML.T0024.001")
 OWASP = ("OWASP LLM", "2025", "LLM02")
 MEASURE = ("NIST AI RMF", "1.0", "MEASURE 2.10")
 ATTACKS = (
-    ("A2", "lora_span_tokens", "tokens of the round's records, from the span of an update or a sum"),
+    ("A2", "lora_span_tokens", "words that clients use, from the span of an update or a sum"),
     ("A3", "lora_span_sequences", "whole records of the round, from the spans of two blocks"),
-    ("A5", "update_membership", "which records a round drew, from an update or a sum"),
+    ("A5", "update_membership", "drawn records told from ones never trained on, by an update or a sum"),
     ("A7", "canary_exposure", "planted secrets, from the tuned proxy and from the fused LLM"),
     ("A10", "secagg_active", "a client's vector from a masking protocol whose server cheats"),
     ("A12", "proxy_extraction", "the fused LLM, from the proxy and queries"),

@@ -82,7 +82,7 @@ def test_info_says_what_an_attack_needs_and_how_it_is_judged():
     shown = invoke("info", "A2")
     assert shown.exit_code == 0
     for said in (
-        "A2 lora_span_tokens: tokens of the round's records",
+        "A2 lora_span_tokens: words that clients use",
         "needs: IND+MOD or AGG+MOD",
         "fits: server, active_server",
         "succeeds: if the interval of auc begins above 0.55 (chance 0.5)",

@@ -236,9 +236,12 @@ def test_a_client_refuses_terms_under_which_fewer_would_be_summed():
         ({"min_cohort": 5}, r"protect.min_cohort=5: must be <= 4, the clients of a round"),
         (
             {"scheme": "unsafe_plaintext", "min_cohort": 3},
-            r"protect.scheme=unsafe_plaintext: must be masking or ckks with protect.min_cohort",
+            r"protect.min_cohort=3: is not enforced with protect.scheme=unsafe_plaintext",
         ),
-        ({"scheme": "unsafe_plaintext", "refuse_differencing": True}, r"which apply to secure sums only"),
+        (
+            {"scheme": "unsafe_plaintext", "refuse_differencing": True},
+            r"protect.refuse_differencing=True: is not enforced",
+        ),
     ],
 )
 def test_protections_that_cannot_be_kept_are_refused_before_the_run(protect, line):

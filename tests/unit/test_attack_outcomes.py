@@ -105,6 +105,25 @@ def test_the_reason_of_resisted_says_what_would_have_been_seen():
     assert "would have" not in judge(INFO, HIGH, HIGH, CHANCE, (could,))[1]
 
 
+@pytest.mark.parametrize(
+    ("smallest", "said"),
+    [
+        (None, "auc 0.5: no auc would have been seen with probability 0.8 (4 there, 4 not)"),
+        (
+            0.95,
+            "auc 0.5: only an AUC of 0.95 would have been seen with probability 0.8 (4 there, 4 not), "
+            "above the positive control, 0.9",
+        ),
+    ],
+)
+def test_an_attack_that_could_not_have_seen_what_its_control_shows_is_not_resisted(smallest, said):
+    could = Detectable(metric="auc", unit="AUC", bar=0.55, smallest=smallest, how="4 there, 4 not")
+    assert judge(INFO, CHANCE, HIGH, CHANCE, (could,)) == (Outcome.INCONCLUSIVE, said)
+    other = replace(could, metric="TPR at 1.0% FPR")
+    assert judge(INFO, CHANCE, HIGH, CHANCE, (other,))[0] == Outcome.RESISTED
+    assert judge(INFO, HIGH, HIGH, CHANCE, (could,))[0] == Outcome.SUCCEEDED
+
+
 class Ranks(Toy):
     """Scores 80 targets as `strength` says, with the statistics of this project."""
 

@@ -155,17 +155,23 @@ def test_each_truth_is_matched_once(guesses, truths, hits):
 def test_a_share_of_nothing_is_nothing_of_one():
     assert (share(0, 0, metric="m").value, share(0, 0, metric="m").n) == (0.0, 1)
     apart, together = (share(0, 100, metric="m", groups=g) for g in (None, 2))
-    assert apart.high == together.high
     assert apart.power.smallest(0.01) < 0.1 < 0.5 < together.power.smallest(0.01)
 
 
-def test_records_that_are_found_together_do_not_make_success_surer():
+def test_records_that_are_found_or_missed_together_make_neither_success_nor_resistance_surer():
     apart, together = (share(40, 100, metric="m", groups=g) for g in (None, 2))
     assert together.low < 0.1 < 0.3 < apart.low
-    assert together.high == apart.high
-    assert "low end over 2 groups" in together.how
+    assert together.high > 0.8 > 0.6 > apart.high
+    assert together.how.endswith("over 2 groups")
     none, few = (share(0, 100, metric="m", groups=g) for g in (None, 2))
     assert none.low == few.low == 0
+    assert none.high < 0.04 < 0.6 < few.high
+
+
+def test_no_record_of_one_sum_says_as_little_as_no_sum_of_one():
+    one_sum = share(0, 80, metric="m", groups=1)
+    assert (one_sum.low, one_sum.high) == (0, share(0, 1, metric="m").high)
+    assert share(0, 80, metric="m", groups=80).high < 0.05 < share(0, 80, metric="m", groups=72).high
 
 
 def test_over_many_targets_the_interval_is_students_and_stays_within_bounds():

@@ -158,7 +158,7 @@ def test_a_round_that_was_saved_but_not_told_is_told_on_the_way_on(tmp_path):
     witness.round(0, lines[0])
     again = Witness.open(folder, config, command="c")  # killed between saving round 1 and telling it
     again.started(0)
-    assert [line["round"] for line in again.untold_rounds(0)] == [1]
+    assert [line["round"] for line in again.unlogged_rounds(0)] == [1]
 
 
 def test_rounds_that_are_run_again_from_an_older_state_are_told_again(tmp_path):
@@ -174,7 +174,7 @@ def test_rounds_that_are_run_again_from_an_older_state_are_told_again(tmp_path):
     again = Witness.open(folder, config, command="c")
     again.started(0)
     folder.append_jsonl("seed-0/federation/rounds.jsonl", {"round": 0, "participants": ["a"]})
-    assert [line["round"] for line in again.untold_rounds(0)] == [0]
+    assert [line["round"] for line in again.unlogged_rounds(0)] == [0]
 
 
 def test_what_a_client_spent_stands_beside_its_round(tmp_path):

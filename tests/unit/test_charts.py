@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.report.html.charts import Chart, figures, write_pngs
 from fedproxy_secure.report.html.drawing import LIGHT, RAMP, theme, to_png, to_svg, vega_script
+from fedproxy_secure.report.html.page import page
 from fedproxy_secure.report.report import Report
-from fedproxy_secure.report.sweep import on_front
+from fedproxy_secure.report.sweep import Span, front_in_words, may_be_beaten, on_front, upward
+from tests.support.page_walk import parse
 from tests.support.sample_report import sample_comparison, sample_report
 
 POINTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=9)
@@ -95,10 +98,47 @@ def test_the_front_in_the_chart_follows_which_way_is_better(report: Report):
         assert all(v["name"] in spec["description"] for v in drawn if v["front"])
 
 
+@given(POINTS)
+def test_points_may_be_beaten_where_their_intervals_reach_a_point_that_is_not_surely_worse(points):
+    apart = list(dict.fromkeys(points))
+    near = [((x - 0.6, x, x + 0.6), (y - 0.6, y, y + 0.6)) for x, y in apart]
+    for (x, y), may in zip(apart, may_be_beaten(near), strict=True):
+        assert may == any((a, b) != (x, y) and a >= x - 1 and b >= y - 1 for a, b in apart)
+
+
+def test_the_front_is_told_in_words_with_the_members_that_intervals_leave_unsure():
+    def exact(x: float, y: float) -> tuple[Span, Span]:
+        return (x, x, x), (y, y, y)
+
+    def wide(x: float, y: float) -> tuple[Span, Span]:
+        return (x - 1, x, x + 1), (y - 1, y, y + 1)
+
+    sure = front_in_words(["a", "b", "c"], [exact(1, 3), exact(3, 1), exact(1, 1)])
+    assert sure.startswith("On the front by mean values: a; b. Within the 95 % intervals no other")
+    unsure = front_in_words(["a", "b", "c"], [wide(1, 3), exact(9, 0), exact(0, 2.5)])
+    assert unsure.endswith("another configuration may beat some of them (a) on both axes.")
+    unknown = (upward(number(1, None), "higher"), upward(number(1, None), "lower"))
+    said = front_in_words(["a", "b"], [unknown, exact(0, -2)])
+    assert said.endswith("another configuration may beat each of them on both axes.")
+    assert upward(number(1, 0.5), "lower") == (-1.5, -1, -0.5)
+
+
+def number(value: float, half: float | None) -> Estimate:
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return Estimate(metric="m", value=value, low=low, high=high, n=1, unit="s", seeds=(0,), how="by hand")
+
+
+def test_the_page_says_below_each_front_what_is_on_it_and_how_sure_that_is(report: Report):
+    text = parse(page(report)).text
+    for id in ("front-privacy", "front-ip"):
+        assert " ".join(chart(report, id).description.split()) in text
+        assert "Within the 95 % intervals" in chart(report, id).description
+
+
 def test_every_measure_of_privacy_that_differs_can_be_chosen_the_headline_first(report: Report):
     names = [name for name, _ in chart(report, "front-privacy").specs]
     assert names[0] == "members found at 1\u00a0% false positives (%)"
-    assert {"token AUC", "whole records found (%)", "fewest clients in a sum"} <= set(names)
+    assert {"vocabulary AUC", "whole records found (%)", "fewest clients in a sum"} <= set(names)
     assert "ε claimed" not in names  # the same wherever it is
     assert "CKA of LLM and proxy (CKA)" not in [n for n, _ in chart(report, "front-ip").specs]
 

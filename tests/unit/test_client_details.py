@@ -157,16 +157,38 @@ def test_what_the_adversary_held_anyway_is_neither_guessed_nor_asked_for(world):
         ClientDetails().exam(truth, both, np.random.default_rng(0))
     guess = ClientDetails().guess(both, None, Budget(seconds=60), np.random.default_rng(0))
     exam = ClientDetails().exam(truth, view, np.random.default_rng(0))
-    assert not exam.answer & {d for kind in guess.ranked.values() for d in kind}
+    assert not set().union(*exam.answer) & {d for kind in guess.ranked.values() for d in kind}
 
 
 def test_kinds_are_scored_apart_and_the_first_that_records_hold_decides():
     number, date = Detail(kind="number", text="K1 - 0001"), Detail(kind="date", text="3 May 1961")
     guess = Guessed(ranked={"number": (number, Detail(kind="number", text="x")), "date": ()})
-    found = {e.metric: e.value for e in ClientDetails().score(guess, frozenset({number, date}))}
+    found = {e.metric: e.value for e in ClientDetails().score(guess, (frozenset({number, date}),))}
     assert found == {
         "share of details written out": 1,
         "guesses of numbers that are right": 0.5,
         "share of dates written out": 0,
         "guesses of dates that are right": 0,
     }
+
+
+def test_details_of_one_record_are_found_or_missed_together():
+    numbers = [Detail(kind="number", text=f"K1 - {i:04}") for i in range(16)]
+    apart, together = tuple(frozenset({n}) for n in numbers), (frozenset(numbers),)
+    for ranked in ((), tuple(numbers)):
+        few, many = (
+            ClientDetails().score(Guessed(ranked={"number": ranked}), a)[0] for a in (together, apart)
+        )
+        assert few.value == many.value
+        assert few.n == many.n == 16
+        assert few.high - few.low > 0.7 > 0.2 > many.high - many.low
+    dates = frozenset({Detail(kind="date", text="3 May 1961")})
+    found = ClientDetails().score(Guessed(ranked={}), (*apart, dates, dates))
+    assert [e.how.rsplit("over ")[1] for e in found[::2]] == ["16 groups", "1 groups"]
+
+
+def test_each_record_that_was_drawn_is_asked_for_its_own_details(tmp_path):
+    view, truth = view_after(tmp_path, steps=0)
+    answer = ClientDetails().exam(truth, view, np.random.default_rng(0)).answer
+    assert len(answer) == NOTES
+    assert all(any(d.kind == "number" for d in details) for details in answer)

@@ -132,11 +132,11 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_records_and_see
         ),
         (
             {"protect": {"scheme": "unsafe_plaintext", "min_cohort": 3}},
-            "must be masking or ckks with protect.min_cohort or",
+            "is not enforced with protect.scheme=unsafe_plaintext",
         ),
         (
             {"protect": {"scheme": "unsafe_plaintext", "refuse_differencing": True}},
-            "must be masking or ckks with protect.min_cohort or",
+            "is not enforced with protect.scheme=unsafe_plaintext",
         ),
     ],
 )

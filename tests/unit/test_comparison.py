@@ -8,6 +8,7 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.evidence.measures.cost import UPLOAD_BYTES
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
+from fedproxy_secure.experiments.sweeps.method_notes import unresolved_gaps
 from fedproxy_secure.experiments.sweeps.method_rows import costs_of, rows_of
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.tables.comparison import effect_table
@@ -131,6 +132,17 @@ def test_there_is_no_gap_to_close_where_centralised_tuning_is_worse_than_none():
         finished("fedproxy_h_ties", 0.5, 0, 0.3),
     ]
     assert [row.gap_closed for row in rows_of(results)] == [None, None, None]
+
+
+def test_a_comparison_names_the_rows_whose_gap_is_not_resolved():
+    ends = [finished("zero_shot", None, 0, 0.5), finished("centralised_llm", None, 0, 0.525)]
+    results = [*ends, finished("fedproxy_h_ties", 0.5, 0, 0.6), finished("fedproxy_h_ties", 0.5, 1, 0.6)]
+    assert [row.gap_closed for row in rows_of(results)] == [None, None, None]
+    acc, norm = unresolved_gaps(results)
+    assert acc.startswith("gap_closed of zero_shot, centralised_llm: the LLM tuned on all records")
+    assert norm.startswith("gap_closed_norm of zero_shot, centralised_llm: ")
+    resolved = [ends[0], finished("centralised_llm", None, 0, 0.9), *results[2:]]
+    assert unresolved_gaps(resolved) == [], "the last row has no ceiling of seed 1"
 
 
 def test_methods_are_paired_at_each_ratio_and_one_without_a_ratio_at_every_one():

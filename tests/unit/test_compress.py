@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from fedproxy_secure.compress import importance_memo
+from fedproxy_secure.compress import fidelity as fidelity_module
+from fedproxy_secure.compress import importance, importance_memo
 from fedproxy_secure.compress.base import Compression, compression_of
+from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.compress.fidelity import LinearCka, fidelity, fidelity_record
 from fedproxy_secure.compress.importance import (
@@ -26,7 +28,7 @@ from fedproxy_secure.config import CompressConfig
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.errors import ConfigError, ModelError
 from fedproxy_secure.models.llm import blocks_of, load_llm, with_blocks
-from tests.support.tiny import same_weights, save_tiny, tiny_llama
+from tests.support.tiny import louder, public_windows, same_weights, save_tiny, tiny_llama
 
 WINDOWS = torch.arange(3, 3 + 40).view(2, 20)
 
@@ -91,6 +93,34 @@ def test_gradient_fidelity_drops_a_block_that_does_nothing_first():
     assert plan_by_importance(scores, 0.25).kept == (0, 2, 3)
 
 
+def test_gradient_fidelity_tries_at_each_step_only_the_blocks_of_least_influence(monkeypatch):
+    model, tried = louder(tiny_llama(6)), []
+
+    def counted(model, windows, of, range_kept):
+        if range_kept is not None:
+            tried.append(set(range(6)) - set(range_kept))
+        return gradients(model, windows, of, range_kept)
+
+    gradients = importance._block_gradients
+    monkeypatch.setattr(importance, "_block_gradients", counted)
+    monkeypatch.setattr(importance, "TRIALS", 2)
+    scores = greedy_gradient_fidelity(model, WINDOWS, keep=4)
+    influence = block_influence(model, WINDOWS)
+    assert len(tried) == 2 * 2
+    assert set.union(*tried[:2]) == {*sorted(range(6), key=lambda i: influence[i])[:2]}
+    assert sorted(scores) == [0, 1, 6, 6, 6, 6]
+
+
+def test_gradients_of_many_passes_are_summed_in_float32(monkeypatch):
+    monkeypatch.setattr(importance, "windows_a_pass", lambda *_: 1)
+    model, windows = tiny_llama().bfloat16(), public_windows(64)
+    whole = importance._block_gradients(model, windows, [0], range_kept=None)
+    each = [importance._block_gradients(model, one, [0], range_kept=None) for one in windows.split(1)]
+    for key, found in whole.items():
+        expected = torch.stack([one[key].double() for one in each]).sum(0)
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_divergence_drops_a_block_that_does_nothing_first_and_then_the_one_that_is_missed_least():
     model = tiny_llama()
     with torch.no_grad():
@@ -132,7 +162,7 @@ def test_importance_that_took_long_is_computed_once_for_an_llm_and_its_windows(t
         file.write_bytes(b"damaged")
     assert remembered(slow, llm, WINDOWS, 2) == [2.0] * 4
     assert asked == [2, 3, 2, 2]
-    for name in ("VERSION", "DIVERGENCE_WINDOWS", "DIVERGENCE_TRIALS"):
+    for name in ("VERSION", "DIVERGENCE_WINDOWS", "TRIALS"):
         monkeypatch.setattr(importance_memo, name, 99)
         remembered(slow, llm, WINDOWS, 2)
     assert asked == [2, 3, 2, 2, *[2] * 3], "what was computed in another way is not taken"
@@ -179,6 +209,41 @@ def test_cka_ignores_rotation_and_sees_independence():
         for part in (slice(200), slice(200, None)):
             found.add(x[part], y[part])
         assert found.value() == pytest.approx(expected, abs=within)
+
+
+def cka_by_features(x, y):
+    """Return linear CKA by Kornblith et al. 2019, from the features' products, which are [a, b]."""
+    x, y = (z.double() - z.double().mean(0) for z in (x, y))
+    return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+@pytest.mark.parametrize(("tokens", "a", "b"), [(7, 20, 30), (300, 6, 6), (50, 50, 1)])
+def test_cka_by_products_of_states_equals_that_by_products_of_features(tokens, a, b):
+    generator = torch.Generator().manual_seed(tokens)
+    x = 5 + torch.randn(tokens, a, generator=generator)
+    y = torch.randn(tokens, b, generator=generator) + x[:, :1]
+    found = LinearCka()
+    for part in (slice(3), slice(3, None)):
+        found.add(x[part], y[part])
+    assert found.value() == pytest.approx(cka_by_features(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize(("most", "positions"), [(2048, range(40)), (7, [0, 5, 11, 17, 22, 28, 34])])
+def test_cka_compares_tokens_that_are_evenly_spread_over_all_windows(monkeypatch, most, positions):
+    monkeypatch.setattr(fidelity_module, "CKA_TOKENS", most)
+    monkeypatch.setattr(fidelity_module, "windows_a_pass", lambda *_: 1)
+    llm = louder(tiny_llama())
+    proxy = build_proxy(llm, remove_ratio=0.5, importance="uniform", windows=WINDOWS)
+    with torch.inference_mode():
+        _, p_states = predictions_and_states(llm, WINDOWS)
+        _, q_states = predictions_and_states(proxy.model, WINDOWS)
+    expected = [
+        cka_by_features(p_states[at].flatten(0, 1)[[*positions]], q.flatten(0, 1)[[*positions]])
+        for at, q in zip(proxy.plan.kept, q_states, strict=True)
+    ]
+    measured = fidelity(llm, proxy.model, proxy.plan, WINDOWS)
+    assert measured.cka == pytest.approx(expected, rel=1e-6)
+    assert measured.tokens == WINDOWS.numel()
 
 
 @pytest.mark.parametrize("scale", [float("nan"), 1e30])

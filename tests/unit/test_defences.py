@@ -191,10 +191,8 @@ def test_a_proxy_of_less_width_holds_its_kept_rows():
     assert share > outside / whole + 0.1  # rows of five of seven maps, and norms
 
 
-@pytest.mark.parametrize(
-    ("kind", "steps", "apart"), [("low_rank", 0, True), ("width", 3, True), ("drop_blocks", 3, False)]
-)
-def test_a_proxy_that_is_fitted_to_public_text_is_measured_on_other_text(kind, steps, apart):
+@pytest.mark.parametrize(("kind", "steps"), [("low_rank", 0), ("width", 3), ("drop_blocks", 0)])
+def test_a_proxy_is_measured_on_text_that_neither_calibrates_nor_heals_it(kind, steps):
     config = load_config(
         "configs/quickstart.yaml",
         [f"compress.kind={kind}", f"heal.steps={steps}", "compress.calibration_sequences=8"],
@@ -205,7 +203,7 @@ def test_a_proxy_that_is_fitted_to_public_text_is_measured_on_other_text(kind, s
         for windows in (found.windows, found.fidelity_windows, found.healing_windows)
     )
     assert len(measured) == len(calibrated) == 8
-    assert calibrated.isdisjoint(measured) == apart
+    assert calibrated.isdisjoint(measured)
     assert healed.isdisjoint(calibrated | measured)
     assert len(healed) == (8 + 3 * config.heal.batch_size if steps else 0)
 

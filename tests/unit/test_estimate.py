@@ -8,7 +8,12 @@ import pytest
 from scipy.stats import beta
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.answers import alone, over_seeds_or_records
+from fedproxy_secure.evidence.answers import (
+    alone,
+    gap_closed,
+    gap_over_seeds_or_records,
+    over_seeds_or_records,
+)
 from fedproxy_secure.evidence.estimate import (
     Estimate,
     counted,
@@ -178,6 +183,72 @@ def test_the_interval_over_records_holds_the_truth_as_often_as_it_says(share):
         found = over_seeds_or_records({draw: (answers,)}, alone, "m")
         hits += found.low <= share <= found.high
     assert hits / draws > 0.92
+
+
+# the gap closed
+
+
+def answered(*rights, records=400):
+    """Return the answers of the method, of zero-shot and of the ceiling: each gets the first ones right."""
+    return [{"t": [i < right for i in range(records)]} for right in rights]
+
+
+def test_the_gap_closed_over_seeds_is_the_ratio_of_mean_ways_and_no_mean_of_ratios():
+    seeds = {0: answered(180, 120, 220), 1: answered(180, 120, 240), 2: answered(240, 120, 260)}
+    found = gap_over_seeds_or_records(seeds, "gap")
+    assert found.value == pytest.approx((60 + 60 + 120) / (100 + 120 + 140))
+    assert (found.n, found.unit, found.seeds) == (3, "share", (0, 1, 2))
+    assert found.low < found.value < found.high
+    # Fieller 1954 by hand: t(2, .975) = 4.302653
+    ways, gaps = np.array([60, 60, 120.0]), np.array([100, 120, 140.0])
+    for end in (found.low, found.high):
+        apart = ways - end * gaps
+        half = 4.302653 * apart.std(ddof=1) / math.sqrt(3)
+        assert abs(apart.mean()) == pytest.approx(half, rel=1e-3)
+
+
+def test_a_seed_whose_gap_is_below_zero_is_counted_where_the_mean_gap_is_resolved():
+    gaps = (100, 110, 90, 105, 95, 100, -5, 105)
+    seeds = {s: answered(120 + gap // 2, 120, 120 + gap) for s, gap in enumerate(gaps)}
+    found = gap_over_seeds_or_records(seeds, "gap")
+    assert found.value == pytest.approx(sum(g // 2 for g in gaps) / sum(gaps))
+    assert found.seeds == tuple(range(8))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_gap_closed_is_told_where_the_interval_of_the_gap_itself_has_zero_in_it(seeds):
+    assert gap_over_seeds_or_records({s: answered(200, 120, 122) for s in range(seeds)}, "gap") is None
+    assert gap_over_seeds_or_records({s: answered(100, 120, 60) for s in range(seeds)}, "gap") is None
+
+
+def test_chance_shows_no_gap_closed_where_there_is_hardly_a_gap():
+    rng, told = np.random.default_rng(0), []
+    for draw in range(100):
+        shares = (0.3, 0.3, 0.305)  # of the method, zero-shot, the ceiling
+        models = [{"t": rng.random(400) < share} for share in shares]
+        found = gap_over_seeds_or_records({draw: models}, "gap")
+        told += [] if found is None else [found]
+    assert len(told) <= 7
+    assert all(found.low < found.value for found in told)
+
+
+def test_one_seed_s_gap_closed_is_that_of_its_records():
+    models = answered(180, 120, 220)
+    found = gap_over_seeds_or_records({5: models}, "gap")
+    assert found == over_seeds_or_records({5: models}, gap_closed, "gap")
+
+
+@pytest.mark.parametrize(("end", "value"), [(0, 0.0), (1, 1.0)])
+def test_an_end_of_the_scale_closes_none_or_all_of_the_gap_over_seeds_exactly(end, value):
+    ends = [answered(120, 200 + 20 * s) for s in range(3)]
+    found = gap_over_seeds_or_records({s: (pair[end], *pair) for s, pair in enumerate(ends)}, "gap")
+    assert (found.low, found.value, found.high) == (value, value, value)
+
+
+def test_seeds_that_agree_are_no_surer_of_the_gap_closed_than_one_of_them():
+    single = gap_over_seeds_or_records({0: answered(180, 120, 220)}, "gap")
+    several = gap_over_seeds_or_records({s: answered(180, 120, 220) for s in range(3)}, "gap")
+    assert (several.low, several.high) == pytest.approx((single.low, single.high), abs=0.02)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

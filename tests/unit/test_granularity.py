@@ -163,6 +163,19 @@ def test_the_mean_square_of_a_block_at_the_clip_is_the_largest_word_and_not_cut(
     assert beyond["squares"] == pytest.approx([clip**2])  # the square of what will be clipped
 
 
+@given(st.floats(0.1, 1), st.floats(0.1, 3), st.integers(0, 99))
+@settings(max_examples=30)
+def test_no_block_has_a_negative_variance_however_far_beyond_the_clip_weighted_values_are(
+    weight, size, seed
+):
+    layout = Layout(sizes=(64,))
+    update = (size * np.random.default_rng(seed).standard_normal(64)).astype(np.float32)
+    plan = RingPlan(clients=3, bits=32, segments=segments_of("block", layout, clip=1.0, clients=3, bits=32))
+    parts = contribution(update, "block", layout, plan, weight=weight)
+    summed = np.clip(parts["update"], -1, 1).astype(np.float64)
+    assert parts["squares"][0] / weight >= np.mean((summed / weight) ** 2) - 1e-6
+
+
 def test_block_reads_the_tables_between_their_points_and_is_the_mean_beyond_them():
     """One block of one coordinate a tensor: mean 0.01 z, spread 0.01, for z of the test."""
     z = np.array([0.0, 0.01, 0.5, 1.37, 3.3, 7.95, 8.05, 40.0])

@@ -27,6 +27,7 @@ from fedproxy_secure.evidence.losses import (
 )
 from fedproxy_secure.experiments.results import Accuracy, average, from_texts, to_texts
 from fedproxy_secure.models.packing.packed import can_pack
+from tests.support.finished_cells import lost
 from tests.support.tiny import VOCABULARY, tiny_llama, tiny_tokenizer
 
 MOST = 64
@@ -243,8 +244,8 @@ def test_models_of_other_test_records_are_not_paired():
 
 def test_gap_closed_by_loss_is_0_without_tuning_and_1_at_the_ceiling():
     zero, ceiling = drawn(50, 0, mean=4.0), drawn(50, 1, mean=2.0)
-    assert has_loss_gap(zero, ceiling)
-    assert not has_loss_gap(ceiling, zero)
+    assert has_loss_gap([(zero, ceiling)])
+    assert not has_loss_gap([(ceiling, zero)])
     for method, value in ((zero, 0.0), (ceiling, 1.0)):
         found = loss_over_seeds_or_records({0: (method, zero, ceiling)}, gap_closed, "gap", unit="share")
         assert found.value == found.low == found.high == value
@@ -252,6 +253,44 @@ def test_gap_closed_by_loss_is_0_without_tuning_and_1_at_the_ceiling():
     found = loss_over_seeds_or_records({0: (half, zero, ceiling)}, gap_closed, "gap", unit="share")
     assert found.high < 0  # it got worse
     assert found.unit == "share"
+
+
+def test_the_gap_closed_by_loss_over_seeds_is_the_ratio_of_means_with_fieller_s_interval():
+    means = {0: (3.0, 4.0, 2.0), 1: (3.0, 4.0, 2.5), 2: (3.5, 4.0, 3.0)}  # method, zero-shot, ceiling
+    by_seed = {s: [{"t": lost(s, nats, records=400)} for nats in three] for s, three in means.items()}
+    found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
+    ways, gaps = np.array([1.0, 1.0, 0.5]), np.array([2.0, 1.5, 1.0])
+    assert found.value == pytest.approx(ways.sum() / gaps.sum())
+    for end in (found.low, found.high):
+        apart = ways - end * gaps
+        half = 4.302652730 * apart.std(ddof=1) / math.sqrt(3)
+        assert abs(apart.mean()) == pytest.approx(half, rel=1e-3)
+    assert found.low < found.value < found.high
+
+
+def test_a_gap_by_loss_over_seeds_has_no_interval_where_seeds_do_not_resolve_it():
+    by_seed = {s: (drawn(40, s), drawn(40, 10 + s, mean=g), drawn(40, 20 + s)) for s, g in ((0, 9), (1, 3))}
+    found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
+    assert (found.low, found.high) == (None, None)
+    assert "do not resolve the gap" in found.how
+    one = {s: (loss(2.0), loss(3.0), loss(1.0)) for s in range(3)}
+    found = loss_over_seeds_or_records(one, gap_closed, "gap", unit="share")
+    assert (found.value, found.low, found.how[-38:]) == (
+        0.5,
+        None,
+        "a task of one test record, no interval",
+    )
+
+
+def test_a_seed_whose_ceiling_loses_more_counts_in_the_gap_where_the_mean_gap_is_resolved():
+    gaps = (2.0, 2.1, 1.9, 2.0, -0.1, 2.0, 2.1, 1.9)
+    by_seed = {
+        s: [{"t": lost(s, nats)} for nats in (4 - gap / 2, 4.0, 4 - gap)] for s, gap in enumerate(gaps)
+    }
+    assert has_loss_gap((zero, ceiling) for _, zero, ceiling in by_seed.values())
+    found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
+    assert found.value == pytest.approx(0.5)
+    assert found.low is not None
 
 
 def test_several_seeds_are_no_surer_than_one_is_over_its_records():

@@ -11,7 +11,7 @@ from fedproxy_secure.dp.guarantees import NOT_COVERED, SCORED, guarantees
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.estimate import counted, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
-from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed
+from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed, without_gap
 from fedproxy_secure.report.stamps import unsafe_stamps
 from fedproxy_secure.secagg import messages
 from fedproxy_secure.secagg.ckks import messages as ckks
@@ -68,6 +68,7 @@ def test_accuracy_gap_and_edge_are_those_of_the_answers(tmp_path: Path):
     assert (fused.n, fused.seeds) == (2, (0, 1))
     gap = configuration.measure("gap_closed").estimate
     assert gap.value == pytest.approx(((0.75 - 0.25) / 0.75 + (0.625 - 0.25) / 0.75) / 2)
+    assert without_gap([configuration]) == []
     edge = configuration.measure("owners_edge").estimate
     assert edge.value == pytest.approx((0.75 + 0.625) / 2 - 0.5)
 
@@ -78,6 +79,8 @@ def test_no_gap_is_told_where_centralised_tuning_is_worse_than_none(tmp_path: Pa
     configuration = made(write_run(tmp_path / "run", seeds=(0,)), tmp_path, (0,))
     assert configuration.measure("accuracy_centralised") is not None
     assert configuration.measure("gap_closed") is None
+    (line,) = without_gap([configuration])
+    assert line.startswith("gap_closed of c: the LLM tuned on all records together is not better")
 
 
 @pytest.mark.parametrize("answers", [{"a": "01x1", "b": "0101"}, {"a": ""}, {"a": [1, 0]}, "0101", None])

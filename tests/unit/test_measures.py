@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from attacks import registry as attacks
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.evidence.estimate import counted
 from fedproxy_secure.evidence.measure import AXES, MEASURES, MeasureKind, in_order, measure_kind
@@ -71,15 +72,23 @@ def test_order_is_the_registrys_then_that_of_the_keys():
     ]
 
 
+def test_a2_and_its_measure_claim_the_words_in_use_and_not_the_tokens_of_a_round():
+    kind = measure_kind("token_auc")
+    told = (kind.title, kind.metric, kind.meaning, kind.phrase, attacks.get("lora_span_tokens").info.title)
+    assert not any("record" in text or "token" in text for text in told)
+    assert "words that clients use" in kind.phrase
+    assert "words that clients use" in told[-1]
+
+
 def test_a_measure_that_no_installed_package_has_is_shown_by_what_it_says_itself():
     odd = measure("an odd <key>", better="higher")
     one = configuration(measure("token_auc", 0.5, unit="AUC"), odd)
     assert odd.kind.title == "odd number"
-    assert headings([one]) == ("configuration", "token AUC", "odd number")
+    assert headings([one]) == ("configuration", "vocabulary AUC", "odd number")
     assert lines([one]) == [("c", "0.5", "3")]
     report = replace(sample_report(), configurations=(one,))
     (table,) = first_tables(report)
-    assert [(c.title, c.arrow) for c in table.columns] == [("token AUC", "↓"), ("odd number", "↑")]
+    assert [(c.title, c.arrow) for c in table.columns] == [("vocabulary AUC", "↓"), ("odd number", "↑")]
 
 
 def test_a_nameless_measure_of_a_damaged_report_is_still_a_kind():

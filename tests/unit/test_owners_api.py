@@ -15,10 +15,10 @@ from fedproxy_secure.config import ApiConfig, parse_config
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, QueryRefused
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.serve.disclosure import joined, tell
 from fedproxy_secure.serve.ledger import QueryLedger, Usage
 from fedproxy_secure.serve.noise import noise
 from fedproxy_secure.serve.service import OwnersApi
-from fedproxy_secure.serve.told import joined, tell
 from tests.support.tiny import VOCABULARY, save_tiny, tiny_llama
 
 KEY = Secret(bytes(range(32)))

@@ -112,7 +112,18 @@ def test_a_search_of_seeds_reads_known_bad_messages_and_none_of_ours(world):
     found = tried(MaskSeedSearch(), seen, truth)
     assert found.outcome == Outcome.RESISTED, found.reason
     assert (found.headline.value, found.positive.value, found.negative.value) == (0, 1, 0)
-    assert {e.metric: e.value for e in found.estimates}["seeds tried"] == FEWEST_TRIED
+
+
+def test_a_search_of_seeds_claims_nothing_about_seeds_that_it_did_not_try(world):
+    seen, truth = seen_by(world, "server")
+    found = tried(MaskSeedSearch(), seen, truth)
+    values = {e.metric: e.value for e in found.estimates}
+    assert values["seeds tried"] == FEWEST_TRIED
+    assert values["seeds tried over all of 32 bits"] == FEWEST_TRIED / 2**32
+    assert "if its seed is small" in found.title
+    assert found.reason.startswith("share of masked messages opened by a small seed 0; ")
+    assert found.headline.how.endswith("; seed below 1,024 alone")
+    assert found.could_show(found.headline).how == "8 messages, if their masks have a seed below 1,024"
 
 
 def test_what_a_search_reads_counts_only_if_it_is_the_clients_update(world):
@@ -233,13 +244,20 @@ def test_sums_are_taken_apart_exactly_where_the_cohorts_tell_all_clients_apart_a
     assert short > 5
 
 
-def test_a_cohort_that_never_changes_keeps_its_clients_apart_from_nobody(world):
-    found = tried(CohortDifferencing(), *seen_by(world, "server"))
-    assert found.outcome == Outcome.RESISTED, found.reason
-    assert found.headline.value == pytest.approx(0.5, abs=0.01)
-    assert found.positive.value > 0.99
+def test_cohorts_that_never_change_leave_nothing_to_tell_apart(world):
+    seen, truth = seen_by(world, "server")
+    found = tried(CohortDifferencing(), seen, truth)
+    assert found.outcome == Outcome.NOT_APPLICABLE
+    assert found.reason == "cohorts never change: the same clients took part in every sum"
+
+
+def test_cohorts_that_change_are_taken_apart_and_noise_is_not(world):
+    seen, truth = CohortDifferencing().positive(*seen_by(world, "server"))
+    found = tried(CohortDifferencing(), seen, truth)
+    assert found.outcome == Outcome.SUCCEEDED, found.reason
+    assert found.headline.value > 0.99
     assert found.negative.low <= 0.5 <= found.negative.high
-    assert {e.metric: e.value for e in found.estimates}["rank of participation over clients"] == 0.25
+    assert {e.metric: e.value for e in found.estimates}["rank of participation over clients"] == 1
 
 
 @pytest.mark.parametrize("clients", [2, 4])

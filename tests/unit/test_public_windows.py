@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.errors import DataError
+from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.stages import prepare
 from tests.support.tiny import tiny_settings
 
@@ -30,6 +32,23 @@ def test_alignment_changes_neither_what_heals_the_proxy_nor_what_fidelity_is_mea
     assert len(found) >= align_windows
     kept_back = torch.cat([aligned.windows, aligned.fidelity_windows])
     assert not any(torch.equal(a, b) for a in found for b in kept_back)
+
+
+@pytest.mark.parametrize("importance", ["block_influence", "divergence", "uniform"])
+def test_fidelity_is_measured_on_windows_that_chose_neither_the_blocks_nor_the_scale(tmp_path, importance):
+    compress = {"calibration_sequences": 6, "importance": importance}
+    found = prepared(tmp_path, compress=compress, plug_back={"scale": "public_text"})
+    assert len(found.windows) == len(found.fidelity_windows) == 6
+    assert not any(torch.equal(a, b) for a in found.windows for b in found.fidelity_windows)
+
+
+def test_public_text_that_cannot_be_shared_out_is_refused_before_a_run_begins(tmp_path):
+    raw = tiny_settings(tmp_path, compress={"calibration_sequences": 30})
+    with pytest.raises(DataError, match=r"must have at least 60; add text, or lower compress"):
+        check_inputs(parse_config(raw), tmp_path / "out")
+    enough = tiny_settings(tmp_path, compress={"calibration_sequences": 2})
+    check_inputs(parse_config(enough), tmp_path / "out")
+    assert len(prepare(parse_config(enough)).fidelity_windows) == 2
 
 
 def test_without_healing_there_is_text_to_align_on_and_none_to_heal_with(tmp_path):

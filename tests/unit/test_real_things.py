@@ -145,7 +145,7 @@ def test_calibration_can_read_public_text_about_real_things():
     config = Config.model_validate({"data": settings, "compress": {"calibration_sequences": 300}})
     tokenizer = load_tokenizer("demo")
     windows = public_windows(config, tokenizer)
-    assert windows.shape == (300, 128)
+    assert windows.shape == (600, 128)
     assert windows.dtype == torch.int64
 
 

@@ -13,8 +13,10 @@ from attacks.reconstruction.sequences import (
     LoraSpanSequences,
     without_prefixes,
 )
+from attacks.trial import run_one
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.data.planted import Canary
+from fedproxy_secure.evidence.finding import Outcome
 from tests.support.lab import make_lab, truth_of
 from tests.support.reconstructions import maker_of_labs, rounds_of, run
 
@@ -63,13 +65,36 @@ def test_a3_recovers_8_records_of_16_tokens_close_to_capacity(tmp_path):
     assert found["ROUGE-L"].value > 0.98
 
 
-def test_beyond_capacity_a3_names_nothing(labs):
+def test_beyond_capacity_a3_cannot_tell(labs):
     lab = labs(local={"steps": 1, "batch_size": 12}, adapter={"rank": 32})
     items, updates = rounds_of(lab, clients=1, count=12, tokens=40)
-    found, (one,) = run(LoraSpanSequences(), lab.view(updates), truth_of(updates, items))
-    assert one.full
-    assert one.sequences == ()
-    assert found["exact recall"].value == 0.0
+    with pytest.raises(Inconclusive, match="beyond capacity: every update's span is full"):
+        run(LoraSpanSequences(), lab.view(updates), truth_of(updates, items))
+
+
+def test_an_update_beyond_capacity_makes_a3_no_surer():
+    row = Encoded(ids=(1, 2, 3, 7), response_start=2)
+    truth = truth_of({n: np.zeros(1) for n in "ab"}, {n: (row,) for n in "ab"})
+    full, told = (Found(round=0, clients=(n,), sequences=(), evaluations=5, full=n == "a") for n in "ab")
+    one, both = (LoraSpanSequences().score(g, truth)[0] for g in ((told,), (told, full)))
+    assert (both.n, both.value, both.high) == (2, 0, one.high)
+
+
+def test_where_rounding_hides_sequences_a3_is_not_resisted(labs):
+    lab = labs(local={"steps": 1, "learning_rate": 1e-6}, adapter={"rank": 32})
+    items, updates = rounds_of(lab, clients=1, count=4, tokens=40)
+    attack, truth = LoraSpanSequences(), truth_of(updates, items)
+    finding = run_one(attack, lab.view(updates), truth, profile="smoke", seconds=600, seed=0)
+    assert finding.outcome == Outcome.INCONCLUSIVE
+    assert finding.reason == "exact recall 0; positive control 0: its interval must be above 0.01"
+
+
+def test_the_control_takes_the_step_that_a_client_would_have_taken(labs):
+    for rate, most in ((0.1, 1e9), (0.01, 0.5)):
+        lab = labs(local={"steps": 1, "learning_rate": rate, "max_grad_norm": most, "batch_size": 1})
+        items, updates = rounds_of(lab, clients=1, count=1)
+        view, _ = one_step_control(lab.view(updates), truth_of(updates, items), records=1)
+        np.testing.assert_allclose(view.updates[0, "control"], updates["c0"], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from attacks import registry
 from attacks.base import Budget, NotApplicable, OutOfTime, Truth
 from attacks.membership.gradients import record_gradients
 from attacks.membership.updates import RoundQuestion, UpdateMembership, betas_of, deviations, scores
@@ -305,3 +306,9 @@ def test_scores_of_orthogonal_gradients_are_their_parts():
 def test_deviations_of_equal_values_are_zero():
     assert deviations(np.full(4, 3.0)).tolist() == [0, 0, 0, 0]
     assert deviations(np.array([1.0, 3.0])).tolist() == [-1, 1]
+
+
+def test_a5_claims_no_more_than_it_asks():
+    """Records that were not drawn in a round but in another one are no part of its question."""
+    title = registry.get("update_membership").info.title
+    assert title.startswith("drawn records told from ones never trained on")

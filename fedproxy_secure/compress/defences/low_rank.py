@@ -33,7 +33,6 @@ class LowRank(Compression):
 
     name = "low_rank"
     title = "linear maps of low rank"
-    fits_text = True
     options = ("embeddings",)
 
     def check_settings(self, compress: CompressConfig) -> None:

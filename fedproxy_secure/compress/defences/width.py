@@ -56,7 +56,6 @@ class Width(Compression):
 
     name = "width"
     title = "fewer channels and heads"
-    fits_text = True
 
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         from fedproxy_secure.compress.defences.maps import require_known_blocks, set_weight

@@ -76,10 +76,11 @@ EFFECTIVE_COHORT = MeasureKind(
 )
 TOKEN_AUC = MeasureKind(
     key="token_auc",
-    title="token AUC",
-    metric="token AUC",
-    meaning="How well tokens of the records are told from other tokens; 0.5 is chance, 1 is perfect.",
-    phrase="tokens of the records are told from other tokens with AUC {}",
+    title="vocabulary AUC",
+    metric="vocabulary AUC",
+    meaning="How well words that clients use are told from the rest of the vocabulary, mostly by what is "
+    "common with them at all; 0.5 is chance, 1 is perfect.",
+    phrase="words that clients use are told from the rest of the vocabulary with AUC {}",
     axis="privacy",
     better="lower",
     unit="AUC",

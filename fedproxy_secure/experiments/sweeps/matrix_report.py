@@ -31,6 +31,7 @@ from fedproxy_secure.report.measured import (
     configuration_of,
     cost_against,
     read_seed,
+    without_gap,
     without_losses,
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
@@ -116,6 +117,7 @@ def matrix_report(
         not_measured=(
             *refused,
             *missing,
+            *without_gap(configurations),
             *without_losses(configurations, text_clients(config), ceiling=not missing),
             *not_measured(config, configurations, cells=len(cells)),
         ),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedproxy_secure.config import Config
 from fedproxy_secure.dp.guarantees import guarantees
+from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.method import Method, method_of
 from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes, healing_note
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
+from fedproxy_secure.experiments.sweeps.method_rows import unresolved
 from fedproxy_secure.protect.base import protection_of
+from fedproxy_secure.report.measured import NO_GAP
 from fedproxy_secure.runtime.files.names import PROXIES, PROXY_RECORD
 
 
@@ -76,6 +79,16 @@ def proxy_notes(
             "cells that were copied come without."
         )
     return notes
+
+
+def unresolved_gaps(results: Sequence[CellResult]) -> list[str]:
+    """Return a line for each kind of gap closed that rows lack because the gap is not resolved."""
+    scores: Mapping[str, Callable[[CellResult], Bits]] = {
+        "gap_closed": lambda r: r.fused,
+        "gap_closed_norm": lambda r: r.fused_norm,
+    }
+    rows = {key: unresolved(results, of) for key, of in scores.items()}
+    return [f"{key} of {', '.join(names)}: {NO_GAP}" for key, names in rows.items() if names]
 
 
 def _healed(ratio: float, healed: Mapping[int, Mapping[str, Any]]) -> str:

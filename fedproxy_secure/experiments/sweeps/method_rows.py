@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from fedproxy_secure.evidence.answers import (
     Bits,
     gap_closed,
-    has_gap,
+    gap_over_seeds_or_records,
     over_seeds_or_records,
+    resolved_gap,
     share_right,
 )
 from fedproxy_secure.evidence.estimate import Estimate, counted
@@ -197,7 +198,8 @@ def _with_losses(row: MethodRow, by_seed: BySeed, ends: Ends) -> MethodRow:
     if not all(map(measured, tuned.values())):
         tuned = {}
     scale, gap = ends.scale(lambda r: r.fused_loss), None
-    if all(s in scale and all(map(measured, scale[s])) and has_loss_gap(*scale[s]) for s in fused):
+    ended = all(s in scale and all(map(measured, scale[s])) for s in fused)
+    if ended and has_loss_gap(scale[s] for s in fused):
         models = {s: (f, *scale[s]) for s, f in fused.items()}
         gap = loss_over_seeds_or_records(
             models, gap_closed, f"gap closed by loss, {cell.row}", unit="share"
@@ -250,9 +252,7 @@ def _by_task(answers: Mapping[int, Bits], score: str, row: str) -> dict[str, Est
 
 
 def gap_over(by_seed: BySeed, ends: Ends, of: Callable[[CellResult], Bits], metric: str) -> Estimate | None:
-    """Return the gap closed by a method, or None unless centralised tuning is better than none.
-
-    It must be better under every seed of the method, on the answers that count.
+    """Return the gap closed by a method; None if its seeds lack an end of the scale or do not resolve it.
 
     Args:
         of: returns the answers of a model that count, such as those to some tasks; without answers, as if
@@ -261,6 +261,19 @@ def gap_over(by_seed: BySeed, ends: Ends, of: Callable[[CellResult], Bits], metr
     scale, answers = ends.scale(of), {s: of(r) for s, r in by_seed.items()}
     if not set(answers) <= set(scale):
         return None
-    if not all(bits and all(scale[s]) and has_gap(*scale[s]) for s, bits in answers.items()):
+    if not all(bits and all(scale[s]) for s, bits in answers.items()):
         return None
-    return over_seeds_or_records({s: (bits, *scale[s]) for s, bits in answers.items()}, gap_closed, metric)
+    return gap_over_seeds_or_records({s: (bits, *scale[s]) for s, bits in answers.items()}, metric)
+
+
+def unresolved(results: Sequence[CellResult], of: Callable[[CellResult], Bits]) -> list[str]:
+    """Return the rows without a gap closed whose seeds have both ends of the scale but resolve no gap.
+
+    `of`: as in `gap_over`.
+    """
+    scale, rows = ends_of(results).scale(of), []
+    for group in by_row(results).values():
+        known = {s: scale[s] for s in group if s in scale and all(scale[s])}
+        if known.keys() == group.keys() and not resolved_gap(known):
+            rows.append(next(iter(group.values())).cell.row)
+    return rows

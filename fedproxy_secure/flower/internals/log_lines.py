@@ -10,27 +10,27 @@ MOST_LINE = 2000  # characters
 
 
 def log_printable_lines_alone() -> None:
-    """Make this process' Flower log each record as one line without escape sequences or control characters.
+    """Make Flower log each record of this process as one line without escapes or control characters.
 
-    Flower 1.41 logs names and types of messages as they came. A line break or an escape sequence in them
-    would forge lines, or change the terminal of whoever reads the log.
+    Flower 1.41 logs names and types of messages as it received them. A line break in them could forge a log
+    line, and an escape sequence could change the terminal of whoever reads the log.
     """
     from flwr.common.logger import FLOWER_LOGGER
 
-    if not any(isinstance(one, PrintableLine) for one in FLOWER_LOGGER.filters):
+    if not any(isinstance(log_filter, PrintableLine) for log_filter in FLOWER_LOGGER.filters):
         FLOWER_LOGGER.addFilter(PrintableLine())
 
 
 class PrintableLine(logging.Filter):
-    """Replaces a record's text by its printable characters, on one line; it keeps every record.
+    """Reduces each record to one line of printable characters; it drops no record.
 
-    The text of an exception, which follows the record, is made one line, too.
+    An exception's text, which would follow the record, becomes part of the line, without the traceback.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # the record's arguments do not fit; it must not stop its writer
+        except (TypeError, ValueError):  # the arguments do not fit the format; logging must not raise
             text = f"{record.msg} {record.args}"
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]

@@ -21,7 +21,7 @@ def give_id(message: Message) -> str:
 
 
 def pack_app(files: Mapping[str, bytes]) -> bytes:
-    """Return an app's files as `flwr run` packs them: the same bytes for the same files."""
+    """Return an app's files packed as by `flwr run`: the same files give the same bytes."""
     from flwr.cli.build import build_fab_from_files
 
     return build_fab_from_files(files)[0]

@@ -1,7 +1,7 @@
-"""What a SuperLink takes of its nodes: answers of their own, of a plain structure and a bounded size.
+"""Checks of what nodes push to a SuperLink: only answers of their own, of plain structure and bounded size.
 
-Flower 1.41 keeps the parts of an answer that came too late, or in half, until the run ends. Here they are
-deleted when their node needs the room.
+Flower 1.41 keeps the parts of an answer that came too late or incomplete until the run ends. Here they are
+deleted when their node needs the space.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 log = logging.getLogger(__name__)
-DEEPEST = 8  # message, records, arrays, pieces of arrays
-MOST_OBJECTS = 10_000  # pieces of arrays are of 5 MiB
+DEEPEST = 8  # levels of a tree: message, records, arrays, pieces of arrays
+MOST_OBJECTS = 10_000  # in a tree; Flower cuts arrays into pieces of 5 MiB
 MOST_MESSAGE_BYTES = 2**16  # of a message without its parts
 OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def only_answers(push: Any) -> Any:
-    """Return Flower's handler of pushed messages that takes a node's own answers alone."""
+    """Wrap Flower's handler of pushed messages so that it takes only a node's own answers."""
     from fastapi import HTTPException
 
     def checked(request: Any, state: Any) -> Any:
@@ -41,10 +41,10 @@ def only_answers(push: Any) -> Any:
 
 
 def is_plain_tree(tree: Any, store: Any) -> bool:
-    """Return whether a store can take an answer's tree of objects and expand it to what was pushed.
+    """Return whether an answer's tree of objects expands, in a store, to what was pushed and nothing else.
 
-    A tree in which an object has different children in two places, or other children than the store has for
-    it, may expand without end, or hang itself below another node's message.
+    If an object has different children in two places of the tree, or other children than in the store, the
+    tree may expand without end, or attach itself below another node's message.
     """
     children_of: dict[str, tuple[str, ...]] = {}
     stack, count = [(tree, 1)], 0
@@ -52,22 +52,22 @@ def is_plain_tree(tree: Any, store: Any) -> bool:
         node, depth = stack.pop()
         count += 1
         children = tuple(child.object_id for child in node.children)
-        known = store.store.get(node.object_id)
+        stored = store.store.get(node.object_id)
         if depth > DEEPEST or count > MOST_OBJECTS or not OBJECT_ID.fullmatch(node.object_id):
             return False
         if children_of.setdefault(node.object_id, children) != children:
             return False
-        if known is not None and tuple(known.child_object_ids) != children:
+        if stored is not None and tuple(stored.child_object_ids) != children:
             return False
         stack += [(child, depth + 1) for child in node.children]
     return True
 
 
 def of_bounded_size(push: Any, most_bytes: Callable[[], int], handed_out: Collection[str]) -> Any:
-    """Return Flower's handler of a pushed part of an answer that stores a bounded sum for each node.
+    """Wrap Flower's handler of a pushed part of an answer so that it stores a bounded sum for each node.
 
-    A part that would make it more is refused, unless parts of earlier answers of the node can be deleted
-    that nobody will take. What the server app has taken no longer counts.
+    A part that would exceed the bound is refused, unless enough parts of the node's earlier answers, which
+    nobody will take any more, can be deleted. Parts that the server app has taken do not count.
 
     Args:
         push: Flower's handler.
@@ -101,14 +101,16 @@ def _sum_with(parts: dict[str, int], part: str, size: int) -> int:
 
 
 def _delete_untaken(parts: dict[str, int], state: Any, handed_out: Collection[str]) -> None:
-    """Delete answers with any of a node's `parts` that nobody awaits; take out of `parts` what is gone.
+    """Delete a node's answers that nobody awaits, and remove from `parts` what is not stored any more.
 
-    When a request expires, Flower drops the message that answers it, and keeps the answer's parts.
+    When a request expires, Flower drops the message that answers it, but keeps the answer's parts.
     """
     objects = state.object_store
     with objects.lock_store:
         used = {*state.message_ins_store, *state.message_res_store, *handed_out}
-        roots = [name for name, one in objects.store.items() if one.ref_count == 0 and name not in used]
+        roots = [
+            name for name, stored in objects.store.items() if stored.ref_count == 0 and name not in used
+        ]
         for root in roots:
             if not parts.keys().isdisjoint(_all_below(root, objects.store)):
                 objects.delete(root)
@@ -117,11 +119,13 @@ def _delete_untaken(parts: dict[str, int], state: Any, handed_out: Collection[st
 
 
 def _all_below(root: str, store: Any) -> set[str]:
-    """Return the ids of an object and of all that it is made of."""
+    """Return the ids of an object and of all objects below it."""
     seen, stack = {root}, [root]
     while stack:
-        known = store.get(stack.pop())
-        below = [] if known is None else [child for child in known.child_object_ids if child not in seen]
-        seen.update(below)
-        stack += below
+        stored = store.get(stack.pop())
+        children = (
+            [] if stored is None else [child for child in stored.child_object_ids if child not in seen]
+        )
+        seen.update(children)
+        stack += children
     return seen

@@ -1,4 +1,4 @@
-"""Let nodes in at a SuperLink of this machine, by Flower's interface for its owner."""
+"""Register nodes at a SuperLink on this machine, through Flower's control interface."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fedproxy_secure.runtime.quoting import one_line
 
 
 def register_nodes(address: str, root: Path, keys: Mapping[str, bytes]) -> dict[str, int]:
-    """Register nodes at a SuperLink of this machine; return node id by name.
+    """Register nodes at a SuperLink on this machine; return node id by name.
 
     Args:
         address: host and port.
         root: the PEM file of the authority that signed the SuperLink's certificate.
-        keys: by name, a node's public key on a NIST curve, as OpenSSH writes it.
+        keys: each node's public key on a NIST curve, in OpenSSH's form, by the node's name.
 
-    Raises `RoundAborted`, naming the node, if the SuperLink refuses one or does not answer.
+    Raises `RoundAborted` with the node's name if the SuperLink refuses a node or does not answer.
     """
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -35,17 +35,17 @@ def register_nodes(address: str, root: Path, keys: Mapping[str, bytes]) -> dict[
             request = RegisterNodeRequest(public_key=public_key_to_bytes(public), name=name)
             try:
                 node_ids[name] = int(control.RegisterNode(request).node_id)
-            except Exception as error:  # of httpx, of Flower's own or of its command line
-                why = one_line(str(error) or type(error).__name__, 200)
+            except Exception as error:  # raised by httpx, Flower, or Flower's command line
+                reason = one_line(str(error) or type(error).__name__, 200)
                 raise RoundAborted(
-                    f"SuperLink: does not register the node of {name}: {why}; see superlink.log"
+                    f"SuperLink: does not register the node of {name}: {reason}; see superlink.log"
                 ) from error
     return node_ids
 
 
 @contextmanager
 def _control(address: str, root: Path) -> Iterator[Any]:
-    """Open the interface by which a SuperLink is administered."""
+    """Open a client of the interface by which a SuperLink is administered."""
     from flwr.cli.typing import SuperLinkConnection
     from flwr.cli.utils import init_http_client_from_connection
 

@@ -1,17 +1,18 @@
-"""A SuperLink that also checks who sends each message, holds requests, and hands messages out once more.
+"""A SuperLink that also checks who sends each message, holds requests, and hands out lost messages again.
 
-Flower 1.41 knows which node signed a request, but takes a pushed message as it is: it may name another
-sender, and one that answers nothing is handed to the server app beside the answer that the app asks for.
-And it hands on an answer whose parts are still being uploaded; the server app then waits for them inside
-Flower, for up to two hours, and hears nobody else.
+Flower 1.41 knows which node signed a request, but takes a pushed message as it is. The message may name
+another sender, and one that answers no request is handed to the server app beside the answer that the app
+asks for. Flower also hands on an answer whose parts are still being uploaded; the server app then waits for
+them inside Flower, for up to two hours, and receives no other answer.
 
-Nodes ask again and again for messages, and every request costs two processes some milliseconds. Here a
-node's request is held until there is a whole message for it, for a second at most; then it gets what there
-is. That makes fewer requests, and messages are found sooner.
+Nodes poll for messages, and every request costs two processes some milliseconds. Here a node's request is
+held until there is a whole message for the node, for a second at most, and then answered with what there
+is. That makes fewer requests, and delivers messages sooner.
 
-And a message that was handed to a node counts as delivered, whatever became of the node. Here it is handed
-out once more if the node asks again without having confirmed it, because its line was cut. If a node is
-started again, what it had taken and not answered is lost, and the server app is told so at once.
+Flower counts a message as delivered once it was handed to a node, whatever happened to the node. Here it is
+handed out once more if the node asks again without having confirmed it, because its connection was cut. If
+a node is restarted, the messages that it had taken and not answered are lost, and the server app learns
+that at once.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from fedproxy_secure.flower.internals.log_lines import log_printable_lines_alone
 from fedproxy_secure.flower.internals.pushed import of_bounded_size, only_answers
 
 log = logging.getLogger(__name__)
-HELD_S, LOOK_S = 1.0, 0.02  # how long a node's request for a message is held; pause between looks
-MOST_HELD = 24  # nodes whose requests are held at once; each takes one of the 40 threads that answer
+HELD_S, LOOK_S = 1.0, 0.02  # how long a node's request for a message is held; pause between checks
+MOST_HELD = 24  # nodes whose requests are held at once; each occupies one of the 40 threads that answer
 
 
 def start_superlink(middleware: Any | None, most_answer_bytes: Callable[[], int] | None) -> None:
-    """Run `flower-superlink` with this process' arguments and the checks.
+    """Run `flower-superlink` with this process' arguments and the changes of this module.
 
     Args:
-        middleware: an ASGI middleware to put in front of all that it serves; None: none.
-        most_answer_bytes: returns how much of its answers may be stored for one node; None: any.
+        middleware: an ASGI middleware in front of everything that it serves, or None.
+        most_answer_bytes: returns how many bytes of answers may be stored for one node; None for no limit.
     """
     from flwr.superlink import extensions
     from flwr.superlink.servicer.fleet import fleet_handlers
@@ -59,15 +60,15 @@ def start_superlink(middleware: Any | None, most_answer_bytes: Callable[[], int]
     vars(runtime_handlers)["pull_messages"] = only_whole_answers(runtime_handlers.pull_messages, handed_out)
     program = import_module("flwr.superlink.cli.flower_superlink")
     vars(program)["get_uvicorn_log_config"] = without_strangers_lines(program.get_uvicorn_log_config)
-    # requests to open a WebSocket are logged with their path, however they are answered; Flower has none
+    # uvicorn logs the path of each request to open a WebSocket, whatever the answer; Flower uses none
     vars(program)["uvicorn"] = SimpleNamespace(run=partial(program.uvicorn.run, ws="none"))
     program.flower_superlink()
 
 
 def without_strangers_lines(configured: Any) -> Any:
-    """Return Flower's log settings without the lines with which any client could fill the disk.
+    """Wrap Flower's log settings to leave out the lines with which any client could fill the disk.
 
-    These are the access log, and what uvicorn says below an error: of requests that are malformed.
+    These are the access log, and uvicorn's lines below the level of an error, about malformed requests.
     """
 
     def quiet(*arguments: Any) -> Any:
@@ -81,25 +82,25 @@ def without_strangers_lines(configured: Any) -> Any:
 
 
 def held(pull: Any, *, held_s: float = HELD_S, most: int = MOST_HELD) -> Any:
-    """Return Flower's handler of a node's request for a message that waits for one.
+    """Wrap Flower's handler of a node's request for a message so that it waits until there is one.
 
-    It waits until all parts of a message for the node have come, for `held_s` seconds at most. One request
-    of a node is held at a time, and those of `most` nodes at once; any other is answered immediately.
+    It waits until all parts of a message for the node are there, for `held_s` seconds at most. At most one
+    request of a node, and those of `most` nodes, are held at once; any other is answered immediately.
     """
     holding: set[int] = set()
-    given_again: set[str] = set()
+    handed_out_again: set[str] = set()
     lock = threading.Lock()
 
     def waiting(request: Any, state: Any, store: Any) -> Any:
         node = request.node.node_id
         with lock:
-            _give_again(node, state, given_again)
+            _hand_out_again(node, state, handed_out_again)
             holds = node not in holding and len(holding) < most
             if holds:
                 holding.add(node)
         try:
-            until = time.monotonic() + held_s
-            while holds and not _has_message(node, state) and time.monotonic() < until:
+            deadline = time.monotonic() + held_s
+            while holds and not _has_message(node, state) and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
         finally:
             if holds:
@@ -110,21 +111,21 @@ def held(pull: Any, *, held_s: float = HELD_S, most: int = MOST_HELD) -> Any:
     return waiting
 
 
-def _give_again(node: int, state: Any, given_again: set[str]) -> None:
-    """Let messages be handed out once more that a node has taken and not confirmed: it asks for another.
+def _hand_out_again(node: int, state: Any, handed_out_again: set[str]) -> None:
+    """Mark as undelivered the messages that a node has taken and not confirmed, as it asks for another.
 
-    A node takes one message after another, and confirms each before it works on it. An app that a node
-    refuses is never confirmed; so `given_again` has the messages that had their second chance.
+    A node takes one message after another, and confirms each before it works on it. A message whose app the
+    node refuses is never confirmed, so `handed_out_again` keeps the messages that had their second chance.
     """
     messages = state.message_ins_store
-    given_again.intersection_update(messages)
+    handed_out_again.intersection_update(messages)
     for message_id, message in list(messages.items()):
         data = message.metadata
-        unconfirmed = message_id in state.object_store.store  # which confirming deletes
+        unconfirmed = message_id in state.object_store.store  # confirming a message deletes it there
         answered = message_id in state.message_ins_id_to_message_res_id
         lost = data.dst_node_id == node and data.delivered_at and unconfirmed and not answered
-        if lost and message_id not in given_again:
-            given_again.add(message_id)
+        if lost and message_id not in handed_out_again:
+            handed_out_again.add(message_id)
             data.delivered_at = ""
 
 
@@ -140,22 +141,22 @@ def _has_message(node: int, state: Any) -> bool:
 
 
 def begins_anew(activate: Any) -> Any:
-    """Return Flower's handler of a node that starts, which drops what the node had taken and not answered.
+    """Wrap Flower's handler of a starting node so that it drops what the node had taken and not answered.
 
-    Such a message is lost with the process that took it. The server app asks for its answer, and is told
-    that the message is not there.
+    Such messages are lost with the process that took them. When the server app asks for an answer to one of
+    them, it is told that the message does not exist.
     """
 
     def checked(request: Any, state: Any) -> Any:
         answer = activate(request=request, state=state)
-        taken = {
+        unanswered = {
             message_id
             for message_id, message in list(state.message_ins_store.items())
             if message.metadata.dst_node_id == answer.node_id
             and message.metadata.delivered_at
             and message_id not in state.message_ins_id_to_message_res_id
         }
-        state.delete_messages(message_ins_ids=taken)
+        state.delete_messages(message_ins_ids=unanswered)
         return answer
 
     return checked
@@ -164,15 +165,15 @@ def begins_anew(activate: Any) -> Any:
 def only_whole_answers(pull: Any, handed_out: set[str]) -> Any:
     """Wrap Flower's pull handler so that it skips answers whose upload has not finished.
 
-    `handed_out`: gets the ids of the answers that are handed out.
+    `handed_out`: gets the ids of the answers that the server app is handed, until it has confirmed them.
     """
 
     def checked(request: Any, state: Any, task: Any) -> Any:
-        asked = list(request.message_ids)
+        requested = list(request.message_ids)
         del request.message_ids[:]
-        request.message_ids.extend(one for one in asked if not _is_on_its_way(one, state))
+        request.message_ids.extend(name for name in requested if not _is_on_its_way(name, state))
         answer = pull(request, state, task)
-        confirmed = {one for one in handed_out.copy() if one not in state.object_store.store}
+        confirmed = {name for name in handed_out.copy() if name not in state.object_store.store}
         handed_out.difference_update(confirmed)
         handed_out.update(tree.object_id for tree in answer.message_object_trees)
         return answer
@@ -181,7 +182,7 @@ def only_whole_answers(pull: Any, handed_out: set[str]) -> Any:
 
 
 def _is_on_its_way(message_id: str, state: Any) -> bool:
-    """Return whether a request has an answer of which parts are still missing."""
+    """Return whether a request has an answer with parts that are still missing."""
     reply = state.message_ins_id_to_message_res_id.get(message_id)
     return reply is not None and _lacks_parts(reply, state)
 
@@ -189,20 +190,20 @@ def _is_on_its_way(message_id: str, state: Any) -> bool:
 def _lacks_parts(message_id: str, state: Any) -> bool:
     """Return whether parts of a message are still missing.
 
-    This is asked for every awaited message, many times a second: each part is looked at once at most, and
-    none after the first that is missing.
+    This is called for every awaited message, many times a second, so each part is looked at once at most,
+    and none after the first that is missing.
     """
     parts, seen = state.object_store.store, {message_id}
     stack = [message_id]
     while stack:
         part = parts.get(stack.pop())
         if part is None:
-            return False  # Flower says itself that it is gone
+            return False  # it is deleted, and Flower's own handler reports that
         if not part.is_available:
             return True
-        below = [child for child in dict.fromkeys(part.child_object_ids) if child not in seen]
-        seen.update(below)
-        stack += below
+        children = [child for child in dict.fromkeys(part.child_object_ids) if child not in seen]
+        seen.update(children)
+        stack += children
     return False
 
 

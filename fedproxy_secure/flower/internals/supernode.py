@@ -1,4 +1,4 @@
-"""A SuperNode that asks before it takes an app, and looks for messages more often than Flower's does."""
+"""A SuperNode that checks an app before it takes it, and polls for messages more often than Flower's."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fedproxy_secure.flower.internals.transport import (
 from fedproxy_secure.flower.patience import pause_s
 
 IDLE_S = 3.0  # how long Flower's worker sleeps when there is no message
-SOON_S, LOOK_S = 0.05, 0.4  # how long a deployed node sleeps instead: at least, and at most
-PART_S = 2.0  # how long at most until it looks again for a part of a message that is not there yet
+SOON_S, LOOK_S = 0.05, 0.4  # the shortest and the longest sleep of a deployed node instead
+PART_S = 2.0  # its longest sleep before it asks again for a missing part of a message
 MOST_MESSAGE_BYTES = MOST_ANSWER_BYTES  # of all parts of a message together
-PATIENT_S = 60.0  # after so much sleep without a message it looks as rarely as Flower does
+PATIENT_S = 60.0  # after so much sleep without a message it polls as rarely as Flower does
 
 
 class AppRefused(Exception):
-    """What a check of `start_supernode` raises: the message that brought this app is dropped."""
+    """Raised by a check of `start_supernode` to drop the message that brought the app."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfferedApp:
-    """An app as a SuperLink offers it: what it says of the run, and the bytes once they were sent."""
+    """An app as a SuperLink offers it: what it says about the run, and the bytes once they were sent."""
 
     fab_id: str
     version: str
@@ -47,7 +47,7 @@ def start_supernode(check: Callable[[OfferedApp], None], guard: Callable[[Any], 
     Args:
         check: called with what the SuperLink says of a run, and again with the app's bytes. If it raises
             `AppRefused`, Flower drops the message that needed the app and goes on.
-        guard: takes and returns the ASGI app that serves the node's own processes on loopback.
+        guard: wraps the ASGI app that serves the node's own processes on loopback.
     """
     from flwr.supernode import main as served
     from flwr.supernode import start_client_internal as worker
@@ -57,21 +57,21 @@ def start_supernode(check: Callable[[OfferedApp], None], guard: Callable[[Any], 
     log_printable_lines_alone()
     hold_clients_to_plain_answers()
     create_app = served.create_app
-    vars(served)["create_app"] = lambda *given, **named: guard(create_app(*given, **named))
+    vars(served)["create_app"] = lambda *arguments, **named: guard(create_app(*arguments, **named))
     vars(worker)["http_request_response"] = checked_connection(http_request_response, check)
-    # Flower looks for messages every three seconds, for answers twice a second; masking has five steps
+    # Flower polls for messages every three seconds and for answers twice a second; masking has five steps
     vars(worker)["time"] = SimpleNamespace(sleep=Impatient(time.sleep).sleep)
-    # a message may be handed out before its last part has come; Flower looks for that a second later
+    # a message may be handed out before its last part is there; Flower would ask for that a second later
     pull = sooner(vars(worker)["pull_objects"], least_s=SOON_S, most_s=PART_S)
     vars(worker)["pull_objects"] = bounded(pull, MOST_MESSAGE_BYTES)
     flower_supernode()
 
 
 def sooner(pull: Callable[..., Any], *, least_s: float, most_s: float) -> Callable[..., Any]:
-    """Return Flower's function that pulls a message's parts, with shorter sleeps where one is missing.
+    """Return Flower's function that pulls a message's parts, with shorter sleeps while one is missing.
 
-    It sleeps twice as long each time, from `least_s` to `most_s`. What bounds it is Flower's `max_time`, no
-    number of tries: with short sleeps these would be over while a slow line still carries the part.
+    Each sleep is twice as long as the last, from `least_s` to `most_s`. Flower's `max_time` bounds the
+    wait, not a number of tries, which short sleeps would use up while a slow line still carries the part.
     """
     return partial(pull, initial_backoff=least_s, backoff_cap=most_s, max_tries_per_object=None)
 
@@ -95,31 +95,31 @@ def bounded(pull: Callable[..., Any], most_bytes: int) -> Callable[..., Any]:
 
 
 class Impatient:
-    """A `sleep` that is short while messages come, and as long as asked after `PATIENT_S` without any.
+    """A `sleep` that is short while messages come, and as long as requested after `PATIENT_S` without any.
 
     Flower's worker sleeps `IDLE_S` when there is no message, and for less while it waits for its own client
-    app's answer. After an answer the next request of a round mostly comes soon, so the first looks follow
-    each other closely; each costs the SuperLink two signatures to check, so they become rarer.
+    app's answer. After an answer, the next request of a round mostly comes soon, so the first polls follow
+    each other closely. Each costs the SuperLink two checks of signatures, so they become rarer.
     """
 
     def __init__(self, sleep: Callable[[float], None]) -> None:
         self._sleep, self._for_message, self._waited_s = sleep, True, 0.0
 
     def sleep(self, seconds: float) -> None:
-        """Sleep a third of what was waited, `SOON_S` to `LOOK_S`; as long as asked after `PATIENT_S`."""
+        """Sleep a third of the time waited, from `SOON_S` to `LOOK_S`, or `seconds` after `PATIENT_S`."""
         for_message = seconds >= IDLE_S
         if for_message != self._for_message:  # a message came, or its answer has been sent
             self._for_message, self._waited_s = for_message, 0.0
         patient = for_message and self._waited_s > PATIENT_S
-        taken = seconds if patient else pause_s(self._waited_s, least_s=SOON_S, most_s=LOOK_S)
-        self._waited_s += taken
-        self._sleep(taken)
+        duration_s = seconds if patient else pause_s(self._waited_s, least_s=SOON_S, most_s=LOOK_S)
+        self._waited_s += duration_s
+        self._sleep(duration_s)
 
 
 def checked_connection(
     connect: Callable[..., Any], check: Callable[[OfferedApp], None]
 ) -> Callable[..., Any]:
-    """Return a SuperNode's connection to its SuperLink with the check of `start_supernode` in it."""
+    """Wrap a SuperNode's connection to its SuperLink with the check of apps of `start_supernode`."""
     from flwr.supercore.run import RunNotRunningException
 
     def checked(app: OfferedApp) -> None:
@@ -131,7 +131,7 @@ def checked_connection(
     @contextmanager
     def connection(*arguments: Any, **named: Any) -> Iterator[tuple[Any, ...]]:
         with connect(*arguments, **named) as opened:
-            node_id, receive, send, get_run, get_fab, *others = opened
+            node_id, receive, send, get_run, get_fab, *other_calls = opened
             runs: dict[int, Any] = {}
 
             def checked_run(run_id: int) -> Any:
@@ -146,7 +146,7 @@ def checked_connection(
                 checked(_offered(runs[run_id], fab.content))
                 return fab
 
-            yield node_id, receive, send, checked_run, checked_fab, *others
+            yield node_id, receive, send, checked_run, checked_fab, *other_calls
 
     return connection
 

@@ -1,16 +1,16 @@
-"""Flower's HTTP clients, held to plain answers of bounded size from the address that they were given.
+"""Flower's HTTP clients, restricted to plain answers of bounded size from the address they were given.
 
 Flower 1.41 lets its clients follow redirects, decode compressed answers, and read answers of any length. A
 SuperLink could then have a site's node send requests to any address in the site's network, in clear text
 too, and fill its memory with a few kilobytes. No answer of Flower's own is a redirect or compressed.
 
 Guarantees of a client made after `hold_clients_to_plain_answers`: no request goes to another address than
-its own; of an answer with a content encoding no byte is decoded, and of one that is too long no more than
-`MOST_ANSWER_BYTES` are read. Such an answer counts as a failed connection, and Flower tries again.
-No cookie is kept. A message comes in as many answers as it has parts; what is read inside `counted_by`, in
-all threads together, has no more bytes than its budget.
-`ask_own_user_alone`: no byte is sent unless the process at the other end is this user's, where the system
-tells (`flower.launch.same_user`).
+its own. No byte of an answer with a content encoding is decoded, and no more than `MOST_ANSWER_BYTES` of an
+answer are taken. An answer that breaks these rules counts as a failed connection, and Flower tries again.
+No cookie is kept. A message comes in as many answers as it has parts; the answers that are read inside
+`counted_by`, in all threads together, have no more bytes than its budget.
+Guarantee of `ask_own_user_alone`: no byte is sent unless the process at the other end is this user's, where
+the system tells (`flower.launch.same_user`).
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def counted_by(budget: ByteBudget) -> Iterator[None]:
 
 
 def hold_clients_to_plain_answers() -> None:
-    """Hold every client of Flower's that this process makes from now on to plain, bounded answers."""
+    """Restrict every HTTP client of Flower's that this process makes from now on to plain answers."""
     from flwr.supercore.protobuf.client import ProtobufClient
 
     if not hasattr(ProtobufClient.__init__, "__wrapped__"):
-        vars_of: Any = ProtobufClient
-        vars_of.__init__ = _plain(ProtobufClient.__init__)
+        client_class: Any = ProtobufClient
+        client_class.__init__ = _plain(ProtobufClient.__init__)
 
 
 def _plain(init: Callable[..., None]) -> Callable[..., None]:
@@ -83,16 +83,16 @@ def _plain(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_plain(client: httpx.Client, *, most_bytes: int = MOST_ANSWER_BYTES) -> None:
-    """Make a client refuse redirects, content encodings, and answers of more than `most_bytes`."""
+    """Make a client refuse redirects, encoded answers, and answers of more than `most_bytes`."""
 
     def check(response: httpx.Response) -> None:
         """Raise `httpx.RemoteProtocolError` before any of the answer's body is read."""
+        client.cookies.clear()  # first: a refused answer may bring some, too
         if response.has_redirect_location:
             raise httpx.RemoteProtocolError("the answer is a redirect; none is followed")
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise httpx.RemoteProtocolError(f"the answer is encoded: {quoted(encoding)}; none is decoded")
-        client.cookies.clear()
         response.stream = _Bounded(cast("httpx.SyncByteStream", response.stream), most_bytes)
 
     client.follow_redirects = False
@@ -101,18 +101,18 @@ def make_plain(client: httpx.Client, *, most_bytes: int = MOST_ANSWER_BYTES) -> 
 
 
 class _Bounded(httpx.SyncByteStream):
-    """The body of an answer; raises `httpx.RemoteProtocolError` once it is too long."""
+    """The body of an answer; reading it raises `httpx.RemoteProtocolError` once it is too long."""
 
     def __init__(self, stream: httpx.SyncByteStream, most_bytes: int) -> None:
         self._stream, self._most_bytes = stream, most_bytes
 
     def __iter__(self) -> Iterator[bytes]:
-        taken, budget = 0, _budget.get()
+        received, budget = 0, _budget.get()
         for part in self._stream:
             if budget is not None:
                 budget.take(len(part))
-            taken += len(part)
-            if taken > self._most_bytes:
+            received += len(part)
+            if received > self._most_bytes:
                 raise httpx.RemoteProtocolError(f"the answer has more than {self._most_bytes} bytes")
             yield part
 
@@ -125,7 +125,8 @@ def ask_own_user_alone(client: httpx.Client, is_own_users: Callable[[Ends, Ends]
 
     Args:
         client: one of Flower's, to a port of loopback; it is closed.
-        is_own_users: says of both ends of a connection, the other first, whether the other is this user's.
+        is_own_users: called with both ends of a connection, the other one first; returns whether the other
+            end is this user's.
     """
     checked = httpx.Client(
         transport=_OwnUsersTransport(is_own_users), timeout=client.timeout, trust_env=False
@@ -142,7 +143,7 @@ class _OwnUsersTransport(httpx.HTTPTransport):
 
 
 class _CheckedBackend(httpcore.SyncBackend):
-    """Connects as httpcore does, and hands out no connection whose other end is another user's."""
+    """Connects as httpcore does, but closes a connection whose other end is another user's."""
 
     def __init__(self, is_own_users: Callable[[Ends, Ends], bool]) -> None:
         super().__init__()
@@ -150,8 +151,8 @@ class _CheckedBackend(httpcore.SyncBackend):
 
     def connect_tcp(self, *arguments: Any, **named: Any) -> httpcore.NetworkStream:
         stream = super().connect_tcp(*arguments, **named)
-        other, own = stream.get_extra_info("server_addr"), stream.get_extra_info("client_addr")
-        if not self._is_own_users(other, own):
+        remote, local = stream.get_extra_info("server_addr"), stream.get_extra_info("client_addr")
+        if not self._is_own_users(remote, local):
             stream.close()
-            raise httpcore.ConnectError(f"{other[0]}:{other[1]}: is not served by a process of this user")
+            raise httpcore.ConnectError(f"{remote[0]}:{remote[1]}: is not served by a process of this user")
         return stream

@@ -1,4 +1,4 @@
-"""Answer a SuperNode's messages in one process that stays, in place of a process for each message."""
+"""Answer a SuperNode's messages in one long-lived process, in place of a process for each message."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fedproxy_secure.flower.internals.transport import Ends, ask_own_user_alone
 from fedproxy_secure.flower.patience import Patience
 from fedproxy_secure.runtime.quoting import quoted
 
-SOON_S, LOOK_S = 0.02, 0.1  # how long the worker sleeps before it asks the SuperNode beside it again
-AWAY_S = 1.0  # the same while there is none
-PART_S = 0.4  # how long at most until it looks again for a part that the SuperNode is still fetching
+SOON_S, LOOK_S = 0.02, 0.1  # the shortest and the longest sleep before it asks its SuperNode again
+AWAY_S = 1.0  # the same while its SuperNode does not run
+PART_S = 0.4  # its longest sleep before it asks again for a part that the SuperNode is still fetching
 log = logging.getLogger(__name__)
 
 
@@ -42,10 +42,10 @@ def answer_tasks(
         address: host and port of the SuperNode's interface for its own processes.
         secret: what the SuperNode was given by `--superexec-auth-secret-file`.
         app: answers the messages.
-        node_config: the node's settings, whatever the SuperNode says they are: who answers at `address` is
-            not known, and must not choose the policy by which records are read.
-        is_own_users: says of both ends of a connection, the other first, whether the other is this user's;
-            nothing is sent over any other connection.
+        node_config: the node's settings, in place of those that the SuperNode sends: whoever answers at
+            `address` must not choose the policy by which records are read.
+        is_own_users: called with both ends of a connection, the other one first; returns whether the other
+            end is this user's. Nothing is sent over any other connection.
     """
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.constant import TaskType
@@ -54,24 +54,24 @@ def answer_tasks(
 
     name = "pull_and_inflate_object_from_tree"
     vars(run_clientapp)[name] = sooner(vars(run_clientapp)[name], least_s=SOON_S, most_s=PART_S)
-    signs = SuperExecAuthHttpInterceptor(
+    authentication = SuperExecAuthHttpInterceptor(
         master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
     )
     version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
     runtime = partial(_runtime, address, is_own_users=is_own_users)
-    with runtime([version, signs], tries=1) as supernode:
-        asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    with runtime([version, authentication], tries=1) as supernode:
+        request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         patience = Patience(least_s=SOON_S, most_s=LOOK_S)
         while True:
             try:
-                task = supernode.AcquireTask(asked)
-            except httpx.HTTPError:  # the SuperNode is away; whoever keeps it running starts it again
+                task = supernode.AcquireTask(request)
+            except httpx.HTTPError:  # the SuperNode does not run; its supervisor starts it again
                 time.sleep(AWAY_S)
                 continue
             if task.HasField("task") and task.token:
                 try:
                     _answer_task(runtime, task.token, app, node_config)
-                except Exception:  # the SuperNode has started again and does not know the task
+                except Exception:  # the SuperNode was restarted and does not know the task
                     log.exception("a message was lost: the SuperNode does not take the answer")
                 patience.come()
             else:
@@ -81,7 +81,7 @@ def answer_tasks(
 def _answer_task(
     runtime: Callable[..., Any], token: str, app: ClientApp, node_config: Mapping[str, str | bool]
 ) -> None:
-    """Take one message from the SuperNode and give it the app's answer, or that the app failed."""
+    """Take one message from the SuperNode, and return to it the app's answer, or that the app failed."""
     from flwr.app import Error
     from flwr.common.constant import ErrorCode, SubStatus
     from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
@@ -98,7 +98,7 @@ def _answer_task(
             status, details = SubStatus.COMPLETED, ""
             try:
                 reply = app(message=message, context=context)
-            except Exception as error:  # an answer of the app names its own errors; this one has none
+            except Exception as error:  # the app answers expected errors itself; this is another one
                 log.exception("%s: failed", quoted(message.metadata.message_type))
                 status, details = SubStatus.FAILED, type(error).__name__
                 reply = Message(
@@ -114,7 +114,7 @@ def _answer_task(
 def _runtime(
     address: str, interceptors: list[Any], *, tries: int, is_own_users: Callable[[Ends, Ends], bool]
 ) -> Iterator[Any]:
-    """Open the interface that a SuperNode has for its own processes; each call is tried so often."""
+    """Open a client of a SuperNode's interface for its own processes; each call gets `tries` tries."""
     from flwr.supercore.retry import make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
 
@@ -127,8 +127,8 @@ def _runtime(
         interceptors=interceptors,
         retry_invoker=retries,
     )
-    private: Any = vars(client)
-    private["_client"] = ask_own_user_alone(private["_client"], is_own_users)
+    attributes: Any = vars(client)
+    attributes["_client"] = ask_own_user_alone(attributes["_client"], is_own_users)
     try:
         yield client
     finally:

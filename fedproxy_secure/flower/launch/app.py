@@ -1,8 +1,8 @@
 """The Flower app of this project: a few lines that import the server app and the client app.
 
 The app has no code of its own and no settings of a run, so that every installation of one version builds
-the same bytes. A site compares their hash with the app that a SuperLink offers, and runs no other. What the
-app imports is the installation's own: `sources_sha256` says whether two installations have the same.
+the same bytes. A site compares their hash with that of the app that a SuperLink offers, and runs no other.
+What it imports is each installation's own; `sources_sha256` tells whether two installations have the same.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def app_files(server: str = SERVER) -> dict[str, bytes]:
 
 
 def write_app(folder: Path, server: str = SERVER) -> None:
-    """Write the app into `folder`, from where `flwr run` submits it."""
+    """Write the app into `folder`, from which `flwr run` submits it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in app_files(server).items():
         (folder / name).write_bytes(content)
@@ -61,13 +61,13 @@ def app_sha256(server: str = SERVER) -> str:
 def sources_sha256(package: Path = PACKAGE) -> str:
     """Return the hash of a package's Python sources, by default of this one, 64 hex digits.
 
-    A checkout, a wheel made from it and what that installs have the same: names and contents count, line
-    ends and hidden files do not. Not covered: what the package depends on, and packages that extend it.
+    A checkout, a wheel built from it and the installed package have the same hash: names and contents
+    count, line ends and hidden files do not. Not covered: dependencies, and packages that extend this one.
     """
     files = {file.relative_to(package): file for file in package.rglob("*.py")}
-    seen = {
+    hashes = {
         name.as_posix(): hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
         for name, file in files.items()
         if not any(part.startswith((".", "__pycache__")) for part in name.parts)
     }
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

@@ -1,12 +1,12 @@
-"""The control folder, through which a process and the server app that a SuperLink started talk.
+"""The control folder, through which the process that submits a run and its server app communicate.
 
 job.json, proxy.path, initial.safetensors    written before the run is submitted
-nodes.json                                   which client each registered node is, where nodes have keys
-waits.json                                   what the server app waits for, while it does (`waiting`)
+nodes.json                                   which client each registered node is, if nodes have keys
+waits.json                                   what the server app waits for, while it waits (`waiting`)
 alive                                        touched by the server app for as long as it lives
-unmasked.json                                for whom the last round was unmasked (`serve`)
+unmasked.json                                which clients are in the last round's unmasked sum (`serve`)
 rounds.jsonl, state.safetensors, ...         written by the server app as rounds end (`serve`)
-final.safetensors or trouble.json            written last
+final.safetensors or trouble.json            written last: the last state, or why the run failed
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fedproxy_secure.flower.server_app import ALIVE, FINAL, INITIAL, NODES, PROX
 from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.files.names import JOB, ROUNDS, TROUBLE, WAITS
 
-PATIENCE_S = 60.0  # how long a file that cannot be read is tried again
+PATIENCE_S = 60.0  # how long reading a file is tried again
 SILENT_S = 300.0  # a loaded machine may take a minute to start the server app
-LONG_S, AGAIN_S = 10.0, 30.0
+LONG_S, AGAIN_S = 10.0, 30.0  # after how long a wait is reported, and how often again
 _Read = TypeVar("_Read")
 
 
@@ -43,9 +43,9 @@ def write_control(
     *,
     registered: Registered | None = None,
 ) -> None:
-    """Write what the server app reads; what an earlier attempt left at its end is removed.
+    """Write the files that the server app reads; remove those that an earlier attempt left at its end.
 
-    Without `registered`, a node says itself which client it is.
+    Without `registered`, nodes have no keys, and each says itself which client it is.
     """
     control.mkdir(parents=True, exist_ok=True)
     for stale in (FINAL, TROUBLE, NODES, ALIVE, WAITS):
@@ -58,7 +58,7 @@ def write_control(
 
 
 def name_control(file: Path, control: Path) -> None:
-    """Write into the file that the SuperLink's environment names which folder its next run works in."""
+    """Write the next run's control folder into the file that the SuperLink's environment names."""
     write_bytes(file, str(control.resolve()).encode())
 
 
@@ -71,26 +71,29 @@ def watch(
 ) -> ServerState:
     """Pass on metrics as rounds end, until the server app is done, and return its last state.
 
-    `tell` is called with a line when something has been waited for longer than `LONG_S`, and then again
-    every `AGAIN_S` for as long as it lasts.
+    `tell` is called with a line when a wait has lasted longer than `LONG_S`, and then again every `AGAIN_S`
+    for as long as it lasts.
 
-    How long clients are waited for is the server app's part: in every step of a round it gives up those
-    that are silent for `federate.timeout_s`, or of which Flower has not heard for a minute. Here it is
-    enough that it lives.
+    The server app decides how long to wait for clients: in every step of a round it gives up those that are
+    silent for `federate.timeout_s`, or that Flower has not heard from for a minute. This function checks
+    only that the server app lives.
 
-    Raises the server app's error, or `RoundAborted` if Flower failed, or did not start the app, or the app
-    was killed.
+    Raises the server app's error, or `RoundAborted` if Flower failed or did not start the app, or if the
+    app was killed.
     """
-    seen = len(_lines(control / ROUNDS))
+    reported = len(_lines(control / ROUNDS))
     began, tell_at = time.time(), 0.0
     signs = SignsOfLife(control / ALIVE)
     while True:
-        finished, ended = (control / FINAL).exists(), run.poll() is not None  # before the lines
+        finished, ended = (
+            (control / FINAL).exists(),
+            run.poll() is not None,
+        )  # before reading the lines, so that none is missed
         lines = patiently(lambda: _lines(control / ROUNDS))
-        for metrics in lines[seen:]:
+        for metrics in lines[reported:]:
             if on_round is not None:
                 on_round(metrics)
-        seen = max(seen, len(lines))
+        reported = max(reported, len(lines))
         if finished:
             return ServerState.load(control / FINAL)
         if (control / TROUBLE).exists():
@@ -102,12 +105,12 @@ def watch(
         if signs.silent_s() > SILENT_S:
             raise RoundAborted(f"the server app gave no sign of life for {SILENT_S:.0f} s; see {logs}")
         if tell is not None:
-            tell_at = _told(tell, waited_for(control, began), time.time(), tell_at)
+            tell_at = _report_wait(tell, waited_for(control, began), time.time(), tell_at)
         time.sleep(POLL_S)
 
 
 def waited_for(control: Path, began: float) -> waiting.Wait | None:
-    """Return what is waited for in a control folder: what the server app notes, or that it starts.
+    """Return the wait under way in a control folder: the server app's noted one, or that for its start.
 
     `began`: when the run was submitted, seconds since the epoch.
     """
@@ -116,8 +119,10 @@ def waited_for(control: Path, began: float) -> waiting.Wait | None:
     return waiting.Wait(what="start", names=("the server app",), since=began, until=began + SILENT_S)
 
 
-def _told(tell: Callable[[str], None], wait: waiting.Wait | None, now: float, tell_at: float) -> float:
-    """Tell of a long wait if it is time to, and return when to tell of it again; times since the epoch."""
+def _report_wait(
+    tell: Callable[[str], None], wait: waiting.Wait | None, now: float, tell_at: float
+) -> float:
+    """Report a long wait if that is due; return when to report it next, in seconds since the epoch."""
     if wait is None:
         return 0.0
     if now < tell_at or now - wait.since < LONG_S:
@@ -127,25 +132,25 @@ def _told(tell: Callable[[str], None], wait: waiting.Wait | None, now: float, te
 
 
 def patiently(read: Callable[[], _Read], *, patience_s: float = PATIENCE_S) -> _Read:
-    """Return what `read` returns, tried again for a while if the system refuses.
+    """Return what `read` returns; if it raises `OSError`, try again for `patience_s` seconds.
 
-    A process may have as many files open as it may have, or the machine no memory left, for a moment; that
-    must not end a run of days.
+    For a moment, a process may have no file descriptors left, or its machine no memory. That must not end a
+    run of days.
     """
-    until = time.monotonic() + patience_s
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             return read()
         except OSError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(POLL_S)
 
 
 class SignsOfLife:
-    """How long a file has not been touched, by a clock that nobody sets.
+    """Measures how long a file has not been touched, by a clock that nobody sets.
 
-    The file's own time and the machine's would say the same until somebody, or NTP, sets the clock.
+    Comparing the file's time with the machine's would be wrong as soon as somebody, or NTP, sets the clock.
     """
 
     def __init__(self, file: Path) -> None:
@@ -153,14 +158,14 @@ class SignsOfLife:
         self._seen, self._at = self._changed(), time.monotonic()
 
     def silent_s(self) -> float:
-        """Return the seconds since a look first found the file as it is now; looks must be frequent."""
+        """Return the seconds since a call first found the file as it is now; call it frequently."""
         changed = self._changed()
         if changed != self._seen:
             self._seen, self._at = changed, time.monotonic()
         return time.monotonic() - self._at
 
     def _changed(self) -> int | None:
-        """Return when the file was changed, None if it is not there or cannot be looked at."""
+        """Return when the file was last changed, or None if it is missing or cannot be looked at."""
         try:
             return self._file.stat().st_mtime_ns
         except OSError:
@@ -168,7 +173,7 @@ class SignsOfLife:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSONL file that another process writes; none if there is no file."""
+    """Return the complete lines of a JSONL file that another process writes; none if there is no file."""
     try:
         return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
     except FileNotFoundError:

@@ -14,22 +14,22 @@ from fedproxy_secure.flower.launch.processes import MOST_LOG_BYTES, keep_bounded
 from fedproxy_secure.runtime.escape import printable
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-STEADY_S = 60.0  # what lived so long is started again at once
-# A SuperNode tells its SuperLink that it goes, and tries for long if that has gone before. What either
-# program must keep is on the disk already.
+STEADY_S = 60.0  # a program that lived so long is started again after the first pause
+# A SuperNode tells its SuperLink that it stops, and keeps trying if the SuperLink has stopped before it. It
+# may be killed then: what either program must keep is on the disk already.
 STOP_S = 4.0
 
 
 class KeptProgram:
-    """A Python program that is started again whenever it ends; `look` must be called now and then.
+    """A Python program that is started again whenever it ends; `look` must be called regularly.
 
     Args:
-        name: what it is called in lines that are told.
-        arguments: of the interpreter.
-        log: what it prints goes there; a log that has grown large is moved aside.
-        environment: of the process.
+        name: the program's name in the lines for `tell`.
+        arguments: the interpreter's arguments.
+        log: the file for what the program prints; a log that has grown large is moved aside.
+        environment: the process' environment.
         lock: a descriptor that the process holds while it lives (`alone_in`).
-        tell: called with a line when it starts and when it ends.
+        tell: called with a line when the program starts and when it ends.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class KeptProgram:
         self._again_at, self._began, self._pause = 0.0, 0.0, FIRST_PAUSE_S
 
     def look(self) -> None:
-        """Start the process if it does not run and its pause is over; note if it has ended.
+        """Start the process if it does not run and its pause is over; note whether it has ended.
 
-        What the system refuses, for lack of memory or open files, is tried again after a pause.
+        If the system refuses to start it, for lack of memory or open files, a later call tries again.
         """
         now = time.monotonic()
         keep_bounded(self._file, most=MOST_LOG_BYTES)
@@ -67,7 +67,7 @@ class KeptProgram:
             self._tell(f"{self._name} ended with code {code}: {_last_line(self._file)}")
 
     def stop(self) -> None:
-        """End the process, if it runs, and all that it has started."""
+        """End the process, if it runs, and all processes that it has started."""
         self._running.close()
         self._process = None
 
@@ -88,7 +88,7 @@ class KeptProgram:
 
 
 def _last_line(file: Path) -> str:
-    """Return the last line of a log that tells of an error, else the last one: printable, at most 200."""
+    """Return a log's last line about an error, or else its last line: printable, 200 characters at most."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - 4096))

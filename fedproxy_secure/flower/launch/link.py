@@ -43,7 +43,14 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 - other machines must reach it; see `launch
 
 @dataclass(frozen=True, kw_only=True)
 class SuperLink:
-    """A running SuperLink: its folder, its local address, the PEM file of its authority, its lock."""
+    """A running SuperLink.
+
+    Attributes:
+        folder: where its logs and settings are.
+        address: its address on this machine, host and port.
+        root: the PEM file of the authority that signed its certificate.
+        lock: the descriptor that processes of the same folder hold (`alone_in`).
+    """
 
     folder: Path
     address: str
@@ -51,7 +58,7 @@ class SuperLink:
     lock: int
 
     def register(self, keys: Mapping[str, bytes]) -> dict[str, int]:
-        """Let nodes in that hold these keys (OpenSSH form, by name); return node id by name."""
+        """Register nodes by their public keys (OpenSSH form, by name); return node id by name."""
         return register_nodes(self.address, self.root, keys)
 
 
@@ -65,14 +72,14 @@ def superlink(
     authority: Path,
     events: Path,
 ) -> Iterator[SuperLink]:
-    """Run a SuperLink in a `with` block; it keeps nothing on the disk but its logs in `folder`.
+    """Run a SuperLink in a `with` block; its logs and settings are in `folder`, its messages in memory.
 
-    Other machines, and other users of this one, reach what nodes need and nothing else
-    (`launch.superlink`). Nodes must hold a key that is registered. A SuperLink that is started again knows
-    no node of before; their sites start them again.
+    Other machines, and other users of this one, can reach only what nodes need (`launch.superlink`). Nodes
+    must hold a registered key. A SuperLink that is started again knows no node of the one before; their
+    sites start them again.
 
     Raises `ConfigError` if the port is taken, or where users of this machine cannot be told apart;
-    `RoundAborted` if it does not listen, `RunFolderError` if one of an earlier call still runs.
+    `RoundAborted` if it does not listen; `RunFolderError` if one of an earlier call still runs.
     """
     check_users_are_known()
     with terminated_like_interrupted(), alone_in(folder, wait_s=ORPHANS_S) as lock:
@@ -117,7 +124,7 @@ def federate_over(
 ) -> ServerState:
     """Run a job over a SuperLink with the nodes that are registered there.
 
-    `tell` is called with a line when something is waited for long (`watch`).
+    `tell` is called with a line when a wait lasts long (`watch`).
 
     Raises what the server app raised, or `RoundAborted` if Flower itself failed or went silent.
     """
@@ -132,6 +139,6 @@ def federate_over(
 
 
 def _most_answer_bytes(job: FederationJob, initial: ServerState) -> int:
-    """Return how much of its answers the SuperLink may store for one node: twice a round's, and slack."""
+    """Return how many bytes of answers the SuperLink may store for one node: twice a round's, and slack."""
     sizes = [len(initial.adapter)] if initial.sizes is None else initial.sizes.tolist()
     return 2 * protection_of(job.protect).upload_bytes(job, sizes) + SLACK_BYTES

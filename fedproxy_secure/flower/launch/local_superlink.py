@@ -1,9 +1,9 @@
-"""A SuperLink of an engine of one machine: it answers this user's processes alone, where the system tells.
+"""A SuperLink for engines on one machine; it answers only this user's processes, where the system tells.
 
 python -m fedproxy_secure.flower.launch.local_superlink ...    # arguments of `flower-superlink`
 
-Flower's own answers whoever reaches its port, also other users of the machine, and runs the code that they
-submit.
+Flower's own SuperLink answers whoever reaches its port, also other users of the machine, and runs the code
+that they submit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A SuperNode of an engine of one machine, beside a worker; it takes any app, because it unpacks none.
+"""A SuperNode for engines on one machine, beside a worker; it takes any app, because it unpacks none.
 
 python -m fedproxy_secure.flower.launch.local_supernode ...    # arguments of `flower-supernode`
 """

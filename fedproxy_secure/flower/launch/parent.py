@@ -1,4 +1,4 @@
-"""End this process when the process that started it has ended, whatever ended it."""
+"""End this process when the process that started it has ended, for whatever reason."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ POLL_S = 1.0
 VARIABLE = "FEDPROXY_STARTED_BY"  # the id of the process that started this one
 
 
-def told_its_parent(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment for a process that this one starts, with this one's id in it."""
+def with_parent_id(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a process that this one starts, with this process' id added."""
     return {**environment, VARIABLE: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """Send this process SIGTERM once its parent is another than the one that started it.
+    """Send this process SIGTERM once its parent is another process than the one that started it.
 
-    A thread looks at once, and then every second. Who started it stands in the environment
-    (`told_its_parent`), because the parent may be gone before this is called.
+    A thread checks that at once, and then every second. The environment has the starter's id
+    (`with_parent_id`), because the starter may have ended before this is called.
     """
     parent = int(os.environ.pop(VARIABLE, "") or os.getppid())
 

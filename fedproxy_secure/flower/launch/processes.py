@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedproxy_secure.errors import ConfigError, FolderInUse, RoundAborted
-from fedproxy_secure.flower.launch.parent import told_its_parent
+from fedproxy_secure.flower.launch.parent import with_parent_id
 from fedproxy_secure.runtime.files.locks import locked, waited_for
 
 POLL_S = 0.5
@@ -29,13 +29,15 @@ START_S = 180.0  # how long a SuperLink may take to listen; one that ends before
 MOST_LOG_BYTES = 2**24
 STOP_S = 15.0  # how long a process may take to stop when asked
 LOOPBACK_NAMES = ("127.0.0.1", "localhost")
-ORPHANS_S = 60.0  # how long what a killed owner or site started may take to notice that (`launch.parent`)
+ORPHANS_S = (
+    60.0  # how long processes may take to notice that their owner or site was killed (`launch.parent`)
+)
 
 
 def module(name: str, *arguments: str) -> list[str]:
-    """Return the arguments with which this interpreter runs a module, and takes none from where it starts.
+    """Return the interpreter's arguments that run a module and import nothing from the current folder.
 
-    Without `-P` a file in the current folder would be imported in the place of any package.
+    Without `-P`, a file in the current folder would be imported in place of any package of its name.
     """
     return ["-P", "-m", name, *arguments]
 
@@ -53,10 +55,10 @@ def quiet_environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # by its name for other systems; on Linux too it makes Ray take 127.0.0.1 for this machine's address
+        # despite its name it has an effect on Linux: Ray takes 127.0.0.1 for this machine's address
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "OMP_NUM_THREADS": "1",
-        # glibc gives each of some 40 threads a heap of its own, which keeps what was large once
+        # by default glibc gives each of some 40 threads its own heap, which keeps its largest size
         "MALLOC_ARENA_MAX": "2",
         "TOKENIZERS_PARALLELISM": "false",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -66,12 +68,12 @@ def quiet_environment(home: Path) -> dict[str, str]:
 def without_proxy_to_loopback() -> dict[str, str]:
     """Return environment variables that keep HTTP clients from sending loopback requests to a proxy.
 
-    httpx takes proxies from the environment and does not spare loopback. An environment that has them
-    already gets the same ones.
+    httpx takes proxies from the environment and does not exempt loopback. Hosts that the environment
+    exempts already stay exempt.
     """
-    given = [os.environ.get(name, "").split(",") for name in ("NO_PROXY", "no_proxy")]
-    spared = [*LOOPBACK_NAMES, *(host.strip() for hosts in given for host in hosts)]
-    names = ",".join(dict.fromkeys(host for host in spared if host))
+    settings = [os.environ.get(name, "").split(",") for name in ("NO_PROXY", "no_proxy")]
+    exempt = [*LOOPBACK_NAMES, *(host.strip() for hosts in settings for host in hosts)]
+    names = ",".join(dict.fromkeys(host for host in exempt if host))
     return {"NO_PROXY": names, "no_proxy": names}
 
 
@@ -81,7 +83,7 @@ def alone_in(folder: Path, *, wait_s: float = 0.0) -> Iterator[int]:
 
     `wait_s`: how long to wait for processes of an earlier call to end.
 
-    Raises `FolderInUse` if processes of an earlier call still hold it; only a SIGKILL leaves such.
+    Raises `FolderInUse` if processes of an earlier call still hold it, which only a SIGKILL leaves behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
@@ -94,7 +96,7 @@ def alone_in(folder: Path, *, wait_s: float = 0.0) -> Iterator[int]:
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Turn SIGTERM into an exception in a `with` block, so that what was started is stopped."""
+    """Turn SIGTERM into an exception in a `with` block, so that the processes started there are stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -116,7 +118,7 @@ _held_back: list[int] | None = None  # signals that came while a process was bei
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold back what `terminated_like_interrupted` raises until the block ends, in the main thread."""
+    """Delay what `terminated_like_interrupted` raises until the block ends, in the main thread."""
     global _held_back
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -140,40 +142,40 @@ def process(
     *,
     stop_s: float = STOP_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that holds `lock`, in a group that has ended when the `with` block is left.
+    """Run a process that holds `lock`; its process group has ended when the `with` block is left.
 
-    It is asked to stop, and killed if it has not after `stop_s` seconds. What it prints goes to the end of
-    `log`, wherever that is by then (`keep_bounded`).
+    It is asked to stop, and killed if it has not after `stop_s` seconds. Its output is appended to `log`,
+    which `keep_bounded` may empty meanwhile.
     """
-    started: subprocess.Popen[bytes] | None = None
+    child: subprocess.Popen[bytes] | None = None
     try:
-        with log.open("ab") as output, _undisturbed():  # a process that nobody knows yet would stay
-            started = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
+        with log.open("ab") as output, _undisturbed():  # else a signal here could leave the process running
+            child = subprocess.Popen(  # noqa: S603 - Flower's own programs, no shell
                 [program, *arguments],
-                env=told_its_parent(environment),
+                env=with_parent_id(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=(lock,),
             )
-        yield started
+        yield child
     finally:
-        if started is not None:
-            _signal_group(started, signal.SIGINT)
+        if child is not None:
+            _signal_group(child, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                started.wait(stop_s)
-            _signal_group(started, signal.SIGKILL)
-            started.wait()
+                child.wait(stop_s)
+            _signal_group(child, signal.SIGKILL)
+            child.wait()
 
 
 def keep_bounded(log: Path, *, most: int = MOST_LOG_BYTES) -> None:
-    """Move what a log holds aside if it has grown large, though a process still writes to its end.
+    """Move a log's content aside if it has grown large, even while a process appends to the log.
 
-    What is aside is a whole copy, which takes the place of the one before it. Lines that are written while
-    it is made are lost. If it cannot be made, for lack of room, say, the log is emptied all the same, and
-    the copy before it stays: a full disk would stop more than a log. What the system refuses is left for
-    the next time; nothing is raised.
+    The content becomes a whole copy, `LOG.1`, in place of the copy before it. Lines that are written during
+    the copying are lost. If the copy fails, for lack of space, say, the log is emptied all the same and the
+    earlier copy stays: a full disk would stop more than a log. Errors of the system raise nothing; the next
+    call tries again.
     """
     part = log.with_name(log.name + ".1.part")
     with suppress(OSError):
@@ -187,12 +189,12 @@ def keep_bounded(log: Path, *, most: int = MOST_LOG_BYTES) -> None:
 
 @contextmanager
 def bounded_logs(folder: Path) -> Iterator[None]:
-    """Keep the logs (`*.log`) of a folder bounded in a `with` block, whatever else this process does."""
-    over = threading.Event()
+    """Keep the logs (`*.log`) of a folder bounded while the `with` block runs, from a thread of its own."""
+    stop = threading.Event()
 
     def look() -> None:
-        while not over.wait(POLL_S):
-            with suppress(OSError):  # a folder that cannot be listed for a moment ends no run of days
+        while not stop.wait(POLL_S):
+            with suppress(OSError):  # failing to list a folder for a moment must not end a run of days
                 for log in folder.glob("*.log"):
                     keep_bounded(log)
 
@@ -201,7 +203,7 @@ def bounded_logs(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
@@ -233,7 +235,7 @@ def check_free(host: str, port: int) -> None:
 
 
 def wait_until_listening(port: int, started: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a process listens on a port of loopback; raise `RoundAborted` if it ends or does not."""
+    """Wait until a process listens on a loopback port; raise `RoundAborted` if it ends or does not."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and started.poll() is None:
         with socket.socket() as probe:

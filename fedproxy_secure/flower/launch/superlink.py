@@ -1,4 +1,4 @@
-"""A SuperLink of which other machines reach nothing but what nodes need.
+"""A SuperLink that gives other machines access to nothing but what nodes need.
 
     python -m fedproxy_secure.flower.launch.superlink ...    # arguments of `flower-superlink`
 
@@ -6,17 +6,19 @@ Flower 1.41 serves three interfaces on one port: for nodes (`/v1/fleet/`), for w
 registers nodes (`/v1/control/`), and for the processes that it starts (`/v1/runtime/`). Its free edition
 asks for no account at the second, and a submitted run brings code that the SuperLink's machine runs. A
 SuperLink that is open to a network, or to other users of its machine, is therefore open to anybody's code.
-Here a request gets an answer below `/v1/fleet/` if a node has signed it. Everywhere else it gets one if it
-comes from this machine and from the user who runs the SuperLink (`same_user`), and otherwise `404`.
+Here a request below `/v1/fleet/` is answered if a registered node has signed it, and `/health` is answered
+to everybody. Any other request is answered if it comes from this machine and from the user who runs the
+SuperLink (`same_user`), and otherwise gets `404`.
 
-A body is read only if the request's headers are signed with the key of a registered node. What such a node
-may push, how much of it is stored, and what is handed on, is checked further in (`flower.internals`).
+Of requests to the nodes' interface, a body is read only if the headers are signed with the key of a
+registered node. What such a node may push, how much of it is stored, and what is handed on, is checked
+further in (`flower.internals`).
 
 Guarantees: no request from another machine, or of another user of this one, reaches another interface than
-the nodes'; there, no body without a registered node's signature is read, and none with more bytes than a
-node's answers may have (`most_answer_bytes`). A request that says where it comes from (`X-Forwarded-For`
-and the like) is never one of this machine. Not guaranteed: anything against this machine's administrator,
-or against a proxy of the same user that hides where requests come from.
+the nodes' and `/health`; there, no body without a registered node's signature is read, and none with more
+bytes than a node's answers may have (`most_answer_bytes`). A request that says where it comes from
+(`X-Forwarded-For` and the like) never counts as one of this machine. Not guaranteed: protection against
+this machine's administrator, or against a proxy of the same user that hides where requests come from.
 """
 
 from __future__ import annotations
@@ -35,18 +37,18 @@ from fedproxy_secure.flower.launch.same_user import is_asked_by_this_user
 
 FOR_NODES = "/v1/fleet/"
 HEALTH = "/health"
-SLACK_BYTES = 2**26  # of answers, beside what the protection says that a client sends
+SLACK_BYTES = 2**26  # allowed beside what the protection says that a client sends
 ANSWERS_VARIABLE = "FEDPROXY_MOST_ANSWER_BYTES"  # names the file that says how much a node may answer
 
 
 class OnlyNodes:
-    """ASGI middleware that answers nodes below `/v1/fleet/` and `/health`, and elsewhere its own user."""
+    """ASGI middleware that lets nodes reach `/v1/fleet/`, anybody `/health`, and its own user the rest."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 404 or 413."""
+        """Pass a request on to the app, or answer it with 401, 404 or 413."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] != "http" or not is_for_nodes(scope["path"]):
@@ -86,7 +88,7 @@ def is_from_a_node(scope: Scope) -> bool:
 
 
 async def _empty() -> Message:
-    """Return the end of a request's body: there is none, whatever its sender has sent."""
+    """Return the end of an empty body, whatever the request's sender has sent."""
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
@@ -97,22 +99,22 @@ def _announced_bytes(scope: Scope) -> int:
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
-    """Return `receive` that ends the request as if the sender had gone, once it was sent too much."""
-    taken = 0
+    """Wrap `receive` to end a request, as if its sender had disconnected, once its body is too long."""
+    received = 0
 
     async def bounded() -> Message:
-        nonlocal taken
+        nonlocal received
         message = await receive()
-        taken += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if taken > most else message
+        received += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if received > most else message
 
     return bounded
 
 
 def most_answer_bytes() -> int:
-    """Return how much of its answers may be stored for one node: what the owner's process has written.
+    """Return how many bytes of answers may be stored for one node, as the owner's process has written.
 
-    Until it has submitted a run there is nothing that a node could answer at length.
+    Until that process has submitted a run, nodes have nothing long to answer, and `SLACK_BYTES` is enough.
     """
     try:
         return int(Path(os.environ[ANSWERS_VARIABLE]).read_text(encoding="ascii"))

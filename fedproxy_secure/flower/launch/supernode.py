@@ -1,15 +1,15 @@
-"""A SuperNode that runs one app alone: the one that its site's own installation builds.
+"""A SuperNode that runs only one app: the one that its site's own installation builds.
 
     python -m fedproxy_secure.flower.launch.supernode ...    # arguments of `flower-supernode`
 
-The SuperLink says which app a node runs, and sends it. Flower's own `--trusted-entities` has an app signed,
-but Flower's free SuperLink cannot pass signatures on. Here the site compares the app's bytes, and what the
-SuperLink says of the run, with the app of its own installation.
+The SuperLink says which app a node runs, and sends it. Flower's own `--trusted-entities` relies on signed
+apps, but Flower's free SuperLink cannot pass signatures on. Here the site compares the app's bytes, and
+what the SuperLink says of the run, with the app of its own installation.
 
-Guarantees: no app but `app_sha256()`'s is unpacked, loaded or run, and no path is built from what the
-SuperLink says of it. A message of any other app is dropped with one line in the log; the node goes on.
-Started with `--isolation process`, the node unpacks no app at all; the worker beside it (`launch.worker`)
-answers with the installation's own.
+Guarantees: no app but the one with the hash `app_sha256()` is unpacked, loaded or run, and no path is built
+from what the SuperLink says of it. A message for any other app is dropped with one line in the log; the
+node goes on. Started with `--isolation process`, the node unpacks no app at all; the worker beside it
+(`launch.worker`) answers with the installation's own.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ SERVER_APP = "flwr-serverapp"  # what Flower calls a run of a server app with cl
 
 def check_app(app: OfferedApp) -> None:
     """Raise `AppRefused` for any app but this installation's."""
-    wanted = (FAB_ID, FAB_VERSION, app_sha256(), SERVER_APP)
+    expected = (FAB_ID, FAB_VERSION, app_sha256(), SERVER_APP)
     offered = (app.fab_id, app.version, app.sha256, app.kind)
     if app.content is not None:
         offered = (*offered[:2], hashlib.sha256(app.content).hexdigest(), app.kind)
-    if offered != wanted:
+    if offered != expected:
         log.error(
             "the SuperLink offers the app %s: must be %s; the message is dropped",
             quoted(" ".join(map(str, offered))),
-            " ".join(wanted),
+            " ".join(expected),
         )
         raise AppRefused
 

@@ -1,7 +1,8 @@
 """Attacks on this installation through Flower messages: on its client app, server, journals and policies.
 
 `fedproxy_secure.secagg.selftest` attacks the protocol without a transport; this package attacks what is
-built on the protocol. Installed parties must stop each attempt, and on known-bad parties it must succeed.
+built on the protocol. Installed parties must stop each attempt, and against known-bad parties it must
+succeed.
 """
 
 from __future__ import annotations
@@ -26,5 +27,5 @@ def findings(*adversaries: str) -> Iterator[Finding]:
     All of them take about half a minute.
     """
     with small_world() as world, listening() as heard:
-        for one in attempts(*adversaries):
-            yield from tried(one, world, heard)
+        for attempt in attempts(*adversaries):
+            yield from tried(attempt, world, heard)

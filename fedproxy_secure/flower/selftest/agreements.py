@@ -1,8 +1,8 @@
 """Attacks by a server that asks for more than a client's own policy allows.
 
 It asks for other rounds, smaller cohorts, lower thresholds, or updates in the clear. With `TwoFacedJob` it
-shows clients the job that they agreed to and works by another one, so that the terms that it proposes for a
-round are judged on their own.
+shows clients the job that they agreed to but follows another one, so that only the clients' check of a
+round's terms can stop it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def more_rounds(world: World) -> str:
 
 
 def beyond_the_last(world: World) -> str:
-    """Show clients the job that they agreed to, and propose terms of the round after its last."""
+    """Show clients the job that they agreed to, and propose terms for the round after its last."""
     with staged(world) as stage:
         agreed = stage.named(stage.job)
         two_faced = TwoFacedJob.of(_rounds(agreed, 2), shown=agreed)
@@ -80,14 +80,14 @@ def lower_threshold(world: World) -> str:
 def smaller_cohort(world: World) -> str:
     """Ask a cohort of 3 clients of a roster of 5, which allows no sum of fewer than 4."""
     with staged(world, small_job(5)) as stage:
-        few = stage.job.changed(clients=stage.job.clients[:3])
-        state = stage.serve(stage.grid(), few)
+        smaller_job = stage.job.changed(clients=stage.job.clients[:3])
+        state = stage.serve(stage.grid(), smaller_job)
         moved = np.abs(state.adapter - stage.initial.adapter).max()
         return f"gets a sum of 3 clients of 5; it moves the adapter by {moved:.0e}"
 
 
 def adapter_for_one(world: World) -> str:
-    """Send the victim an adapter and all others zeros, which no gradient reaches: they send no change."""
+    """Send the victim an adapter and all others zeros: their gradients and updates are zero, too."""
     with staged(world) as stage:
         start = np.full_like(stage.initial.adapter, 0.1)
         state = replace(stage.initial, adapter=start)
@@ -131,15 +131,15 @@ class _SilencesOthers(GridAround):
         self._node = node
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Replace the adapters and keep the terms, which name the hash of what the one node gets."""
-        kept = list(messages)
-        for message in kept:
+        """Replace the adapters, but not the terms, which name the hash of the adapter for the one node."""
+        outgoing = list(messages)
+        for message in outgoing:
             metadata = message.metadata
             if metadata.message_type == wire.TRAIN and metadata.dst_node_id != self._node:
                 adapter = wire.decode_broadcast(message.content).adapter
                 zeros = ArrayRecord({"adapter": Array(np.zeros_like(adapter))})
                 message.content = RecordDict({**message.content, "vectors": zeros})
-        return self._grid.push_messages(kept)
+        return self._grid.push_messages(outgoing)
 
 
 def _changed(job: FederationJob, **protect: Any) -> FederationJob:

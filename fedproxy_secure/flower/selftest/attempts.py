@@ -1,8 +1,9 @@
-"""An attempt: one attack, played on installed parties and on known-bad parties that lack one check.
+"""An attempt: one attack, played against installed parties and against known-bad ones that lack one check.
 
-Installed parties must stop it, and on known-bad parties it must succeed: a check that cannot fail proves
-nothing. A `Limit` is an attack that nothing here stops. It is played like the others and printed as "not
-stopped", never as ok. If it does not succeed, its description is wrong, and that is a failure too.
+Installed parties must stop it, and against known-bad parties it must succeed, because a check that cannot
+fail proves nothing. A `Limit` is an attack that nothing here stops. It is played like the others and
+printed as "not stopped", never as ok. If it does not succeed, its description is wrong: that is a failure,
+too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ Attack = Callable[[World], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One attack; `known_bad` names the party that lacks a check while the context `without()` lasts."""
+    """One attack that must be stopped.
+
+    Attributes:
+        adversary: who attacks, such as `active_server`.
+        name: what the adversary does.
+        attack: plays the attack.
+        known_bad: names the party that lacks a check.
+        without: returns the context in which that party lacks its check.
+    """
 
     adversary: str
     name: str
@@ -32,7 +41,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """An attack that nothing stops; `why` says for what reason, or what bounds it."""
+    """An attack that nothing stops; `why` says why not, or what bounds it."""
 
     adversary: str
     name: str
@@ -40,20 +49,22 @@ class Limit:
     why: str
 
 
-def tried(one: Attempt | Limit, world: World, heard: Heard) -> Iterator[Finding]:
-    """Play an attack and yield its findings: one for a limit; for an attempt, installed and known-bad."""
-    outcome, succeeded = _outcome(one.attack, world, heard)
-    if isinstance(one, Limit):
-        text = f"not stopped: {outcome}; {one.why}" if succeeded else f"is stopped after all: {outcome}"
-        yield Finding(adversary=one.adversary, attempt=one.name, ok=succeeded, found=text, limit=True)
+def tried(attempt: Attempt | Limit, world: World, heard: Heard) -> Iterator[Finding]:
+    """Play an attack and yield its findings: one for a limit; two for an attempt, the second known-bad."""
+    outcome, succeeded = _outcome(attempt.attack, world, heard)
+    if isinstance(attempt, Limit):
+        text = f"not stopped: {outcome}; {attempt.why}" if succeeded else f"is stopped after all: {outcome}"
+        yield Finding(
+            adversary=attempt.adversary, attempt=attempt.name, ok=succeeded, found=text, limit=True
+        )
         return
     text = outcome if succeeded else f"stopped: {outcome}"
-    yield Finding(adversary=one.adversary, attempt=one.name, ok=not succeeded, found=text)
-    with one.without():
-        outcome, succeeded = _outcome(one.attack, world, heard)
+    yield Finding(adversary=attempt.adversary, attempt=attempt.name, ok=not succeeded, found=text)
+    with attempt.without():
+        outcome, succeeded = _outcome(attempt.attack, world, heard)
     yield Finding(
-        adversary=one.adversary,
-        attempt=f"{one.name}, known-bad {one.known_bad}",
+        adversary=attempt.adversary,
+        attempt=f"{attempt.name}, known-bad {attempt.known_bad}",
         ok=succeeded,
         found=f"succeeds: {outcome}" if succeeded else f"stopped: {outcome}",
     )
@@ -62,13 +73,13 @@ def tried(one: Attempt | Limit, world: World, heard: Heard) -> Iterator[Finding]
 def _outcome(attack: Attack, world: World, heard: Heard) -> tuple[str, bool]:
     """Play an attack, and return what it read or why it was stopped, and whether it succeeded.
 
-    If the server says no more than that too few clients were left, the reason is the first one that a
-    client logged.
+    If the server's error says only that too few clients were left, the reason is the first that a client
+    logged.
     """
     heard.take()
     try:
         return attack(world), True
     except FedProxyError as error:
         reason = heard.take()
-        own = isinstance(error, ProtocolAborted)
-        return str(error) if own or reason is None else reason, False
+        by_protocol = isinstance(error, ProtocolAborted)
+        return str(error) if by_protocol or reason is None else reason, False

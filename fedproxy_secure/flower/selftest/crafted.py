@@ -1,4 +1,4 @@
-"""Proxies crafted for an attack: other weights behind the same files, and tokens that set traps."""
+"""Proxies crafted for an attack: other weights behind the same files, and tokens that are traps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def set_traps(model: nn.Module, tokens: tuple[int, ...]) -> None:
 
 
 def trap_columns(job: FederationJob, proxy: Path, moved: np.ndarray) -> np.ndarray:
-    """Return how far each trap's column moved in the A of the maps that read embeddings, float64 [2]."""
+    """Return how far each trap's column moved in the LoRA factors A that read embeddings, float64 [2]."""
     distances, at = np.zeros(2), 0
     with shared_proxy(job, proxy).model.lent() as tuned:
         sizes = {n: p.numel() for n, p in tuned.named_parameters() if p.requires_grad}
@@ -45,10 +45,10 @@ def trap_columns(job: FederationJob, proxy: Path, moved: np.ndarray) -> np.ndarr
 @torch.no_grad()
 def spoil(model: nn.Module, token: int) -> None:
     """Make a token's embedding NaN; the head, which the demo LLM ties to it, stays as it was."""
-    untied = cast(Any, model)
-    untied.config.tie_word_embeddings = False
-    untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.clone())
-    untied.get_input_embeddings().weight[token] = float("nan")
+    causal_lm = cast(Any, model)
+    causal_lm.config.tie_word_embeddings = False
+    causal_lm.lm_head.weight = nn.Parameter(causal_lm.lm_head.weight.clone())
+    causal_lm.get_input_embeddings().weight[token] = float("nan")
 
 
 @torch.no_grad()
@@ -97,8 +97,8 @@ def adapter_of(proxy: Path, base: Path) -> dict[str, bytes]:
 
 def sha256_of(files: Mapping[str, bytes]) -> str:
     """Return the hash that `folder_sha256` gives a folder with these files."""
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(files):
         content = files[name]
-        total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
-    return total.hexdigest()
+        digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Deviating servers, as grids that wrap a grid, to be played against installed clients.
 
-`SnapshotGrid` delivers as Flower may: messages that are pushed together see the same copy of a node's
-state, and what each leaves there is stored after its reply. (In our runs a SuperNode of Flower 1.41
+`SnapshotGrid` delivers messages as Flower may: those that are pushed together see the same copy of a node's
+state, and the state that each leaves is stored after its reply. (In our runs a SuperNode of Flower 1.41
 answered the messages of one run one after another, but nothing promises that.) `TwoInboxes` is the attack
 that this delivery makes possible against a client that counts its steps in that state.
 """
@@ -33,7 +33,7 @@ from fedproxy_secure.secagg.terms import Terms
 
 
 class SnapshotGrid(InProcessGrid):
-    """The in-process grid with Flower's delivery: each message gets a copy of the state at its push."""
+    """The in-process grid with Flower's delivery: each message sees its node's state as it was pushed."""
 
     def __init__(self, app: ClientApp, nodes: int) -> None:
         super().__init__(app, nodes)
@@ -41,32 +41,32 @@ class SnapshotGrid(InProcessGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep messages, each with a copy of its node's state, and return their ids."""
-        kept = list(messages)
-        pushed = list(super().push_messages(kept))
-        for message in kept:
+        outgoing = list(messages)
+        message_ids = list(super().push_messages(outgoing))
+        for message in outgoing:
             state = self._contexts[message.metadata.dst_node_id].state
             self._snapshots[message.metadata.message_id] = copy.deepcopy(state)
-        return pushed
+        return message_ids
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        shared = self._contexts[node]
+        context = self._contexts[node]
         self._contexts[node] = Context(
-            run_id=shared.run_id,
+            run_id=context.run_id,
             node_id=node,
-            node_config=shared.node_config,
+            node_config=context.node_config,
             state=self._snapshots.pop(message.metadata.message_id),
-            run_config=shared.run_config,
+            run_config=context.run_config,
         )
         return super()._answer(message)
 
 
 class TwoInboxes(GridAround):
-    """An attack that asks each client for its masked vector twice at once, once without the victim.
+    """An attack that asks each client twice at once for its masked vector, once without the victim.
 
     One inbox holds the victim's shares and the other does not. The difference of a client's two answers is
-    the mask that it shares with the victim. The round goes on with the first answers and ends normally; its
-    honest unmasking gives the victim's self mask. Then nothing hides the victim's vector.
+    the mask that it shares with the victim. The round goes on with the honest answers and ends normally;
+    its unmasking gives the victim's self mask. Then nothing hides the victim's vector.
     """
 
     def __init__(self, grid: Grid, *, job: FederationJob, sizes: Sequence[int], victim: str) -> None:
@@ -74,13 +74,13 @@ class TwoInboxes(GridAround):
         self._job, self._sizes, self._victim = job, sizes, victim
         self._terms: Terms | None = None
         self._second: set[str] = set()  # ids of the messages that no honest server sends
-        self._with: dict[str, bytes] = {}  # masked vectors by client, the victim in the inbox
-        self._without: dict[str, bytes] = {}  # masked vectors by client, without the victim
+        self._with: dict[str, bytes] = {}  # masked vectors by client, for inboxes with the victim
+        self._without: dict[str, bytes] = {}  # masked vectors by client, for inboxes without the victim
         self._refused: list[str] = []
         self._shares: dict[str, bytes] = {}  # shares of the victim's self mask, by the client that gave it
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send what the server sends, and a second inbox beside each first one; return the first ids."""
+        """Send the server's messages, and a second inbox beside each inbox; return the server's ids."""
         honest = list(messages)
         for message in honest:
             if message.metadata.message_type == wire.TRAIN:
@@ -89,7 +89,7 @@ class TwoInboxes(GridAround):
                 plan = ring_plan(self._job, self._sizes, clip=proposed.clip, clients=clients)
                 self._terms = proposed.with_plan(plan)
         second = [m for m in map(self._without_victim, honest) if m is not None]
-        # the honest ones last: the round goes on with what they leave at the clients
+        # the honest ones last, because the round goes on with the state that they leave at the clients
         ids = list(self._grid.push_messages([*second, *honest]))
         self._second.update(ids[: len(second)])
         return ids[len(second) :]
@@ -115,9 +115,9 @@ class TwoInboxes(GridAround):
         )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Yield the server's replies, and note those that the attack needs."""
-        wanted = list(message_ids)
-        for reply in self._grid.pull_messages([*self._second, *wanted]):
+        """Yield the replies to the server, and note those that the attack needs."""
+        requested = list(message_ids)
+        for reply in self._grid.pull_messages([*self._second, *requested]):
             extra = reply.metadata.reply_to_message_id in self._second
             self._note(reply, extra)
             if extra:
@@ -167,9 +167,9 @@ class TwoInboxes(GridAround):
         plan = terms.plan
         words = _words(plan, self._with[self._victim])
         for peer in peers:
-            shared = _words(plan, self._with[peer]) - _words(plan, self._without[peer])
+            pair_mask = _words(plan, self._with[peer]) - _words(plan, self._without[peer])
             # the two ends of a pair add the same mask with opposite signs
-            words += shared
+            words += pair_mask
         points = {terms.point_of(n): Secret(s) for n, s in self._shares.items()}
         chosen = dict(sorted(points.items())[: terms.threshold])
         self_mask = Combiner(sorted(chosen)).combine(chosen)

@@ -1,7 +1,7 @@
 """Known-bad parties: each lacks one check, so the attack that the check stops must succeed on it.
 
 There are journals that grant too much, clients that trust the server's job or terms, and servers that
-believe what clients say. No setting reaches any of them; each lasts as long as its `with` block.
+believe what clients say. No setting enables any of them; each lasts as long as its `with` block.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def taken_out(*places: tuple[object, str, object]) -> Iterator[None]:
 
 
 class Forgetful(Journal):
-    """A journal that grants every step again, as a session in Flower's state does for parallel messages."""
+    """A journal that grants every step again, as a session in Flower's state would to parallel messages."""
 
     def take(self, step: str) -> dict[str, bytes]:
-        """Return what was kept for the step, however often it is asked for."""
+        """Return the values that were kept for the step, however often they are requested."""
         with writing(self.file) as database:
             kept = dict(database.execute("SELECT name, value FROM kept").fetchall())
             first = {n.removeprefix(f"{step} "): v for n, v in kept.items() if n.startswith(f"{step} ")}
@@ -62,7 +62,7 @@ class Forgetful(Journal):
 
 
 class ForgetsRounds(Journal):
-    """A journal that forgets the rounds it was asked for and unmasked, like Flower's state in a new run."""
+    """A journal that forgets the rounds it began and unmasked, like Flower's state in a new run."""
 
     def begin(self, asked: Asked) -> None:
         """Begin an attempt as if there had been no round before."""
@@ -88,7 +88,7 @@ class TrustsItsDisk(Journal):
 
 
 class TakesAnyTerms(TermsPolicy):
-    """A client's demands on terms, without any: the client signs whatever the server proposes."""
+    """A client's policy on terms that demands nothing: the client signs whatever the server proposes."""
 
     def check(self, terms: Any, *, name: str, broadcast_sha256: bytes, plan: Any) -> None:
         """Accept the terms without comparing anything."""

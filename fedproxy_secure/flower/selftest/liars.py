@@ -1,7 +1,7 @@
-"""Attacks by clients that lie: in control words, in ring words, and by answers that are no messages.
+"""Attacks by clients that lie: in control words, in ring words, and by answers that are not messages.
 
-A sum hides who lied, so the server can only judge whether honest clients could have produced it. That
-bounds what a liar can do. It does not stop the liar, and one liar can end every round.
+A sum hides who lied, so the server can only check whether honest clients could have produced it. That
+bounds what a liar can do. It does not stop the liar, and one liar can abort every round.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Liar(InstalledApp):
         self._node, self._lie = node, lie
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer as installed, except for the liar's words."""
+        """Answer as installed, but change the liar's words."""
         if context.node_id != self._node:
             return super().__call__(message, context)
 
@@ -58,18 +58,18 @@ class Garbler(InstalledApp):
         self._node, self._kind, self._content = node, kind, content
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Return the prepared content in place of that answer; answer all else as installed."""
+        """Answer that kind of message with the prepared content, and all others as installed."""
         if (context.node_id, message.metadata.message_type) == (self._node, self._kind):
             return Message(self._content, reply_to=message)
         return super().__call__(message, context)
 
 
 def weight_of_almost_nothing(world: World) -> str:
-    """Take the others' weight off the sum with the liar's limbs, down to 2^-20."""
+    """Subtract the others' weight from the sum with the liar's limbs, so that 2^-20 is left."""
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
-        others = (plan.clients - 1) * _limbs(int(FRACTION))
-        _say(plan, words, "weight", _limbs(1) - others)
+        others_weight = (plan.clients - 1) * _limbs(int(FRACTION))
+        _say(plan, words, "weight", _limbs(1) - others_weight)
 
     with staged(world) as stage:
         return _moved(stage, stage.serve(stage.grid(Liar(stage.node(LIAR), lie))).adapter)
@@ -88,7 +88,7 @@ def counts(name: str, value: int) -> Attack:
 
 
 def within_the_bound(world: World) -> str:
-    """Bring coordinate 0 of the sum to the end of the ring, with knowledge of what the others send."""
+    """Move coordinate 0 of the sum to the end of the ring, with knowledge of the others' updates."""
     with staged(world) as stage:
         state = stage.serve(stage.grid(Liar(stage.node(LIAR), _bringing(stage, -4.0 * _sign(stage)))))
         clip, mean = first_clip(stage.job.local), _honest_mean(stage)
@@ -117,7 +117,7 @@ def doubled_clip(world: World) -> str:
 
 
 def garbled(kind: str, record: dict[str, Any]) -> Attack:
-    """Return an attack by an answer that is no message; the server should go on without its client."""
+    """Return an attack by an answer that is not a message; the server should go on without its client."""
 
     def attack(world: World) -> str:
         with staged(world) as stage:
@@ -188,12 +188,12 @@ def _limbs(value: int) -> np.ndarray:
 
 
 def _bringing(stage: Stage, clips: float) -> Lie:
-    """Return a lie that brings coordinate 0 of the sum to `clips` times the clip."""
-    others = sum(float(stage.update(i)[0]) for i in range(len(stage.policies)) if i != LIAR)
-    wanted = clips * first_clip(stage.job.local) * (1 - 1e-6) - others
+    """Return a lie that moves coordinate 0 of the sum to `clips` times the clip."""
+    others_sum = sum(float(stage.update(i)[0]) for i in range(len(stage.policies)) if i != LIAR)
+    target = clips * first_clip(stage.job.local) * (1 - 1e-6) - others_sum
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
-        steps = round(wanted / plan.step_of(plan.segment("update")))
+        steps = round(target / plan.step_of(plan.segment("update")))
         words[0] = np.array(steps % 2**plan.bits).astype(words.dtype)
 
     return lie

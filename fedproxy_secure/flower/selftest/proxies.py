@@ -1,7 +1,7 @@
-"""Attacks by a server whose proxy is made to leak: by swapped weights, by telling failures, by traps.
+"""Attacks by a server whose proxy is made to leak: by swapped weights, by revealing failures, by traps.
 
-A client checks a proxy's files, what they load as, and its weights, on its tokens and on public text,
-before a record is read. A maker who knows that may still leak (attack A10); differential privacy bounds it.
+Before it reads a record, a client checks a proxy's files, what they load as, and its weights, on its own
+tokens and on public text. A proxy made to pass may still leak (attack A10); differential privacy bounds it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ WEIGHTS = "model.safetensors"
 
 
 def other_weights_one_hash(world: World) -> str:
-    """Send an adapter's folder in place of a model's: its weights are whatever lies where it points."""
+    """Send an adapter in place of a model: its weights are those of whatever model it points to."""
     base = Path(tempfile.mkdtemp(dir=world.folder)) / "base"
     shutil.copytree(world.proxy, base)
     files = adapter_of(world.proxy, base)
@@ -77,7 +77,7 @@ def other_weights_one_hash(world: World) -> str:
 
 
 def changed_on_disk(world: World) -> str:
-    """Exchange the weights after the client has said that it has the proxy."""
+    """Exchange the weights on disk after the client has said that it has the proxy."""
     folder = Path(tempfile.mkdtemp(dir=world.folder)) / "proxy"
     shutil.copytree(world.proxy, folder)
     other = world.another_proxy(nudge) / WEIGHTS
@@ -85,8 +85,8 @@ def changed_on_disk(world: World) -> str:
         truth = stage.update()
         grid = _Exchanges(stage.grid(), folder / WEIGHTS, other.read_bytes())
         state = stage.serve(grid, proxy=folder)
-        apart = np.abs(stage.sum_of(state, 4) / 4 - truth).max()
-        return f"gets a sum from weights that no hash names, up to {apart:.0e} from the victim's update"
+        distance = np.abs(stage.sum_of(state, 4) / 4 - truth).max()
+        return f"gets a sum from weights that no hash names, up to {distance:.0e} from the victim's update"
 
 
 def fails_on_a_token(world: World) -> str:
@@ -102,7 +102,7 @@ def fails_on_a_token(world: World) -> str:
 
 
 def not_finite_for_a_token(world: World) -> str:
-    """Send a proxy with a NaN embedding: the loss is no number where a record has its token."""
+    """Send a proxy with a NaN embedding: the loss is not finite where a record has its token."""
     with staged(world, small_job(scheme="unsafe_plaintext")) as stage:
         ids = [{t for item in _records(world, n) for t in item.ids} for n in range(4)]
         token = max(ids[-1] - set[int]().union(*ids[:-1]))
@@ -112,13 +112,13 @@ def not_finite_for_a_token(world: World) -> str:
 def overflows_for_a_token(world: World, *, privacy: PrivacyConfig | None = None) -> str:
     """Send a proxy whose attention overflows at one token; all weights are finite and show nothing.
 
-    `privacy`: the clients' privacy settings; None: no differential privacy.
+    `privacy`: the clients' privacy settings; None for no differential privacy.
     """
     job = small_job(scheme="unsafe_plaintext")
     with staged(world, job.changed(privacy=privacy or job.privacy)) as stage:
         ids = [{t for item in _records(world, n) for t in item.ids[:-1]} for n in range(4)]
-        tried = set(np.linspace(0, VOCABULARY - 1, stage.job.max_tokens).round().astype(int).tolist())
-        token = max(ids[-1] - set[int]().union(*ids[:-1]) - tried)
+        checked = set(np.linspace(0, VOCABULARY - 1, stage.job.max_tokens).round().astype(int).tolist())
+        token = max(ids[-1] - set[int]().union(*ids[:-1]) - checked)
         return _fails_at(stage, [stage.victim], token, lambda model, _: overflow(model, token))
 
 
@@ -128,9 +128,9 @@ def traps_in_a_sum(world: World) -> str:
         tokenizer, job = load_llm(world.proxy, device="cpu", dtype="float32")[1], stage.job
         ids = [{t for item in _records(world, n) for t in item.ids[:-1]} for n in range(4)]
         words = [tokenizer.decode([t]).strip() for t in range(len(tokenizer))]
-        here = max(ids[-1] - set[int]().union(*ids[:-1]), key=lambda t: len(words[t]))
-        nowhere = max(set(range(len(words))) - set[int]().union(*ids), key=lambda t: len(words[t]))
-        trap = world.another_proxy(lambda model, _: set_traps(model, (here, nowhere)))
+        present = max(ids[-1] - set[int]().union(*ids[:-1]), key=lambda t: len(words[t]))
+        absent = max(set(range(len(words))) - set[int]().union(*ids), key=lambda t: len(words[t]))
+        trap = world.another_proxy(lambda model, _: set_traps(model, (present, absent)))
         start = np.random.default_rng(0).normal(0, 0.1, len(stage.initial.adapter)).astype(np.float32)
         state = replace(stage.initial, adapter=start)
         with proxy_store.offered_on_this_host(trap):
@@ -139,8 +139,8 @@ def traps_in_a_sum(world: World) -> str:
         if not moved[0] > 0 or moved[1] != 0:
             raise ProtocolAborted(f"columns of both tokens moved by {moved[0]:.1e} and {moved[1]:.1e}")
         return (
-            f"a masked sum of 4 tells that {words[here]!r} is in somebody's records and "
-            f"{words[nowhere]!r} in nobody's (their columns move by {moved[0]:.1e} and 0)"
+            f"a masked sum of 4 tells that {words[present]!r} is in somebody's records and "
+            f"{words[absent]!r} in nobody's (their columns move by {moved[0]:.1e} and 0)"
         )
 
 
@@ -208,16 +208,16 @@ class _Exchanges(GridAround):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Exchange the file if training is asked for, then push the messages and return their ids."""
-        kept = list(messages)
-        if any(m.metadata.message_type == wire.TRAIN for m in kept):
+        outgoing = list(messages)
+        if any(m.metadata.message_type == wire.TRAIN for m in outgoing):
             self._file.write_bytes(self._content)
-        return self._grid.push_messages(kept)
+        return self._grid.push_messages(outgoing)
 
 
 def _fails_at(
     stage: Stage, holders: list[str], token: int, change: Callable[[nn.Module, Any], object]
 ) -> str:
-    """Have all clients train a changed proxy that its maker does not check; return who fails, as text.
+    """Have all clients train a changed proxy, which its maker does not check; return who fails, as text.
 
     Raises `ProtocolAborted` unless exactly the clients `holders` fail, whose records hold the token.
     """
@@ -261,7 +261,7 @@ def _first_weight(folder: Path) -> float:
     return float(next(model.parameters()).detach().view(-1)[0])
 
 
-# clients with a check taken out
+# contexts and replacements that take a client's checks out
 
 
 def takes_any_weights() -> AbstractContextManager[object]:
@@ -285,16 +285,16 @@ def _loaded_as_transformers_likes(folder: Path, **_: object) -> ProxyModel:
 
 def _first_seen() -> Any:
     """Return a hash function that reads each folder once and remembers its hash."""
-    seen: dict[Path, str] = {}
+    hashes: dict[Path, str] = {}
 
     def sha256_of(folder: Path) -> str:
-        if folder not in seen:
-            seen[folder] = proxy_files.verified_sha256(folder)
-        return seen[folder]
+        if folder not in hashes:
+            hashes[folder] = proxy_files.verified_sha256(folder)
+        return hashes[folder]
 
     return sha256_of
 
 
 def _loads_as_the_job_says(job: FederationJob, folder: Path) -> SharedProxy:
-    """Return the proxy as if what was loaded were what the job names."""
+    """Return the proxy under the hash that the job names, whatever was loaded."""
     return replace(shared_proxy(job, folder), loaded_sha256=job.proxy_loaded_sha256)

@@ -1,8 +1,8 @@
 """Attacks by a server that asks for a round twice: in parallel, in a new run, or after a rollback.
 
-The sum of all clients minus the sum of all but one is that one client's update. So each attempt is after a
-second answer to the same round: at the same time, in a new run of Flower, or after clients' disks were put
-back to an earlier state.
+The sum of all clients minus the sum of all but one is that one client's update. So each attempt tries to
+get a second answer to the same round: at the same time, in a new run of Flower, or after clients' disks
+were put back to an earlier state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ADVERSARY = "parallel_server"
 
 
 def two_at_once(world: World) -> str:
-    """Send two inboxes at once, one without the victim: the answers differ by the mask that both share."""
+    """Send two inboxes at once, one without the victim: the answers differ by the pair's shared mask."""
     with staged(world) as stage:
         sizes = stage.initial.sizes
         assert sizes is not None
@@ -44,16 +44,16 @@ def other_survivors(world: World) -> str:
     """Ask for the same round in a new run, and say that the victim is lost after it has shared."""
     with staged(world) as stage:
         whole = stage.serve(stage.grid())
-        rest = stage.serve(stage.grid(DropsOut(wire.MASK, stage.node(-1))))
-        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+        without = stage.serve(stage.grid(DropsOut(wire.MASK, stage.node(-1))))
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(without, 3))
 
 
 def other_cohort(world: World) -> str:
     """Ask for the same round in a new run, without inviting the victim."""
     with staged(world) as stage:
         whole = stage.serve(stage.grid())
-        rest = stage.serve(stage.grid(), stage.without_victim())
-        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+        without = stage.serve(stage.grid(), stage.without_victim())
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(without, 3))
 
 
 def other_adapter(world: World) -> str:
@@ -62,12 +62,12 @@ def other_adapter(world: World) -> str:
         first = stage.serve(stage.grid())
         moved = replace(stage.initial, adapter=stage.initial.adapter + np.float32(1e-3))
         second = stage.serve(stage.grid(), state=moved)
-        apart = np.abs(stage.sum_of(first, 4) - stage.sum_of(second, 4, moved)).max()
-        return f"gets sums of one round from two adapters, up to {apart:.1e} apart"
+        distance = np.abs(stage.sum_of(first, 4) - stage.sum_of(second, 4, moved)).max()
+        return f"gets sums of one round from two adapters, up to {distance:.1e} apart"
 
 
 def other_clip(world: World) -> str:
-    """Ask for the same round in a new run, under another clip: what is cut tells values, clip by clip."""
+    """Ask for the same round in a new run, under another clip: what each clip cuts off reveals values."""
     with staged(world, small_job(rounds=2)) as stage:
         clips = [share * first_clip(stage.job.local) for share in (0.9, 0.8)]
         for clip in clips:
@@ -82,27 +82,27 @@ def other_proxy(world: World) -> str:
         whole = stage.serve(stage.grid())
         other = world.another_proxy(_nudge)
         with proxy_store.offered_on_this_host(other):
-            rest = stage.serve(stage.grid(), stage.without_victim(), proxy=other)
-        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+            without = stage.serve(stage.grid(), stage.without_victim(), proxy=other)
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(without, 3))
 
 
 def journals_put_back(world: World, *, new_run: bool = False, keys_too: bool = False) -> str:
-    """Put the clients' journals back to before the round, and ask for it again without the victim.
+    """Put the clients' journals back to before the round, and ask for the round again without the victim.
 
-    `new_run`: in a new run of Flower, whose states remember nothing. `keys_too`: after the whole folders in
-    which the journals lie were put back.
+    `new_run`: ask in a new run of Flower, whose states remember nothing. `keys_too`: put back the whole
+    folders in which the journals lie.
     """
     with staged(world) as stage:
         app = DropsOut(wire.MASK, stage.node(-1), active=False)
         grid = stage.grid(app)
-        lost = stage.keys.glob("*" if keys_too else f"*{JOURNAL}")
-        before = {file: file.read_bytes() for file in lost if file.is_file()}
+        files = stage.keys.glob("*" if keys_too else f"*{JOURNAL}")
+        before = {file: file.read_bytes() for file in files if file.is_file()}
         whole = stage.serve(grid)
         for file, content in before.items():
             file.write_bytes(content)
         app.active = True
-        rest = stage.serve(stage.grid(app) if new_run else grid)
-        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+        without = stage.serve(stage.grid(app) if new_run else grid)
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(without, 3))
 
 
 def other_seed(world: World, *, allowed: bool = False, **protect: Any) -> str:
@@ -112,8 +112,8 @@ def other_seed(world: World, *, allowed: bool = False, **protect: Any) -> str:
     """
     with staged(world, small_job(**protect), seeds=(0, 1) if allowed else (0,)) as stage:
         whole = stage.serve(stage.grid())
-        rest = stage.serve(stage.grid(), stage.without_victim().changed(seed=1))
-        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(rest, 3))
+        without = stage.serve(stage.grid(), stage.without_victim().changed(seed=1))
+        return _difference(stage, stage.sum_of(whole, 4), stage.sum_of(without, 3))
 
 
 def attempts() -> Iterator[Attempt | Limit]:
@@ -178,10 +178,10 @@ def attempts() -> Iterator[Attempt | Limit]:
     )
 
 
-def _difference(stage: Stage, whole: np.ndarray, rest: np.ndarray) -> str:
-    if len(whole) != len(rest):
+def _difference(stage: Stage, whole: np.ndarray, without: np.ndarray) -> str:
+    if len(whole) != len(without):
         raise ProtocolAborted("sums: are of different lengths")
-    return read(whole - rest, stage.update(), stage.victim)
+    return read(whole - without, stage.update(), stage.victim)
 
 
 def _nudge(model: nn.Module, _tokenizer: object) -> None:

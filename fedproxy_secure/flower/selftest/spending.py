@@ -1,4 +1,4 @@
-"""An attack by a server that asks for private rounds in parallel: each is judged before others are paid."""
+"""An attack by a server that asks for private rounds in parallel, to have all judged before any is paid."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVENT = DiscreteSum(
 
 
 def passes_the_limit(world: World) -> str:
-    """Ask for four rounds at once, from four adapters, under a limit with room for fewer."""
+    """Ask for four rounds at once, from four adapters, under a limit that allows fewer."""
     folder = Path(tempfile.mkdtemp(dir=world.folder))
     ledger = PrivacyLedger(
         folder=folder, client="c0", run="run", unit="client", delta=1e-5, max_epsilon=LIMIT
@@ -76,7 +76,7 @@ def attempts() -> Iterator[Attempt | Limit]:
 def _unlocked() -> AbstractContextManager[None]:
     """Return a context without the ledger's lock: all calls judge the same ledger before the first pays.
 
-    Afterwards they still write one by one, so that the files stay whole.
+    After that they still write one by one, so that the files stay whole.
     """
     all_judged, writing = threading.Barrier(CALLS, timeout=60), threading.RLock()
     pay, keep = PrivacyLedger._pay, PrivacyLedger._keep_result

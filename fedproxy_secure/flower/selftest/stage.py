@@ -1,7 +1,7 @@
 """A small federation to attack: two blocks of the demo LLM, made-up records, clients as installed.
 
-Every client is a node with its own policy, key and journal, for which the client app of this installation
-answers. Each attempt gets a stage of its own, since a journal answers a round once.
+Every client is a node with its own policy, key and journal, and is played by the client app of this
+installation. Each attempt gets a stage of its own, because a journal answers a round once.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from fedproxy_secure.models.llm import demo_llm_folder, load_llm, with_blocks
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.secagg.provision import provision
 
-CLIENTS = 4  # of which 3 make a sum
+CLIENTS = 4  # of which 3 are enough for a sum
 TASKS = ("clinic", "bank", "insurer", "council")
 RECORDS = 4  # per client; all are in every batch
 READ = 0.99  # the cosine with the truth above which a vector counts as read
 CACHE = "FEDPROXY_CACHE"  # the variable that says where clients keep proxies
-# used if it has room: on a disk journals wait for every write
+# used if it has room, because on a disk journals wait for every write
 MEMORY = Path("/dev/shm")  # noqa: S108 - a fresh folder is made in it
-ROOM = 2**28  # bytes that must be free; a quarter of them is used
+ROOM = 2**28  # bytes that must be free there; a quarter of them is used
 
 
 def small_job(clients: int = CLIENTS, *, rounds: int = 1, seed: int = 0, **protect: Any) -> FederationJob:
-    """Return a job of one local step on four made-up records per client; FedAvg makes the step the mean."""
+    """Return a job of one local step on four made-up records per client, fused by their mean (FedAvg)."""
     names = [
         {"name": f"c{i}", "task": TASKS[i % len(TASKS)], "train_records": RECORDS, "test_records": 1}
         for i in range(clients)
@@ -68,7 +68,7 @@ def small_job(clients: int = CLIENTS, *, rounds: int = 1, seed: int = 0, **prote
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The folder for files and the proxy, which all stages share."""
+    """What all stages share: a folder for files, and the proxy's folder."""
 
     folder: Path
     proxy: Path
@@ -101,7 +101,7 @@ def small_world() -> Iterator[World]:
 
 
 def _place() -> Path | None:
-    """Return where to put the world's folder; None: where temporary files go."""
+    """Return where to put the world's folder; None for the folder of temporary files."""
     try:
         room = shutil.disk_usage(MEMORY).free
     except OSError:
@@ -110,7 +110,7 @@ def _place() -> Path | None:
 
 
 class PolicyGrid(SnapshotGrid):
-    """A grid of nodes as on separate machines: each names the policy that says what it may be asked."""
+    """A grid of nodes as on separate machines: each has a policy that says what it may be asked."""
 
     def __init__(self, app: ClientApp, policies: Sequence[Path]) -> None:
         super().__init__(app, len(policies))
@@ -127,7 +127,7 @@ class InstalledApp(ClientApp):
 
 
 class DropsOut(InstalledApp):
-    """A client app in which one kind of message does not reach some clients, while `active`."""
+    """A client app in which, while `active`, one kind of message does not reach some clients."""
 
     def __init__(self, kind: str, *nodes: int, active: bool = True) -> None:
         super().__init__()
@@ -141,13 +141,13 @@ class DropsOut(InstalledApp):
 
 
 class TwoFacedJob(FederationJob):
-    """A job that a server works by, under the hashes of another job, which it shows to its clients."""
+    """A job that a server follows, under the hash of another job, which it shows to its clients."""
 
     shown: FederationJob
 
     @classmethod
     def of(cls, own: FederationJob, *, shown: FederationJob) -> TwoFacedJob:
-        """Return the job `own` that looks like `shown`, which must name its proxy already."""
+        """Return the job `own` disguised as `shown`, which must have its proxy's hashes already."""
         return cls(**dict(own), shown=shown)
 
     def agreed_sha256(self) -> bytes:
@@ -161,7 +161,7 @@ class TwoFacedJob(FederationJob):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A server's job, and the clients, whose policies, keys and journals lie in the folder `keys`.
+    """A server's job and its clients, whose policies, keys and journals lie in the folder `keys`.
 
     The last client is the victim.
     """
@@ -182,7 +182,7 @@ class Stage:
         return 2 + index % len(self.policies)
 
     def grid(self, app: ClientApp | None = None) -> PolicyGrid:
-        """Return a grid as for a new run of Flower, in which all nodes' states are new."""
+        """Return a grid as for a new run of Flower, in which all nodes' states are empty."""
         return PolicyGrid(app or InstalledApp(), self.policies)
 
     def serve(
@@ -200,7 +200,7 @@ class Stage:
         return serve(grid, job or self.job, proxy or self.world.proxy, state or self.initial)
 
     def named(self, job: FederationJob) -> FederationJob:
-        """Return a job with the hashes of the proxy in it."""
+        """Return a job with the proxy's hashes in it."""
         return with_proxy(job, self.world.proxy)
 
     def without_victim(self) -> FederationJob:
@@ -240,7 +240,7 @@ def staged(
 
 
 def read(guess: np.ndarray, truth: np.ndarray, who: str) -> str:
-    """Return what an attack read of a vector [d], as text. Raises `ProtocolAborted` if it is untrue."""
+    """Return how well a guess reads a vector [d], as text; raise `ProtocolAborted` if it does not."""
     a, b = guess.astype(np.float64), truth.astype(np.float64)
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / scale if scale else 0.0
@@ -250,7 +250,7 @@ def read(guess: np.ndarray, truth: np.ndarray, who: str) -> str:
 
 
 class Heard(logging.Handler):
-    """A log handler that keeps what clients wrote into their own logs, in order: why they refused."""
+    """A log handler that keeps, in order, the errors in clients' own logs: why they refused."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -272,7 +272,7 @@ class Heard(logging.Handler):
 
 @contextlib.contextmanager
 def listening() -> Iterator[Heard]:
-    """Yield a handler that gets what the package logs; nothing is printed, since refusals are expected."""
+    """Yield a handler that gets the package's log; nothing is printed, because refusals are expected."""
     log, heard = logging.getLogger("fedproxy_secure"), Heard()
     passed_on = log.propagate
     log.addHandler(heard)

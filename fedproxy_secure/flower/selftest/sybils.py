@@ -1,10 +1,10 @@
 """Attacks by Sybils: with enough clients of its own, a server leaves one honest client in a sum.
 
 How many clients a sum must have follows from the cohort and the roster. If the roster has gained more
-Sybils than it had clients, the survivors may be the Sybils and one victim, and the server subtracts what
-its own clients sent from the sum. If the roster does not help, the server may try to bring in strangers, to
-play honest clients itself, also by another roster that takes the agreed one's place within an attempt, or
-to invite fewer clients than the roster asks for.
+Sybils than it had clients, the survivors may be the Sybils and one victim, and the server subtracts from
+the sum what its own clients sent. If the roster does not help, the server may bring in strangers, play
+honest clients itself (also by a roster that replaces the agreed one within an attempt), or invite fewer
+clients than the roster demands.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ANY_ROSTER = (steps, "check_roster", known_bad.takes_any_roster)
 
 
 class Sybils(DropsOut):
-    """A client app in which the server's own nodes refuse nothing; some honest nodes may be cut off."""
+    """A client app in which the server's own nodes refuse nothing, and some honest nodes may be cut off."""
 
     def __init__(self, sybils: Sequence[int], cut_off: Sequence[int] = ()) -> None:
         super().__init__(wire.MASK, *cut_off)
@@ -67,7 +67,7 @@ class Sybils(DropsOut):
 
 @dataclass(frozen=True, kw_only=True)
 class TwoFacedRoster(Roster):
-    """A roster that a server works by, under the hash of another one, which its terms name."""
+    """A roster that a server follows, under the hash of another one, which its terms name."""
 
     shown: Roster
 
@@ -77,7 +77,7 @@ class TwoFacedRoster(Roster):
 
 
 class SwapsRoster(Sybils):
-    """Sybils who put another roster in the victim's place once it has answered the first step."""
+    """Sybils that replace the victim's roster once the victim has answered the first step."""
 
     def __init__(self, sybils: Sequence[int], folder: Path, members: Mapping[str, bytes]) -> None:
         super().__init__(sybils)
@@ -99,20 +99,20 @@ def roster_grows(world: World, *, within: bool = True) -> str:
     with staged(world, small_job(HONEST + SYBILS, rounds=2)) as stage:
         state, roster = stage.initial, load_roster(stage.keys)
         if within:
-            few = replace(stage, policies=stage.policies[:HONEST])
+            honest_stage = replace(stage, policies=stage.policies[:HONEST])
             honest = [c.name for c in stage.job.clients[:HONEST]]
             _write_roster(stage.keys, {n: roster.members[n] for n in honest})
             agreed = stage.named(stage.job.changed(clients=stage.job.clients[:HONEST]))
-            one = agreed.changed(federate=agreed.federate.model_copy(update={"rounds": 1}))
-            state = few.serve(few.grid(), TwoFacedJob.of(one, shown=agreed))
+            one_round = agreed.changed(federate=agreed.federate.model_copy(update={"rounds": 1}))
+            state = honest_stage.serve(honest_stage.grid(), TwoFacedJob.of(one_round, shown=agreed))
             _write_roster(stage.keys, roster.members)
         state = replace(state, round=1)
         nodes = [stage.node(i) for i in range(HONEST + SYBILS)]
         app = Sybils(nodes[HONEST:], cut_off=nodes[: HONEST - 1])
         total = stage.sum_of(stage.serve(stage.grid(app), state=state), 1 + SYBILS, state)
-        own = np.sum([stage.update(i, state) for i in range(HONEST, HONEST + SYBILS)], axis=0)
+        sybils_sum = np.sum([stage.update(i, state) for i in range(HONEST, HONEST + SYBILS)], axis=0)
         victim = HONEST - 1
-        return read(total - own, stage.update(victim, state), stage.job.clients[victim].name)
+        return read(total - sybils_sum, stage.update(victim, state), stage.job.clients[victim].name)
 
 
 def strangers(world: World) -> str:
@@ -120,32 +120,32 @@ def strangers(world: World) -> str:
     with staged(world, small_job(5)) as stage:
         everybody = load_roster(stage.keys).members
         sybils = ["c0", "c1"]
-        place = _servers_place(stage, sybils, everybody, new_keys=False)
+        folder = _servers_place(stage, sybils, everybody, new_keys=False)
         _write_roster(stage.keys, {n: k for n, k in everybody.items() if n not in sybils})
-        return _alone_among(stage, sybils, place)
+        return _alone_among(stage, sybils, folder)
 
 
 def honest_names(world: World) -> str:
     """Play two of three honest clients, with keys of the server's own."""
     with staged(world, small_job(HONEST)) as stage:
         played = ["c0", "c1"]
-        place = _servers_place(stage, played, load_roster(stage.keys).members, new_keys=True)
-        return _alone_among(stage, played, place)
+        folder = _servers_place(stage, played, load_roster(stage.keys).members, new_keys=True)
+        return _alone_among(stage, played, folder)
 
 
 def roster_changes(world: World) -> str:
     """Play two of three honest clients, by a roster that replaces the victim's between two steps."""
     with staged(world, small_job(HONEST)) as stage:
         played, agreed = ["c0", "c1"], load_roster(stage.keys)
-        place = _servers_place(stage, played, agreed.members, new_keys=True)
-        forged = TwoFacedRoster(members=load_roster(place).members, shown=agreed)
+        folder = _servers_place(stage, played, agreed.members, new_keys=True)
+        forged = TwoFacedRoster(members=load_roster(folder).members, shown=agreed)
         app = SwapsRoster([stage.node(i) for i in range(len(played))], stage.keys, forged.members)
         with taken_out((masked_server, "load_roster", lambda _folder: forged)):
-            return _alone_among(stage, played, place, app)
+            return _alone_among(stage, played, folder, app)
 
 
 def fewer_than_asked(world: World) -> str:
-    """Ask the victim and two of four Sybils, where a roster of seven asks for five clients."""
+    """Ask the victim and two of four Sybils, where a roster of seven demands five clients."""
     with staged(world, small_job(HONEST + SYBILS)) as stage:
         return _alone_among(stage, ["c0", "c1"], stage.keys)
 
@@ -203,30 +203,30 @@ def _servers_place(
     stage: Stage, names: Sequence[str], members: Mapping[str, bytes], *, new_keys: bool
 ) -> Path:
     """Make a folder with the server's roster and its clients' keys, and name it in their policies."""
-    place = Path(tempfile.mkdtemp(dir=stage.world.folder))
-    own = dict(members)
+    folder = Path(tempfile.mkdtemp(dir=stage.world.folder))
+    roster_members = dict(members)
     if new_keys:
-        own |= provision(names, place).members
+        roster_members |= provision(names, folder).members
     else:
         for name in names:
             for suffix in (".key", JOURNAL, SEQUENCE):
-                shutil.copy2(stage.keys / f"{name}{suffix}", place)
-    _write_roster(place, own)
+                shutil.copy2(stage.keys / f"{name}{suffix}", folder)
+    _write_roster(folder, roster_members)
     for name in names:
         file = stage.keys / f"{name}.policy.yaml"
         policy = load_policy(file)
-        elsewhere = policy.protect.model_copy(update={"keys": str(place)})
+        elsewhere = policy.protect.model_copy(update={"keys": str(folder)})
         policy.model_copy(update={"protect": elsewhere}).write(file)
-    return place
+    return folder
 
 
-def _alone_among(stage: Stage, sybils: Sequence[str], place: Path, app: Sybils | None = None) -> str:
+def _alone_among(stage: Stage, sybils: Sequence[str], folder: Path, app: Sybils | None = None) -> str:
     """Run a round of the victim and two Sybils, and subtract what the Sybils sent from its sum."""
     chosen = [i for i, c in enumerate(stage.job.clients) if c.name in (*sybils, stage.victim)]
     job = stage.job.changed(clients=tuple(stage.job.clients[i] for i in chosen))
-    servers = job.changed(protect=job.protect.model_copy(update={"keys": str(place)}))
-    few = replace(stage, job=job, policies=tuple(stage.policies[i] for i in chosen))
-    app = app or Sybils([few.node(i) for i in range(len(sybils))])
-    total = few.sum_of(few.serve(few.grid(app), servers), len(chosen))
-    own = np.sum([few.update(i) for i in range(len(sybils))], axis=0)
-    return read(total - own, few.update(), few.victim)
+    servers = job.changed(protect=job.protect.model_copy(update={"keys": str(folder)}))
+    small_stage = replace(stage, job=job, policies=tuple(stage.policies[i] for i in chosen))
+    app = app or Sybils([small_stage.node(i) for i in range(len(sybils))])
+    total = small_stage.sum_of(small_stage.serve(small_stage.grid(app), servers), len(chosen))
+    sybils_sum = np.sum([small_stage.update(i) for i in range(len(sybils))], axis=0)
+    return read(total - sybils_sum, small_stage.update(), small_stage.victim)

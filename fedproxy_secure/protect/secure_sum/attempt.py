@@ -79,11 +79,15 @@ def plays_everybody(context: Context) -> bool:
 
 def own_keys(job: FederationJob, name: str) -> tuple[Secret, Roster]:
     """Return this client's signing key and its own copy of the roster."""
-    if job.protect.keys is None:
-        raise ConfigError(f"protect.keys: must name the folder with {name}.key and {ROSTER}")
-    folder = Path(job.protect.keys)
+    folder = _keys_of(job, name)
     roster = load_roster(folder)
     return load_identity(folder, name, roster), roster
+
+
+def _keys_of(job: FederationJob, name: str) -> Path:
+    if job.protect.keys is None:
+        raise ConfigError(f"protect.keys: must name the folder with {name}.key and {ROSTER}")
+    return Path(job.protect.keys)
 
 
 def open_journal(job: FederationJob, name: str, context: Context) -> Journal:
@@ -96,8 +100,7 @@ def open_journal(job: FederationJob, name: str, context: Context) -> Journal:
     Raises `ConfigError` if the journal is missing, `ProtocolAborted` if an older copy took its
     place, or that of the privacy ledger.
     """
-    assert job.protect.keys is not None  # `own_keys` was called first, and checks it
-    folder = Path(job.protect.keys)
+    folder = _keys_of(job, name)
     if job.privacy.unit == "client" and plays_everybody(context):
         if job.privacy.ledger is None:
             raise ConfigError("privacy.ledger: must name the folder in which to write what was spent")

@@ -267,7 +267,7 @@ def answers(
 
 
 def _homomorphic(job: FederationJob) -> bool:
-    return protection_of(job.protect).homomorphic
+    return protection_of(job.protect).protocol == "ckks"
 
 
 def _session(

@@ -19,6 +19,8 @@ from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
     TRILEMMA,
     Labelled,
+    Span,
+    front_in_words,
     headline,
     keys_of,
     kind_of_measure,
@@ -26,6 +28,7 @@ from fedproxy_secure.report.sweep import (
     labelled,
     on_front,
     percent,
+    upward,
 )
 from fedproxy_secure.report.trilemma import Measure
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -167,7 +170,7 @@ def _fronts(report: Report) -> list[Chart]:
 def _front(items: Sequence[Labelled], x: str, y: str, fill: str | None) -> Spec:
     of_x, of_y = _first(items, x), _first(items, y)
     values: list[Spec] = []
-    points: list[tuple[float, float]] = []
+    points: list[tuple[Span, Span]] = []
     for item in items:
         in_x, in_y = item.number(x), item.number(y)
         if in_x is None or in_y is None:
@@ -184,15 +187,10 @@ def _front(items: Sequence[Labelled], x: str, y: str, fill: str | None) -> Spec:
         if fill is not None and (in_fill := item.number(fill)) is not None:
             value |= {"fill": ends(in_fill, "x")["x"], "fill_tip": in_fill.short}
         values.append(value)
-        points.append(
-            (
-                in_x.estimate.value * (1 if of_x.better == "higher" else -1),
-                in_y.estimate.value * (1 if of_y.better == "higher" else -1),
-            )
-        )
-    values = [{**v, "front": f} for v, f in zip(values, on_front(points), strict=True)]
+        points.append((upward(in_x.estimate, of_x.better), upward(in_y.estimate, of_y.better)))
+    front = on_front([(in_x[1], in_y[1]) for in_x, in_y in points])
+    values = [{**v, "front": f} for v, f in zip(values, front, strict=True)]
     filled = fill is not None and any("fill" in v for v in values)
-    best = "; ".join(v["name"] for v in values if v["front"])
     x_side, y_side = Side.of(of_x), Side.of(of_y)
     title = f"{x_side.title} against {y_side.title} of {len(values)} configurations"
     return chart_specs.front(
@@ -201,7 +199,7 @@ def _front(items: Sequence[Labelled], x: str, y: str, fill: str | None) -> Spec:
         y_side,
         Side.of(_first(items, fill)) if filled and fill is not None else None,
         kinds_of(items),
-        description=f"{title}. On the front: {best}.",
+        description=f"{title}. {front_in_words([v['name'] for v in values], points)}",
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number
-from fedproxy_secure.report import owner, page_words
+from fedproxy_secure.report import method_words, owner, page_words
 from fedproxy_secure.report.html.charts import Figure, figures
 from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
 from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
@@ -134,7 +134,7 @@ def _content(report: Report, all_figures: list[Figure]) -> dict[str, Any]:
         "stamps": measures.stamps(report),
         "failed": measures.failures(report),
         "cards": page_words.cards(report),
-        "compared": page_words.compared(report),
+        "compared": method_words.compared(report),
         "contrasts": page_words.contrasts(report),
         "missing": page_words.missing(report),
         "first_tables": measures.first_tables(report),

@@ -12,10 +12,16 @@ out, never guessed; the report's `not_measured` names it with the reason.
 from fedproxy_secure.report.measured.configuration import configuration_of
 from fedproxy_secure.report.measured.cost import cost_against
 from fedproxy_secure.report.measured.seed import ATTACKED, SeedRun, attacked, read_seed, read_seeds
-from fedproxy_secure.report.measured.unmeasured import rows_without_losses, without_losses
+from fedproxy_secure.report.measured.unmeasured import (
+    NO_GAP,
+    rows_without_losses,
+    without_gap,
+    without_losses,
+)
 
 __all__ = [
     "ATTACKED",
+    "NO_GAP",
     "SeedRun",
     "attacked",
     "configuration_of",
@@ -23,5 +29,6 @@ __all__ = [
     "read_seed",
     "read_seeds",
     "rows_without_losses",
+    "without_gap",
     "without_losses",
 ]

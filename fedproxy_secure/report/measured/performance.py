@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedproxy_secure.evidence.answers import alone, gap_closed, has_gap
+from fedproxy_secure.evidence.answers import alone, gap_closed, gap_over_seeds_or_records
 from fedproxy_secure.evidence.estimate import mean_interval
 from fedproxy_secure.evidence.losses import has_loss_gap, measured
 from fedproxy_secure.evidence.measures import performance as kinds
 from fedproxy_secure.report.measured.joining import answers, losses, values
 from fedproxy_secure.report.measured.seed import SeedRun
 from fedproxy_secure.report.trilemma import Curve, Measure
-from fedproxy_secure.runtime.files.names import FEDERATION, ROUNDS
+from fedproxy_secure.runtime.files.names import FEDERATION, RESULT, ROUNDS
 
 
 def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
@@ -23,8 +23,7 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
     ]
     if all(s.ceiling for s in seeds):
         measures += answers(seeds, kinds.ACCURACY_CENTRALISED, alone, ["ceiling"])
-        if all(has_gap(s.answers("zero_shot"), s.answers("ceiling")) for s in seeds):
-            measures += answers(seeds, kinds.GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
+        measures += _gap_closed(seeds)
     measures += _on_free_text(seeds)
     before = {s.seed: float(s.result["fidelity"]["llm_perplexity"]) for s in seeds}
     after = {
@@ -39,6 +38,15 @@ def performance(seeds: Sequence[SeedRun]) -> list[Measure]:
     ]
 
 
+def _gap_closed(seeds: Sequence[SeedRun]) -> list[Measure]:
+    by_seed = {s.seed: [s.answers(model) for model in ("fused", "zero_shot", "ceiling")] for s in seeds}
+    if not all(bits for models in by_seed.values() for bits in models):
+        return []  # all tasks are free text
+    estimate = gap_over_seeds_or_records(by_seed, kinds.GAP_CLOSED.estimate_name)
+    source = seeds[0].source(RESULT, "fused")
+    return [] if estimate is None else [Measure.of_kind(kinds.GAP_CLOSED, estimate, source)]
+
+
 def _on_free_text(seeds: Sequence[SeedRun]) -> list[Measure]:
     measures = [
         *losses(seeds, kinds.LOSS_ZERO_SHOT, alone, ["zero_shot"]),
@@ -49,8 +57,8 @@ def _on_free_text(seeds: Sequence[SeedRun]) -> list[Measure]:
     if all(s.ceiling_losses for s in seeds):
         measures += losses(seeds, kinds.LOSS_CENTRALISED, alone, ["ceiling"])
         ends = [s.losses(model) for s in seeds for model in ("zero_shot", "ceiling")]
-        if all(map(measured, ends)) and all(
-            has_loss_gap(s.losses("zero_shot"), s.losses("ceiling")) for s in seeds
+        if all(map(measured, ends)) and has_loss_gap(
+            (s.losses("zero_shot"), s.losses("ceiling")) for s in seeds
         ):
             measures += losses(seeds, kinds.LOSS_GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
     return measures

@@ -1,4 +1,4 @@
-"""Notes on losses on free text that a report should have but does not."""
+"""Notes on losses on free text, and on gaps closed, that a report should have but does not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from fedproxy_secure.report.report import MethodRow
 from fedproxy_secure.report.trilemma import Configuration
 
 WHY = "a model has diverged, and its loss is not finite (train it less, or slower)"
+NO_GAP = (
+    "the LLM tuned on all records together is not better than the LLM before tuning beyond the interval of "
+    "their difference, so there is no gap to measure by"
+)
 _OF_A_RUN = (
     kinds.LOSS_ZERO_SHOT,
     kinds.LOSS_ZERO_SHOT_PROXY,
@@ -35,6 +39,15 @@ def without_losses(
         if missing and configuration.seeds:
             lines.append(f"{', '.join(missing)} of {configuration.name}: {WHY}")
     return lines
+
+
+def without_gap(configurations: Sequence[Configuration]) -> list[str]:
+    """Return a line for each configuration whose gap closed is left out because it is not resolved."""
+    return [
+        f"{kinds.GAP_CLOSED.key} of {c.name}: {NO_GAP}"
+        for c in configurations
+        if c.measure(kinds.ACCURACY_CENTRALISED.key) is not None and c.measure(kinds.GAP_CLOSED.key) is None
+    ]
 
 
 def rows_without_losses(rows: Sequence[MethodRow], texts: Collection[str]) -> list[str]:

@@ -15,10 +15,9 @@ COUNTING_TITLE = "Gap closed on tasks that count"
 COUNTING_ABOUT = "Over all tasks, and over those that count alone, between the same two models."
 PROXIES_TITLE = "Proxies before tuning"
 PROXIES_ABOUT = (
-    "On public text that healing does not read. compress.importance may have chosen blocks by it; "
-    "the KL is then a little too low. KL: of the LLM's next-token distributions to the proxy's. "
-    "Perplexity: the proxy's, and the LLM's. CKA: mean over blocks. Verbatim: weights of the LLM that the "
-    "proxy holds bit for bit. Accuracy: the proxy's minus the LLM's, in points, both untuned."
+    "On public text that nothing was chosen or healed by. KL: of the LLM's next-token distributions to the "
+    "proxy's. Perplexity: the proxy's, and the LLM's. CKA: mean over blocks. Verbatim: weights of the LLM "
+    "that the proxy holds bit for bit. Accuracy: the proxy's minus the LLM's, in points, both untuned."
 )
 
 

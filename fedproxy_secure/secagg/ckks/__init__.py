@@ -1,1 +1,1 @@
-"""Secure aggregation by homomorphic encryption (CKKS), and encrypted products for H-TIES' weights."""
+"""Secure aggregation by homomorphic encryption (CKKS), and encrypted cosines for the weights of H-TIES."""

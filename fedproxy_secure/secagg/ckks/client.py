@@ -1,4 +1,7 @@
-"""The client's side of the CKKS back end: a state machine without transport. See `ckks.messages`."""
+"""The client's side of the CKKS back end: a state machine without transport.
+
+`ckks.messages` has the order of messages and the guarantees.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ T = TypeVar("T")
 
 
 class CkksClient(SteppedSession):
-    """One client in one attempt; the steps have the names that they have in masking."""
+    """One client in one attempt: `advertise`, `share` (only the leader), `mask`, `unmask`.
+
+    The steps are named as in masking.
+    """
 
     STEPS = ("advertise", "share", "mask", "unmask", OVER)
 
@@ -40,7 +46,7 @@ class CkksClient(SteppedSession):
         self._key: Secret | None = None
 
     def advertise(self) -> Hello:
-        """Return a fresh agreement key, signed (step 1)."""
+        """Return a fresh public agreement key, signed (step 1)."""
         return self._once("advertise", self._hello)
 
     def _hello(self) -> Hello:
@@ -49,7 +55,7 @@ class CkksClient(SteppedSession):
         return replace(unsigned, signature=crypto.sign(self._identity, unsigned.signed(self._context)))
 
     def share(self, book: HelloBook) -> KeyGrants:
-        """Make a fresh CKKS key and seal it for everyone in the book (step 2, the leader alone)."""
+        """Make a fresh CKKS key and seal it for every client in the book (step 2, only the leader)."""
         return self._once("share", lambda: self._grant(book))
 
     def _grant(self, book: HelloBook) -> KeyGrants:
@@ -59,7 +65,7 @@ class CkksClient(SteppedSession):
         if leader_of(self._context, book.clients) != self.name:
             raise ProtocolAborted(f"hello book: {self.name} does not lead these clients")
         keys = self._make_keys()
-        own = crypto.agreement_public(self._share_private())
+        share_key = crypto.agreement_public(self._share_private())
         sealed, signatures = [], []
         for client, key, signature in zip(book.clients, book.share_keys, book.signatures, strict=True):
             row = Hello(client=client, share_key=key, signature=signature)
@@ -70,12 +76,14 @@ class CkksClient(SteppedSession):
             )
             letter = crypto.seal(channel, keys.secret.reveal(), associated=self._route(self.name, client))
             public = self._public_for_clients(keys)
-            grant = KeyGrant(leader=self.name, share_key=own, public=public, sealed=letter, signature=b"")
+            grant = KeyGrant(
+                leader=self.name, share_key=share_key, public=public, sealed=letter, signature=b""
+            )
             sealed.append(letter)
             signatures.append(crypto.sign(self._identity, grant.signed(self._context, client)))
         return KeyGrants(
             client=self.name,
-            share_key=own,
+            share_key=share_key,
             public=keys.public,
             receivers=book.clients,
             sealed=sealed,
@@ -83,17 +91,19 @@ class CkksClient(SteppedSession):
         )
 
     def _make_keys(self) -> ckks.CkksKeys:
+        """Return the keys that this client makes if it leads."""
         return ckks.make_keys()
 
     def _public_for_clients(self, keys: ckks.CkksKeys) -> bytes:
+        """Return the public context that a key grant contains."""
         return keys.public
 
     def mask(self, grant: KeyGrant, row: np.ndarray) -> Encrypted:
-        """Encrypt this client's row, as `payload` makes it, under the granted key (step 3)."""
+        """Encrypt this client's row, which `row.payload` returned, under the granted key (step 3)."""
         return self._in_turn("mask", lambda: self._encrypt(grant, row))
 
     def _in_turn(self, step: str, action: Callable[[], T]) -> T:
-        """Run the step after `share` by `_once`; only the leader has run `share` itself."""
+        """Run the step after `share` once; clients other than the leader skip `share`."""
         if self._step == "share":
             self._step = step
         return self._once(step, action)
@@ -107,7 +117,10 @@ class CkksClient(SteppedSession):
         return Encrypted(client=self.name, encrypted=encrypted, tag=crypto.tag(key, encrypted))
 
     def _accept(self, grant: KeyGrant) -> Secret:
-        """Return the granted key if a client of the cohort made it for this client and this attempt."""
+        """Return the granted key.
+
+        Raises `ProtocolAborted` unless a client of the cohort granted it to this client in this attempt.
+        """
         if grant.leader not in self.terms.cohort:
             raise ProtocolAborted(f"key grant: {grant.leader[:80]} does not belong there")
         what = f"key grant of {grant.leader}"
@@ -119,12 +132,12 @@ class CkksClient(SteppedSession):
         return self._key
 
     def unmask(self, total: Total) -> Opened:
-        """Open the sum, once, if it counts the clients that it is said to hold (step 4)."""
+        """Decrypt the sum, once, if it counts the clients that the message names (step 4)."""
         return self._once("unmask", lambda: self._open(total))
 
     def _open(self, total: Total) -> Opened:
         self._check_names(total.clients, "total")
-        assert self._key is not None  # the order of steps sees to it
+        assert self._key is not None  # ensured by the order of steps
         length = row_length(self.terms.plan)
         try:
             values = ckks.decrypt(self._key, total.encrypted, length)

@@ -1,15 +1,18 @@
-"""Sums of real vectors under CKKS (TenSEAL): additive only, so a small modulus and no rotation keys.
+"""Sums of real vectors under CKKS (TenSEAL): `make_keys`, `encrypt`, `CkksSum`, `decrypt`.
 
     ring dimension 8192, coefficient moduli [60, 60], scale 2^45: 4096 numbers a ciphertext, 32 bytes each
 
-[60, 60] leaves 60 bits for scale and number after the special prime: numbers, summed over all clients, must
-stay below 2^14; `BOUND` is half of that. Others use [60, 40, 40] or more, which only products need.
+Guarantees: a party that has only the public context learns nothing from a ciphertext (ring-LWE at the
+128-bit level that TenSEAL enforces for these parameters). `decrypt` rounds numbers to a public grid before
+it returns them: CKKS's errors depend on the key, and exact decryptions that are given away can reveal it
+(Li & Micciancio 2021).
 
-Guarantees: a party with the public context alone learns nothing from a ciphertext (ring-LWE at the 128-bit
-level that TenSEAL enforces for these parameters). Decrypted numbers are rounded to a public grid before
-they leave: CKKS's errors depend on the key, and exact decryptions given away can reveal it (Li & Micciancio
-2021). Not guaranteed: there is no threshold key. Any one holder of the secret key who works with the server
-opens every client's vector. A ciphertext that was altered is not noticed here; the protocol tags them.
+Not guaranteed: there is no threshold key. Any one holder of the secret key who works with the server can
+decrypt every client's vector. An altered ciphertext is not noticed here; the protocol tags ciphertexts.
+
+Why these parameters: vectors are only added, so rotation keys and a third modulus, as in [60, 40, 40], are
+not needed; only products need them. Beside the special prime, [60, 60] leaves 60 bits for scale and number:
+numbers, summed over all clients, must stay below 2^14. `encrypt` refuses numbers of half of that or more.
 """
 
 from __future__ import annotations
@@ -28,15 +31,15 @@ DEGREE = 8192
 MODULI = (60, 60)
 SCALE_BITS = 45
 SLOTS = DEGREE // 2
-BOUND = 2.0**13  # on a number in the sum
-GRID = 2.0**-27  # what leaves a decryption is a multiple of this: 7.5e-9, above the sum's own error
+BOUND = 2.0**13  # on a number that is encrypted
+GRID = 2.0**-27  # decrypted numbers are multiples of this: 7.5e-9, more than the error of a sum
 _HEAD = struct.Struct("<QI")  # length of the vector, number of ciphertexts
 _SIZE = struct.Struct("<I")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CkksKeys:
-    """Two contexts of one key: `public` can encrypt and add, `secret` can also decrypt."""
+    """Two serialised contexts of one key: `public` can encrypt and add, `secret` can also decrypt."""
 
     public: bytes
     secret: Secret
@@ -48,7 +51,7 @@ def require() -> None:
 
 
 def make_keys() -> CkksKeys:
-    """Return fresh keys from SEAL's generator, which the operating system seeds."""
+    """Return fresh keys from SEAL's random generator, which the operating system seeds."""
     ts = tenseal()
     context = ts.context(ts.SCHEME_TYPE.CKKS, DEGREE, coeff_mod_bit_sizes=list(MODULI))
     context.global_scale = 2**SCALE_BITS
@@ -60,9 +63,9 @@ def make_keys() -> CkksKeys:
 
 
 def encrypt(public: bytes, values: np.ndarray) -> bytes:
-    """Return ciphertexts of float64 [n], framed.
+    """Return the ciphertexts of float64 [n], framed.
 
-    Raises `DataError` for NaN, infinity or a number of `BOUND` or more.
+    Raises `DataError` for NaN, infinity or a number whose magnitude is `BOUND` or more.
     """
     if values.ndim != 1 or not np.isfinite(values).all():
         raise DataError("values for CKKS: must be one row of finite numbers")
@@ -70,7 +73,7 @@ def encrypt(public: bytes, values: np.ndarray) -> bytes:
     if top >= BOUND:
         raise DataError(
             f"values for CKKS: must be below {BOUND:g}"
-        )  # without the number: the server reads this
+        )  # without the number, because the server reads this error
     context, ts = _context(public), tenseal()
     parts = []
     for start in range(0, len(values), SLOTS):
@@ -80,23 +83,23 @@ def encrypt(public: bytes, values: np.ndarray) -> bytes:
 
 
 class CkksSum:
-    """Adds encrypted vectors of one length as they arrive; holds one vector whatever their number."""
+    """A running sum of encrypted vectors of one length; holds one vector, whatever their number."""
 
     def __init__(self, public: bytes, length: int) -> None:
         self._context, self._length = _context(public), length
         self._parts: list[Any] = []
 
     def add(self, encrypted: bytes) -> None:
-        """Add a vector. Raises `DataError`, and changes nothing, for another length or other parameters."""
+        """Add a vector. Raises `DataError`, and adds nothing, for another length or other parameters."""
         parts = _ciphertexts(self._context, encrypted, self._length)
         if not self._parts:
             self._parts = parts
             return
-        for mine, theirs in zip(self._parts, parts, strict=True):
-            mine.add_(theirs)
+        for total, part in zip(self._parts, parts, strict=True):
+            total.add_(part)
 
     def packed(self) -> bytes:
-        """Return the encrypted sum, framed as `encrypt` does."""
+        """Return the encrypted sum, framed as by `encrypt`."""
         parts = []
         for part in self._parts:
             raw = part.serialize()
@@ -105,10 +108,10 @@ class CkksSum:
 
 
 def decrypt(secret: Secret, encrypted: bytes, length: int) -> np.ndarray:
-    """Return the numbers, float64 [length], rounded to multiples of `GRID`.
+    """Return the decrypted numbers, float64 [length], rounded to multiples of `GRID`.
 
-    Raises `DataError` for anything but a vector of that length and these parameters, or a key that
-    gives no numbers in range.
+    Raises `DataError` for anything but a vector of that length and these parameters, and for numbers out of
+    range, as another key gives them.
     """
     context = _context(secret.reveal())
     if not context.is_private():
@@ -127,45 +130,52 @@ def expected_bytes(length: int) -> int:
 
 
 def _ciphertexts(context: Any, encrypted: bytes, length: int) -> list[Any]:
-    ts, wrong = tenseal(), DataError(f"CKKS vector: must be {length} numbers, framed as `encrypt` does")
+    ts, refused = tenseal(), DataError(f"CKKS vector: must be {length} numbers, framed as `encrypt` does")
     if len(encrypted) < _HEAD.size:
-        raise wrong
+        raise refused
     stated, count = _HEAD.unpack_from(encrypted)
     if stated != length or count != -(-length // SLOTS):
-        raise wrong
-    at, parts = _HEAD.size, []
+        raise refused
+    offset, parts = _HEAD.size, []
     for i in range(count):
-        if at + _SIZE.size > len(encrypted):
-            raise wrong
-        (size,) = _SIZE.unpack_from(encrypted, at)
-        at += _SIZE.size
+        if offset + _SIZE.size > len(encrypted):
+            raise refused
+        (size,) = _SIZE.unpack_from(encrypted, offset)
+        offset += _SIZE.size
         try:
-            part = ts.ckks_vector_from(context, encrypted[at : at + size])
+            part = ts.ckks_vector_from(context, encrypted[offset : offset + size])
         except (ValueError, RuntimeError) as error:
-            raise wrong from error
+            raise refused from error
         if part.size() != min(SLOTS, length - i * SLOTS) or len(part.ciphertext()) != 1:
-            raise wrong
+            raise refused
         check_form(part, primes=len(MODULI) - 1, scale_bits=SCALE_BITS)
         parts.append(part)
-        at += size
-    if at != len(encrypted):
-        raise wrong
+        offset += size
+    if offset != len(encrypted):
+        raise refused
     return parts
 
 
 def check_form(part: Any, *, primes: int, scale_bits: int) -> None:
-    """Raise `DataError` unless this vector of one ciphertext is fresh and of this scale.
+    """Raise `DataError` unless this vector of one ciphertext is freshly encrypted and has this scale.
 
-    One of another scale or level does not add up, and as the first of a sum it would shut out all others.
+    A ciphertext of another scale or level cannot be added to the others. As the first of a sum it would
+    exclude all others.
     """
-    (one,) = part.ciphertext()
-    form = (one.size(), one.poly_modulus_degree(), one.coeff_modulus_size(), one.scale, one.is_ntt_form())
+    (ciphertext,) = part.ciphertext()
+    form = (
+        ciphertext.size(),
+        ciphertext.poly_modulus_degree(),
+        ciphertext.coeff_modulus_size(),
+        ciphertext.scale,
+        ciphertext.is_ntt_form(),
+    )
     if form != (2, DEGREE, primes, 2.0**scale_bits, True):
         raise DataError("ciphertext: is of another scale or level; must be as `encrypt` makes it")
 
 
 def read_context(serialised: bytes, *, moduli: Sequence[int], scale_bits: int) -> Any:
-    """Read a context. Raises `DataError` for one of other parameters, or none."""
+    """Return a context from its bytes. Raises `DataError` for other parameters, or if it cannot be read."""
     ts = tenseal()
     try:
         context = ts.context_from(serialised)
@@ -178,9 +188,9 @@ def read_context(serialised: bytes, *, moduli: Sequence[int], scale_bits: int) -
         )
     except (ValueError, RuntimeError) as error:
         raise DataError("CKKS key: cannot be read") from error
-    wanted = (DEGREE, sum(moduli), len(moduli), 2.0**scale_bits)
-    if parameters != wanted:
-        raise DataError(f"CKKS key: degree, bits, moduli, scale {parameters}; must be {wanted}")
+    expected = (DEGREE, sum(moduli), len(moduli), 2.0**scale_bits)
+    if parameters != expected:
+        raise DataError(f"CKKS key: degree, bits, moduli, scale {parameters}; must be {expected}")
     return context
 
 
@@ -189,7 +199,7 @@ def _context(serialised: bytes) -> Any:
 
 
 def tenseal() -> Any:
-    """Return the library. Raises `ConfigError` if it is not installed."""
+    """Return the module `tenseal`. Raises `ConfigError` if it is not installed."""
     try:
         import tenseal as library
     except ImportError as error:

@@ -1,22 +1,25 @@
-"""Weights `encrypted_gram`: H-TIES' cosines between clients, which the server multiplies and cannot read.
+"""Weights `encrypted_gram`: the server computes H-TIES' cosines between clients on encrypted sketches.
 
-Before masking, in the same attempt (Hello, HelloBook, KeyGrants and KeyGrant are those of `ckks.messages`):
+These messages precede masking in the same attempt, after the exchange of a key by Hello, HelloBook,
+KeyGrants and KeyGrant of `ckks.messages`:
 
     client -> server   EncryptedSketch   a count sketch of the update under the leader's fresh key
     server -> client   GramProducts      the encrypted inner products of all pairs
-    client -> server   masking's Advertise, beside a hash of what it opened
+    client -> server   masking's Advertise, with a hash of the cosines that it opened
 
-The hash goes into the masking context, so clients that were shown different products meet at the key book
-with signatures that do not verify: the attempt aborts. It is salted with the clients' key, so the server
-cannot find the cosines by trying.
+Guarantees: a server that follows the protocol, and that no client helps, learns none of the cosines. Every
+client learns all of them.
 
-Guarantees, against a server that follows the protocol and that no client helps: it learns none of the
-cosines. Every client learns all of them. **Not guaranteed**: anything against a server that deviates. It
-can hand out products that it chose, the same to all (of a sketch with a vector of its own, for example),
-and read from the sum of weights what the clients made of them: a linear functional of one client's update
-per attempt. A client helps to unmask such a round once, so a round gives one such number; the reports of
-runs with these weights say so. Nor anything against a server together with one client, which has the
-key: it opens every sketch, 4096 numbers of each update.
+Not guaranteed: anything against a server that deviates. It can send all clients the same products of its
+own choice (of a sketch with a vector of its own, for example), and read from the sum of weights what the
+clients computed from them: a linear functional of one client's update per attempt. A client helps to unmask
+such a round once, so a round gives one such number; the reports of runs with these weights say so. Nor
+anything against a server together with one client: the client has the key, which opens every sketch, 4096
+numbers of each update.
+
+How the hash is used: it is part of the masking context. If clients were shown different products, their
+signatures do not verify at the key book, and the attempt aborts. The hash is salted with the clients' key,
+so the server cannot find the cosines by trying.
 """
 
 from __future__ import annotations
@@ -71,23 +74,23 @@ class GramProducts(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class GramWeight:
-    """A client's weight and retention, and the hash that binds all clients to the same cosines."""
+    """A client's weight and retention, and the hash by which all clients agree on the same cosines."""
 
     standing: Standing
     gram_sha256: bytes
 
 
 class GramClient(CkksClient):
-    """One client: `advertise`, `share` (the leader), `sketch`, `weigh`."""
+    """One client in one attempt: `advertise`, `share` (only the leader), `sketch`, `weigh`."""
 
     def _make_keys(self) -> CkksKeys:
         return ckks_gram.make_keys()
 
     def _public_for_clients(self, keys: CkksKeys) -> bytes:
-        return b""  # they encrypt with the context that they are granted
+        return b""  # clients encrypt with the secret context, which they are granted
 
     def sketch(self, grant: KeyGrant, update: np.ndarray) -> EncryptedSketch:
-        """Encrypt a sketch of this client's update, float [d] (step 3)."""
+        """Encrypt a sketch of this client's update, float [d], under the granted key (step 3)."""
         return self._in_turn("mask", lambda: self._sketch(grant, update))
 
     def _sketch(self, grant: KeyGrant, update: np.ndarray) -> EncryptedSketch:
@@ -102,14 +105,17 @@ class GramClient(CkksClient):
         return EncryptedSketch(client=self.name, encrypted=encrypted, tag=crypto.tag(tag_key, encrypted))
 
     def weigh(self, message: GramProducts, *, r0: float, delta: float) -> GramWeight:
-        """Open the products, once, and return this client's weight and retention (step 4)."""
+        """Decrypt the products, once, and return this client's weight and retention (step 4).
+
+        `r0` and `delta`: the settings of H-TIES' retention.
+        """
         return self._once("unmask", lambda: self._weigh(message, r0, delta))
 
     def _weigh(self, message: GramProducts, r0: float, delta: float) -> GramWeight:
         self._check_names(message.clients, "products")
         if message.clients != sorted(message.clients):
             raise ProtocolAborted("products: clients must be sorted")
-        assert self._key is not None  # the order of steps sees to it
+        assert self._key is not None  # ensured by the order of steps
         try:
             opened = ckks_gram.open_products(self._key, message.products)
         except DataError as error:
@@ -126,7 +132,11 @@ class GramClient(CkksClient):
 
 
 class GramServer(CkksServer):
-    """The server: `advertised`*, `hello_book`, `granted`, `grants`, `sketched`*, `products`."""
+    """The server in one attempt.
+
+    The order of calls is: `advertised`*, `hello_book`, `granted`, `grants`, `sketched`*, `products` (* once
+    per client that answers).
+    """
 
     STEPS = ("advertise", "share", "sketch", OVER)
 
@@ -135,10 +145,10 @@ class GramServer(CkksServer):
         self._sketches: dict[str, bytes] = {}
 
     def _public_for_clients(self, grants: KeyGrants) -> bytes:
-        return b""
+        return b""  # as the leader signed it
 
     def sketched(self, message: EncryptedSketch) -> None:
-        """Take an encrypted sketch and keep it for the products."""
+        """Check an encrypted sketch and keep it for the products."""
         self._expect("sketch", message.client, self._hellos, self._sketches)
         self._check_upload(message.client, message.encrypted, message.tag)
         self._sketches[message.client] = message.encrypted
@@ -146,11 +156,11 @@ class GramServer(CkksServer):
     def products(self) -> GramProducts:
         """Close step 3 and return the encrypted products.
 
-        Raises `RoundAborted` for too few sketches, `ProtocolAborted` for some that do not multiply.
+        Raises `RoundAborted` for too few sketches, `ProtocolAborted` if some cannot be multiplied.
         """
         self._close("sketch", len(self._sketches))
         names, grants = sorted(self._sketches), self._grants
-        assert grants is not None  # `grants` sees to it
+        assert grants is not None  # ensured by `grants`
         try:
             encrypted = ckks_gram.products(grants.public, [self._sketches[n] for n in names])
         except DataError as error:
@@ -159,9 +169,11 @@ class GramServer(CkksServer):
 
 
 def agreed_hash(hashes: dict[str, bytes], *, threshold: int) -> bytes:
-    """Return the hash of what most clients opened; those with another one count as dropped in masking.
+    """Return the hash that most clients sent; clients with another hash count as dropped in masking.
 
-    Raises `RoundAborted` if fewer than `threshold` agree.
+    `hashes`: of the cosines that each client opened, by client.
+
+    Raises `RoundAborted` if fewer than `threshold` clients sent it.
     """
     values = sorted(hashes.values())
     most: Callable[[bytes], int] = values.count

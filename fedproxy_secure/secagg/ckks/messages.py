@@ -1,22 +1,24 @@
-"""The messages of the CKKS back end, whose two state machines are like masking's, one round trip shorter.
+"""The messages of the CKKS back end, in the order in which they are sent, and what each reveals.
 
     client -> server   Hello        agreement key, signature
-    server -> leader   HelloBook    all of them
-    leader -> server   KeyGrants    a fresh public context; the secret one sealed for every peer, signed
-    server -> client   KeyGrant     this client's part of them
+    server -> leader   HelloBook    all clients' agreement keys
+    leader -> server   KeyGrants    a fresh public context; the secret one sealed for every client, signed
+    server -> client   KeyGrant     this client's part of the key grants
     client -> server   Encrypted    the encrypted vector, tagged for the server
-    server -> client   Total        the encrypted sum, who is in it, who sends it opened
-    client -> server   Opened       the opened sum (from one), a signature on its hash (from all)
+    server -> client   Total        the encrypted sum, whose vectors are in it, who returns it decrypted
+    client -> server   Opened       the decrypted sum (from one client), a signature on its hash (from all)
 
-The leader is the client that the context's hash picks. A server that tries many contexts can choose it
-after all. The server gains nothing by that, because every client has the key.
+The two state machines are like those of masking, one round trip shorter. The leader is the client that a
+hash of the context selects. A server that tries many contexts can still choose the leader, but gains
+nothing by that, because every client has the key.
 
-Guarantees, against a server that follows the protocol and is curious: it learns the sum over at least t
-clients. The sum is accepted only if t clients opened the same one. Every client checks that the opened sum
-counts the clients it is said to hold, and opens one sum per attempt.
+Guarantees: a curious server that follows the protocol learns the sum over at least t clients and nothing
+else. It accepts the sum only if t clients decrypted the same numbers. Every client checks that the
+decrypted sum counts the clients that are said to be in it, and decrypts one sum per attempt.
 
-**Not guaranteed**: anything against a server together with one client, which has the key, or against a
-server that adds to ciphertexts (whoever can encrypt can forge the count). Masking guarantees more.
+Not guaranteed: anything against a server together with one client, because the client has the key, or
+against a server that adds to ciphertexts, because whoever can encrypt can forge the count. Masking
+guarantees more.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from typing import ClassVar
 from fedproxy_secure.crypto import primitives as crypto
 from fedproxy_secure.secagg.messages import HASH, KEY, SIGNATURE, TAG, VECTOR, Message, Size, Surface
 
-PUBLIC = Size(least=0, most=2**25)  # with rotation keys a context takes 18 MB
-SEALED_CONTEXT = Size(least=0, most=2**20)  # without them half a megabyte
+PUBLIC = Size(least=0, most=2**25)  # a context with rotation keys takes 18 MB
+SEALED_CONTEXT = Size(least=0, most=2**20)  # a context without rotation keys takes half a megabyte
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hello(Message):
-    """Step 1: a fresh agreement key."""
+    """Step 1: a fresh agreement key of one client, signed with its key in the roster."""
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "that the client takes part"
@@ -62,7 +64,7 @@ class HelloBook(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class KeyGrants(Message):
-    """Step 2, the leader's answer: the public context, and the secret one sealed for each receiver."""
+    """Step 2, the leader's answer: the public context, and the secret one sealed for each client."""
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "the public CKKS context"
@@ -119,7 +121,7 @@ class Encrypted(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Total(Message):
-    """Step 4: the encrypted sum over `clients`; `opener` sends it back opened, the others its hash."""
+    """Step 4: the encrypted sum over `clients`; `opener` returns it decrypted, the others its hash."""
 
     to: ClassVar[Surface] = "clients"
     reveals: ClassVar[str] = "the sum, to every client"
@@ -132,7 +134,10 @@ class Total(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Opened(Message):
-    """Step 4, answer: float64 numbers of the sum (empty but from the opener), a signature on their hash."""
+    """Step 4, answer: the decrypted sum and a signature on its hash.
+
+    `values`: the bytes of little-endian float64 numbers; empty unless the client is the opener.
+    """
 
     to: ClassVar[Surface] = "server"
     reveals: ClassVar[str] = "the sum over the clients, rounded to a grid"

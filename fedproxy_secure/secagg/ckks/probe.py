@@ -1,17 +1,17 @@
-"""A child process that reads clients' bytes first: some end the process in which TenSEAL reads them.
+"""A child process that parses clients' ciphertexts first, because a malformed one can kill its reader.
 
-Its C++ code meets a few malformed ciphertexts with an abort, not an exception, and may ask for any amount
-of memory. The server therefore hands what clients sent to a child process, and reads it itself only if the
-child has read it and lives.
+TenSEAL's C++ code answers a few malformed ciphertexts with an abort, not an exception, and may ask for any
+amount of memory. The server therefore sends clients' bytes to a child process, and parses them itself only
+if the child parsed them and is still alive.
 
-    parent -> child   what it is (1 byte), length of a vector, length of what follows (8 bytes each), bytes
-    child -> parent   one byte: taken or refused; the end of the stream if that killed it
+    parent -> child   kind (1 byte), length of a vector, number of bytes (8 bytes each), the bytes
+    child -> parent   one byte, taken or refused; the end of the stream if the bytes killed the child
 
-One child serves a process; it holds one context at a time and is started when first needed.
+A process has one child, which is started when first needed and holds one context at a time.
 
-Guarantees: `Probe` raises `DataError` for bytes on which the child ends, takes longer than `PATIENCE_S` or
-needs more than `MOST_MEMORY`; the parent has not read them then. Not guaranteed: that bytes which misuse
-memory do the same in both processes.
+Guarantees: `Probe` raises `DataError` for bytes that kill the child, take longer than `PATIENCE_S` or need
+more than `MOST_MEMORY`; the parent has then not parsed them. Not guaranteed: that bytes which misuse memory
+do the same in both processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fedproxy_secure.secagg.ckks import products as ckks_gram
 Kind = Literal["sum", "sketch"]
 PATIENCE_S = 60.0
 MOST_MEMORY = 2**33  # bytes of the child's address space
-CONTEXTS: dict[Kind, bytes] = {"sum": b"S", "sketch": b"K"}  # a context, and what its ciphertexts are for
+CONTEXTS: dict[Kind, bytes] = {"sum": b"S", "sketch": b"K"}  # a context, by the use of its ciphertexts
 CIPHERTEXT = b"V"
 TAKEN, REFUSED = b"+", b"-"
 _HEAD = struct.Struct("<cQQ")
@@ -43,11 +43,11 @@ _PROGRAM = "from fedproxy_secure.secagg.ckks.probe import main; main()"
 
 
 class Probe:
-    """Tries a context, and then ciphertexts under it, in the child process.
+    """Parses a context, and then ciphertexts under it, in the child process.
 
     Args:
-        kind: what the ciphertexts are for: a `sum` of vectors (`ckks`), or a `sketch` to multiply.
-        public: the context they are made under.
+        kind: what the ciphertexts are for: `sum`, vectors to add, or `sketch`, vectors to multiply.
+        public: the serialised context.
         length: of a vector.
 
     Raises `DataError` for a context that cannot be read or has other parameters.
@@ -59,7 +59,7 @@ class Probe:
             self._enter()
 
     def check(self, encrypted: bytes) -> None:
-        """Raise `DataError` unless these are ciphertexts that `encrypt` could have made."""
+        """Raise `DataError` unless these bytes could come from `encrypt`."""
         with _child.lock:
             if _child.owner is not self:
                 self._enter()
@@ -74,7 +74,7 @@ class Probe:
 
 
 class _Child:
-    """The child process, if it is started; `owner` is the probe whose context it holds."""
+    """The child process, if it was started; `owner` is the probe whose context it holds."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -82,7 +82,10 @@ class _Child:
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, what: bytes, length: int, data: bytes) -> bytes:
-        """Return the child's answer; b"" if it gave none and was ended."""
+        """Return the child's answer, or b"" if there was none and the child was killed.
+
+        `what`: the kind of `data`, one of `CONTEXTS` or `CIPHERTEXT`. `length`: of a vector.
+        """
         if what != CIPHERTEXT:
             self.owner = None
         if self.process is None:
@@ -91,7 +94,7 @@ class _Child:
         assert source is not None
         assert sink is not None
         answer = b""
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the child has ended
             sink.write(_HEAD.pack(what, length, len(data)))
             sink.write(data)
             sink.flush()
@@ -108,7 +111,7 @@ class _Child:
             process.kill()
             for stream in (process.stdin, process.stdout):
                 assert stream is not None
-                with suppress(OSError):  # bytes that it did not read any more
+                with suppress(OSError):  # of bytes that the child did not read
                     stream.close()
             process.wait()
 
@@ -136,17 +139,17 @@ def main() -> None:
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer each request from `source` with one byte."""
-    reads: Callable[[bytes], None] = _without_context
+    read: Callable[[bytes], None] = _without_context
     while len(head := source.read(_HEAD.size)) == _HEAD.size:
         what, length, size = _HEAD.unpack(head)
         data = source.read(size)
         answer = TAKEN
         try:
             if what == CIPHERTEXT:
-                reads(data)
+                read(data)
             else:
-                reads = _without_context
-                reads = _reader(what, length, data)
+                read = _without_context  # if the new context cannot be read, the old one is not used
+                read = _reader(what, length, data)
         except DataError:
             answer = REFUSED
         sink.write(answer)
@@ -154,7 +157,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
 
 
 def _reader(what: bytes, length: int, public: bytes) -> Callable[[bytes], None]:
-    """Return a function that raises `DataError` for anything but ciphertexts under this context."""
+    """Return a function that raises `DataError` unless its argument is ciphertexts under this context."""
     if what == CONTEXTS["sum"]:
         return ckks.CkksSum(public, length).add
     return ckks_gram.reader(public)

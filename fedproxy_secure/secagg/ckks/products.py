@@ -1,9 +1,12 @@
-"""Inner products of encrypted sketches (TenSEAL): one product and rotations, so a larger modulus.
+"""Inner products of encrypted sketches (TenSEAL): `make_keys`, `encrypt`, `products`, `open_products`.
 
     ring dimension 8192, coefficient moduli [60, 40, 60], scale 2^40; the server's rotation keys take 18 MB
 
-Guarantees: a party with the public context computes products and learns nothing (ring-LWE, as in `ckks`).
-Not guaranteed: that a ciphertext is what it is said to be. Opened numbers must be rounded before use.
+The modulus is larger than in `context`, because an inner product takes a multiplication and rotations.
+
+Guarantees: a party that has only the public context can compute products, and learns nothing (ring-LWE, as
+in `context`). Not guaranteed: that a ciphertext holds what its sender says. Decrypted numbers are not
+rounded here; the caller must round them before use.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ SCALE_BITS = 40
 
 
 def make_keys() -> CkksKeys:
-    """Return fresh keys.
+    """Return fresh keys: `public` can multiply and rotate; `secret`, without rotation keys, can decrypt.
 
-    `public` multiplies and rotates; `secret` encrypts and decrypts, and has no rotation keys.
+    Both can encrypt.
     """
     ts = tenseal()
     context = ts.context(ts.SCHEME_TYPE.CKKS, DEGREE, coeff_mod_bit_sizes=list(MODULI))
@@ -42,7 +45,7 @@ def make_keys() -> CkksKeys:
 
 
 def encrypt(secret: Secret, sketch: np.ndarray) -> bytes:
-    """Return one ciphertext of float64 [SKETCH]."""
+    """Return one ciphertext of a sketch, float64 [SKETCH]. Raises `DataError` for anything else."""
     if sketch.shape != (SKETCH,) or not np.isfinite(sketch).all():
         raise DataError(f"sketch of shape {sketch.shape}: must be {SKETCH} finite numbers")
     packed: bytes = tenseal().ckks_vector(_context(secret.reveal()), sketch).serialize()
@@ -50,7 +53,7 @@ def encrypt(secret: Secret, sketch: np.ndarray) -> bytes:
 
 
 def reader(public: bytes) -> Callable[[bytes], None]:
-    """Return a function that raises `DataError` unless `encrypt` could have made its argument."""
+    """Return a function that raises `DataError` unless its argument could come from `encrypt`."""
     context = _context(public)
 
     def read(encrypted: bytes) -> None:
@@ -62,7 +65,7 @@ def reader(public: bytes) -> Callable[[bytes], None]:
 def products(public: bytes, encrypted: Sequence[bytes]) -> list[bytes]:
     """Return the encrypted inner products of all pairs (i, j), i < j, row by row.
 
-    Raises `DataError` for anything that cannot be multiplied.
+    Raises `DataError` for bytes that are no sketches, or cannot be multiplied.
     """
     context = _context(public)
     try:
@@ -76,11 +79,11 @@ def products(public: bytes, encrypted: Sequence[bytes]) -> list[bytes]:
 
 
 def open_products(secret: Secret, encrypted: Sequence[bytes]) -> np.ndarray:
-    """Return the opened numbers, float64 [pairs]. Raises `DataError` for what does not decrypt."""
+    """Return the decrypted numbers, float64 [pairs]. Raises `DataError` for bytes that do not decrypt."""
     context = _context(secret.reveal())
     if not context.is_private():
         raise DataError("CKKS key: is a public one; opening needs the secret one")
-    vectors = [_vector(context, one, 1) for one in encrypted]
+    vectors = [_vector(context, product, 1) for product in encrypted]
     try:
         return np.array([v.decrypt()[0] for v in vectors])
     except (ValueError, RuntimeError) as error:
@@ -94,13 +97,13 @@ def _sketch(context: Any, encrypted: bytes) -> Any:
 
 
 def _vector(context: Any, encrypted: bytes, length: int) -> Any:
-    wrong = DataError(f"ciphertext: must be one of {length} numbers")
+    refused = DataError(f"ciphertext: must be one of {length} numbers")
     try:
         vector = tenseal().ckks_vector_from(context, encrypted)
     except (ValueError, RuntimeError) as error:
-        raise wrong from error
+        raise refused from error
     if vector.size() != length or len(vector.ciphertext()) != 1:
-        raise wrong
+        raise refused
     return vector
 
 

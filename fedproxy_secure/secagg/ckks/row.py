@@ -1,4 +1,4 @@
-"""A client's numbers under CKKS: one row of the update's segments, control numbers and sentinels."""
+"""The row of numbers that a client encrypts: the update's segments, control numbers and sentinels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedproxy_secure.secagg.control import (
 from fedproxy_secure.secagg.ring import RingPlan, Segment
 from fedproxy_secure.secagg.steps import Aggregate
 
-# units in which every control number stays far below `context.BOUND` and far above CKKS's errors
+# units in which every control number is far below `context.BOUND` and far above CKKS's errors
 CONTROL_UNITS = {
     "clients": 1.0,
     "weight": 1.0,
@@ -28,17 +28,17 @@ CONTROL_UNITS = {
     "steps": 1000.0,
     "largest": 1000.0,
 }
-TOLERANCE = 1e-3  # for counts and sentinels, in their units
-CKKS_ERROR = 1e-6  # bound on the error of a number in the opened sum of a cohort, with much room
+TOLERANCE = 1e-3  # for control numbers and sentinels, in their units
+CKKS_ERROR = 1e-6  # generous bound on the error of a number in the decrypted sum of a cohort
 
 
 def leader_of(context: bytes, clients: list[str]) -> str:
-    """Return the client that makes the key, picked by hash among those that said hello."""
+    """Return the client of `clients` that makes the key: a hash of the context selects it."""
     return min(clients, key=lambda name: crypto.digest(b"leader", context, name.encode()))
 
 
 def control_length() -> int:
-    """Return how many numbers follow the segments: the control numbers and the sentinels."""
+    """Return how many control numbers and sentinels follow the segments in a row."""
     return len(NAMES) + SENTINELS
 
 
@@ -48,14 +48,20 @@ def row_length(plan: RingPlan) -> int:
 
 
 def real_segments(plan: RingPlan) -> list[Segment]:
-    """Return the segments that carry the update; control numbers have a place of their own in the row."""
+    """Return the plan's segments that carry the update; control numbers follow them in the row."""
     return [s for s in plan.segments if s.clip is not None]
 
 
 def payload(plan: RingPlan, values: dict[str, np.ndarray], control: Control, context: bytes) -> np.ndarray:
-    """Return a client's row, float64: its segments, clipped, then control numbers and sentinels.
+    """Return a client's row, float64 [row_length]: clipped segments, control numbers, sentinels.
 
-    Raises `DataError` for a missing segment, another length, NaN or infinity.
+    Args:
+        plan: the ring, of which segments and clips are used.
+        values: of each segment, by name, [length].
+        control: the client's control numbers.
+        context: the hash of the attempt's terms.
+
+    Raises `DataError` for another length, NaN or infinity.
     """
     parts = []
     for segment in real_segments(plan):
@@ -75,10 +81,17 @@ def read_payload(
     clients: int,
     expected: Expected | None = None,
 ) -> Aggregate:
-    """Return the sums that an opened row holds.
+    """Return the sums in a decrypted row, with `clients` left empty.
+
+    Args:
+        plan: as in `payload`.
+        total: float64 [row_length].
+        context: the hash of the attempt's terms.
+        clients: the number of vectors in the sum.
+        expected: bounds that follow from the settings; None: those of all settings.
 
     Raises `ProtocolAborted` if the count or the sentinels are not those of `clients` vectors, or a control
-    number is one that clients of the `expected` settings cannot have.
+    number is one that clients within `expected` cannot have.
     """
     if total.shape != (row_length(plan),) or not np.isfinite(total).all():
         raise ProtocolAborted(f"opened row: must be {row_length(plan)} finite numbers")
@@ -88,10 +101,10 @@ def read_payload(
     if abs(tail[0] - clients) > TOLERANCE:
         raise ProtocolAborted(f"count in the sum: must be {clients}")
     numbers = {n: float(v) * CONTROL_UNITS[n] for n, v in zip(NAMES, tail, strict=False)}
-    sums, at = {}, 0
+    sums, offset = {}, 0
     for segment in real_segments(plan):
-        sums[segment.name] = total[at : at + segment.length]
-        at += segment.length
+        sums[segment.name] = total[offset : offset + segment.length]
+        offset += segment.length
     control = Control(
         clients=clients,
         weight=numbers["weight"],
@@ -102,7 +115,7 @@ def read_payload(
     )
     errors = {n: TOLERANCE * CONTROL_UNITS[n] for n in ("weight", "clipped", "loss", "largest")}
     check_control(control, expected or Expected(), errors=errors)
-    # CKKS is not exact: where nothing was clipped, a sum may be just below 0
+    # CKKS is not exact: a sum of zeros may be just below 0
     control = replace(
         control,
         clipped=max(control.clipped, 0),

@@ -1,4 +1,7 @@
-"""The server's side of the CKKS back end: a state machine without transport. See `ckks.messages`."""
+"""The server's side of the CKKS back end: a state machine without transport.
+
+`ckks.messages` has the order of messages and the guarantees.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +51,18 @@ class CkksServer(SteppedServer):
         self._opened: dict[str, Opened] = {}
 
     def advertised(self, message: Hello) -> None:
-        """Take a client's key. Raises `ProtocolAborted` for one of low order: it would stop the leader."""
+        """Accept a client's key.
+
+        Raises `ProtocolAborted` if its key in the roster did not sign it, or if it is of low order, because
+        that would make the leader abort.
+        """
         self._expect("advertise", message.client, self.terms.cohort, self._hellos)
         self._verify(message.client, message.signed(self._context), message.signature)
         crypto.agree(self._private, message.share_key, info=b"usable", what=f"key of {message.client}")
         self._hellos[message.client] = message
 
     def hello_book(self) -> tuple[str, HelloBook]:
-        """Close step 1; return who leads, and what to send to that client."""
+        """Close step 1; return the leader's name, and the message for the leader."""
         self._close("advertise", len(self._hellos))
         names = sorted(self._hellos)
         book = HelloBook(
@@ -66,7 +73,7 @@ class CkksServer(SteppedServer):
         return leader_of(self._context, names), book
 
     def granted(self, message: KeyGrants) -> None:
-        """Take the leader's key."""
+        """Accept the leader's key grants."""
         names = sorted(self._hellos)
         leader = leader_of(self._context, names)
         self._expect("share", message.client, [leader], [] if self._grants is None else [leader])
@@ -76,22 +83,24 @@ class CkksServer(SteppedServer):
         self._grants = message
 
     def _take_public(self, message: KeyGrants) -> None:
+        """Check the leader's public context, and prepare to receive ciphertexts under it."""
         length = row_length(self.terms.plan)
         self._probe = self._tried("sum", message, length)
         self._sum = ckks.CkksSum(message.public, length)
 
     def _tried(self, kind: Kind, message: KeyGrants, length: int) -> Probe:
-        """Return a probe for ciphertexts under the leader's context, which has passed it."""
+        """Return a probe for ciphertexts under the leader's context, after it has parsed the context."""
         try:
             return Probe(kind, message.public, length)
         except DataError as error:
             raise ProtocolAborted(f"key grants of {message.client}: {error}") from error
 
     def _public_for_clients(self, grants: KeyGrants) -> bytes:
+        """Return the public context that each client's key grant contains."""
         return grants.public
 
     def grants(self) -> dict[str, KeyGrant]:
-        """Close step 2 and return the grants. Raises `RoundAborted` if the leader did not answer."""
+        """Close step 2; return each client's grant. Raises `RoundAborted` if the leader did not answer."""
         self._go_on("share")
         grants = self._grants
         if grants is None:
@@ -111,24 +120,24 @@ class CkksServer(SteppedServer):
         }
 
     def encrypted(self, message: Encrypted) -> None:
-        """Add an encrypted vector to the sum; the vector itself is not kept."""
+        """Check an encrypted vector and add it to the sum; the vector itself is not kept."""
         self._expect("mask", message.client, self._hellos, self._added)
         self._check_upload(message.client, message.encrypted, message.tag)
-        assert self._sum is not None  # `grants` sees to it
+        assert self._sum is not None  # ensured by `grants`
         self._sum.add(message.encrypted)
         self._added.append(message.client)
 
     def _check_upload(self, client: str, encrypted: bytes, tag: bytes) -> None:
-        """Raise `ProtocolAborted` unless the client sent this, and it can be read."""
+        """Raise `ProtocolAborted` unless the client sent these bytes and the probe can parse them."""
         self._check_tag(client, self._hellos[client].share_key, encrypted, tag)
-        assert self._probe is not None  # `grants` sees to it
+        assert self._probe is not None  # ensured by `grants`
         try:
             self._probe.check(encrypted)
         except DataError as error:
             raise ProtocolAborted(f"{client}: {error}") from error
 
     def total(self) -> Total:
-        """Close step 3 and return the encrypted sum."""
+        """Close step 3 and return the encrypted sum, for all clients in it."""
         self._close("mask", len(self._added))
         assert self._sum is not None
         self._added.sort()
@@ -139,7 +148,7 @@ class CkksServer(SteppedServer):
         )
 
     def opened(self, message: Opened) -> None:
-        """Take an opened sum, or a hash of it."""
+        """Accept a decrypted sum from the opener, or the hash of it from another client."""
         self._expect("unmask", message.client, self._added, self._opened)
         if len(message.values) not in (0, 8 * row_length(self.terms.plan)):
             raise ProtocolAborted(f"opened by {message.client}: has {len(message.values)} bytes")
@@ -149,9 +158,10 @@ class CkksServer(SteppedServer):
         self._opened[message.client] = message
 
     def finish(self) -> Aggregate:
-        """Return the sums if t clients opened the same numbers.
+        """Close step 4 and return the sums, if t clients decrypted the same numbers.
 
-        Raises `RoundAborted` otherwise, `ProtocolAborted` for numbers that fail a check.
+        Raises `RoundAborted` if not, or if the opener did not send the numbers, and `ProtocolAborted` for
+        numbers that fail a check.
         """
         self._go_on("unmask")
         opener = leader_of(b"opener" + self._context, self._added)

@@ -1,1 +1,1 @@
-"""Secure aggregation by pairwise masks (Bonawitz et al. 2017)."""
+"""Secure aggregation by pairwise masks (Bonawitz et al. 2017): the sessions of client and server."""

@@ -1,12 +1,14 @@
 """The client's side of the masking protocol: a state machine without transport.
 
-Bonawitz et al. 2017, the variant against an active server, where every pair of clients shares a mask. Each
-step takes the server's message and returns the client's answer, once and in order; the first failed check
-ends the attempt for good. `freeze` and `thaw` carry a session from one process to the next.
+The protocol is that of Bonawitz et al. 2017, in the variant against an active server, in which every pair
+of clients shares a mask. Each step takes the server's message (see `messages`) and returns the client's
+answer, once and in order; the first failed check ends the attempt for good. `freeze` and `thaw` carry a
+session from one process to the next.
 
-Guarantees, against a server that may do anything, together with up to `protect.colluders` clients: it
-learns at most one sum, over at least t clients of the cohort, of vectors made for exactly these terms.
-Not guaranteed: that the round completes, or that the others' vectors are honest.
+Guarantees: a server that may do anything, and up to `protect.colluders` clients that help it, learn at most
+one sum, over at least t clients of the cohort, of vectors made for exactly these terms.
+
+Not guaranteed: that the round completes, or that other clients' vectors are honest.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ S = TypeVar("S", Advertise, Unmask)
 
 
 class ClientSession(SteppedSession):
-    """One client in one attempt: `advertise`, `share`, `mask`, `confirm`, `unmask`."""
+    """One client in one attempt: `advertise`, `share`, `mask`, `confirm`, `unmask`, in this order."""
 
     STEPS = ("advertise", "share", "mask", "confirm", "unmask", OVER)
 
@@ -54,12 +56,10 @@ class ClientSession(SteppedSession):
         self._book: KeyBook | None = None
         self._inbox: Inbox | None = None
         self._survivors: Survivors | None = None
-        self._held: dict[str, tuple[Secret, Secret]] = {}  # by sender; computed anew after `thaw`
-
-    # step 1
+        self._held: dict[str, tuple[Secret, Secret]] = {}  # shares by sender, opened again after `thaw`
 
     def advertise(self) -> Advertise:
-        """Return fresh public keys and a commitment to the self mask."""
+        """Return fresh public keys and a commitment to the self mask, signed (step 1)."""
         return self._once("advertise", self._advertise)
 
     def _advertise(self) -> Advertise:
@@ -72,10 +72,8 @@ class ClientSession(SteppedSession):
         )
         return _signed(unsigned, self._identity, unsigned.signed(self._context))
 
-    # step 2
-
     def share(self, book: KeyBook) -> Shares:
-        """Check every key in the book, then deal shares of both secrets to everyone in it."""
+        """Check all keys in the book, then return sealed shares of both secrets for the others (step 2)."""
         return self._once("share", lambda: self._share(book))
 
     def _share(self, book: KeyBook) -> Shares:
@@ -112,10 +110,8 @@ class ClientSession(SteppedSession):
             sealed.append(crypto.seal(key, pair, associated=route))
         return Shares(client=self.name, receivers=receivers, sealed=sealed)
 
-    # step 3
-
     def mask(self, inbox: Inbox, words: np.ndarray) -> MaskedInput:
-        """Check the shares received, then mask `words` (ring words [plan.words], changed in place)."""
+        """Check the shares received, then mask `words`, ring words [plan.words], in place (step 3)."""
         return self._once("mask", lambda: self._mask(inbox, words))
 
     def _mask(self, inbox: Inbox, words: np.ndarray) -> MaskedInput:
@@ -129,7 +125,7 @@ class ClientSession(SteppedSession):
             )
         self._inbox = inbox
         for sender in inbox.senders:
-            self._shares_from(sender)  # a damaged one is found now, before anything is masked
+            self._shares_from(sender)  # finds damaged shares before anything is masked
         plus: list[Secret] = [mask_key(self._secret("self mask"), self._context)]
         minus: list[Secret] = []
         for peer in inbox.senders:
@@ -145,10 +141,8 @@ class ClientSession(SteppedSession):
         packed = pack(self.terms.plan, words)
         return MaskedInput(client=self.name, masked=packed, tag=crypto.tag(key, packed))
 
-    # step 4
-
     def confirm(self, survivors: Survivors) -> Confirmation:
-        """Sign the sets that this client was shown."""
+        """Sign two sets as this client saw them: who sent shares, and who survived (step 4)."""
         return self._once("confirm", lambda: self._confirm(survivors))
 
     def _confirm(self, survivors: Survivors) -> Confirmation:
@@ -158,17 +152,15 @@ class ClientSession(SteppedSession):
         message = Confirmation.signed(self._context, shared, survivors.clients)
         return Confirmation(client=self.name, signature=crypto.sign(self._identity, message))
 
-    # step 5
-
     def unmask(self, confirmations: Confirmations) -> Unmask:
-        """Check that t survivors saw the same sets, then give up one share of each client, once."""
+        """Check that t survivors signed the same sets, then return one share of each client (step 5)."""
         return self._once("unmask", lambda: self._unmask(confirmations))
 
     def _unmask(self, confirmations: Confirmations) -> Unmask:
         survivors, shared = self._known(self._survivors).clients, self._known(self._inbox).senders
         if len(confirmations.clients) != len(confirmations.signatures):
             raise ProtocolAborted("confirmations: columns must have the same length")
-        self._check_names(confirmations.clients, "confirmations", within=survivors, own=False)
+        self._check_names(confirmations.clients, "confirmations", within=survivors, with_own=False)
         message = Confirmation.signed(self._context, shared, survivors)
         for client, signature in zip(confirmations.clients, confirmations.signatures, strict=True):
             self._check_confirmation(client, message, signature)
@@ -186,7 +178,7 @@ class ClientSession(SteppedSession):
         self._end()
         return answer
 
-    # what a session holds between steps
+    # the state between steps
 
     def _frozen_fields(self) -> dict[str, Any]:
         messages = {"book": self._book, "inbox": self._inbox, "survivors": self._survivors}
@@ -209,12 +201,12 @@ class ClientSession(SteppedSession):
     def _check_confirmation(self, client: str, message: bytes, signature: bytes) -> None:
         self._check_signature(client, message, signature, f"confirmation of {client}")
 
-    def _check_names(self, names: list[str], what: str, *, within: Any, own: bool = True) -> None:
+    def _check_names(self, names: list[str], what: str, *, within: Any, with_own: bool = True) -> None:
         if len(set(names)) != len(names):
             raise ProtocolAborted(f"{what}: a client is there twice")
         if strangers := set(names) - set(within):
             raise ProtocolAborted(f"{what}: {min(strangers)[:80]} does not belong there")
-        if own and self.name not in names:
+        if with_own and self.name not in names:
             raise ProtocolAborted(f"{what}: this client is missing")
         if len(names) < self.terms.threshold:
             raise ProtocolAborted(f"{what}: {len(names)} clients; must be >= {self.terms.threshold}")
@@ -222,9 +214,11 @@ class ClientSession(SteppedSession):
     # secrets and shares
 
     def _secret(self, label: str) -> Secret:
+        """Return the secret of this attempt with this label; it is derived from the root each time."""
         return crypto.derive(self._root, info=label.encode() + b"|" + self._context)
 
     def _split(self, holders: list[str]) -> tuple[dict[int, Secret], dict[int, Secret]]:
+        """Return shares, by the holders' points, of the self mask and of the mask key."""
         points = [self.terms.point_of(c) for c in holders]
         dealt = []
         for label in ("self mask", "mask key"):
@@ -248,6 +242,7 @@ class ClientSession(SteppedSession):
         return self_shares[point], key_shares[point]
 
     def _opened(self, sender: str) -> tuple[Secret, Secret]:
+        """Return the pair of shares that a sender sealed for this client."""
         inbox = self._known(self._inbox)
         pair = crypto.unseal(
             self._channel(sender, outgoing=False),
@@ -270,13 +265,14 @@ class ClientSession(SteppedSession):
         return crypto.digest(b"shares", self._context, sender.encode(), receiver.encode())
 
     def _row(self, client: str) -> tuple[bytes, bytes]:
+        """Return a client's public share key and mask key, from the key book."""
         book = self._known(self._book)
         i = book.clients.index(client)
         return book.share_keys[i], book.mask_keys[i]
 
     @staticmethod
     def _known(message: T | None) -> T:
-        assert message is not None  # the order of steps sees to it
+        assert message is not None  # ensured by the order of steps
         return message
 
 

@@ -1,10 +1,10 @@
-"""Masks: key streams added to and taken from a vector of ring words, a chunk at a time.
+"""Masks: key streams added to a vector of ring words, or subtracted from it.
 
-Each key stream is AES-256 in counter mode. A chunk of the vector and of one stream stay in the cache
-while all streams pass over it, so the cost is close to that of making the streams.
+Each key stream is AES-256 in counter mode. The vector is processed in chunks: a chunk of the vector and of
+one stream stay in the cache while all streams are applied, so the cost is close to that of generating them.
 
-Guarantees: without its key a mask cannot be told from uniform words (AES-256 as a pseudo-random
-function). A key is used for one vector only; nothing here can check that.
+Guarantees: without its key, a mask cannot be distinguished from uniform words (AES-256 as a pseudo-random
+function), provided that a key is used for one vector only. The caller ensures that; nothing here checks it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def add_masks(
     """Add the masks of the keys in `plus` to `words`, in place, and subtract those in `minus`.
 
     Args:
-        words: uint16 or uint32 [d], contiguous; sums wrap as the ring's do.
-        plus, minus: 32-byte keys.
-        threads: parts of the vector worked on at once; key streams can start anywhere.
+        words: uint16 or uint32 [d], contiguous; sums wrap, as in the ring.
+        plus: 32-byte keys whose masks are added.
+        minus: 32-byte keys whose masks are subtracted.
+        threads: how many parts of the vector are processed at once; a key stream can start at any chunk.
     """
     chunks = -(-len(words) // CHUNK_WORDS)
     threads = max(1, min(threads, chunks))
@@ -39,8 +40,8 @@ def add_masks(
         _add_to_part(words, plus, minus, *parts[0])
         return
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(_add_to_part, words, plus, minus, *part) for part in parts]:
-            done.result()
+        for future in [pool.submit(_add_to_part, words, plus, minus, *part) for part in parts]:
+            future.result()
 
 
 def _add_to_part(

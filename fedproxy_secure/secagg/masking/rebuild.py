@@ -1,11 +1,15 @@
-"""Secrets rebuilt from clients' shares; a share that is false is found and left out.
+"""Secrets rebuilt from clients' shares, around false ones.
 
-A rebuilt secret is checked against its owner's commitment or public key. If the shares of the first
-`threshold` givers do not give the right secret, other subsets are tried: first all that replace one giver,
-then two, and so on, at most `MOST_SUBSETS` in total. If there are more than `threshold` shares and one of
-them is false, it is always found.
+A giver is a client that sends its shares of other clients' secrets. A rebuilt secret is checked against
+its owner's commitment or public key. If the shares of the first `threshold` givers do not give the right
+secret, other subsets are tried: first all that replace one giver, then two, and so on, at most
+`MOST_SUBSETS` in total.
 
-Not guaranteed: that a giver whose share does not fit has lied. The owner may have dealt it a false one.
+Guarantees: a secret of which more than `threshold` shares came, one of them false, is always rebuilt. If
+the false share was among those tried first, its giver is recorded in `misfits`.
+
+Not guaranteed: that a share that was not needed is checked. Nor that a giver in `misfits` has lied: the
+owner may have dealt it a false share.
 """
 
 from __future__ import annotations
@@ -17,13 +21,18 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.crypto.shamir import Combiner
 from fedproxy_secure.errors import ProtocolAborted
 
-MOST_SUBSETS = 1000  # tries for one secret; exchanging one giver takes at most 43 x 21, of 64 clients
+MOST_SUBSETS = 1000  # for one secret; with 64 clients, replacing one giver takes at most 43 x 21
 
 
 class Rebuilder:
-    """Rebuilds secrets from shares that the same givers hold; `points`: of each giver, in secret sharing.
+    """Rebuilds several secrets, each from one share of every giver.
 
-    `misfits`: by giver, whose secret a share of it did not fit; for a person to read.
+    Args:
+        points: of each giver, in secret sharing.
+        threshold: how many shares give a secret.
+
+    Attributes:
+        misfits: by giver, the secret that its share did not fit; for a person to read.
     """
 
     def __init__(self, points: Mapping[str, int], threshold: int) -> None:
@@ -32,14 +41,14 @@ class Rebuilder:
         self.misfits: dict[str, str] = {}
 
     def secret(self, shares: Mapping[str, bytes], fits: Callable[[Secret], bool], *, what: str) -> Secret:
-        """Rebuild one secret from its shares.
+        """Rebuild one secret.
 
         Args:
-            shares: each giver's share of it, by name.
+            shares: each giver's share of the secret, by the giver's name.
             fits: whether a secret is the one that its owner committed to.
-            what: what it is, for messages.
+            what: what the secret is, for `misfits` and errors.
 
-        Raises `ProtocolAborted` if no subset that is tried gives one that fits.
+        Raises `ProtocolAborted` if no subset that is tried gives a secret that fits.
         """
         for number, chosen in enumerate(islice(self._subsets(), MOST_SUBSETS)):
             secret = self._combined(chosen, shares)
@@ -53,16 +62,16 @@ class Rebuilder:
         )
 
     def _subsets(self) -> Iterator[tuple[str, ...]]:
-        """Yield sets of `threshold` givers: those first whose shares have fitted so far."""
+        """Yield sets of `threshold` givers, first those whose shares have fitted so far."""
         givers = sorted(self._points, key=lambda g: (g in self.misfits, g))
         first, spare = givers[: self._threshold], givers[self._threshold :]
-        for exchanged in range(min(len(first), len(spare)) + 1):
-            for into in combinations(spare, exchanged):
-                for out in combinations(first, exchanged):
-                    yield (*(g for g in first if g not in out), *into)
+        for count in range(min(len(first), len(spare)) + 1):
+            for added in combinations(spare, count):
+                for removed in combinations(first, count):
+                    yield (*(g for g in first if g not in removed), *added)
 
     def _combined(self, chosen: tuple[str, ...], shares: Mapping[str, bytes]) -> Secret | None:
-        """Return what these givers' shares give; None if they are not even shares of one secret."""
+        """Return the secret from the shares of `chosen`; None if they cannot be shares of one secret."""
         if chosen not in self._combiners:
             self._combiners[chosen] = Combiner([self._points[g] for g in chosen])
         try:
@@ -73,7 +82,7 @@ class Rebuilder:
     def _find_misfits(
         self, right: tuple[str, ...], shares: Mapping[str, bytes], fits: Callable[[Secret], bool], what: str
     ) -> None:
-        """Try every other giver's share in the place of one that fits."""
+        """Try each unused share in place of one that fits, and record its giver if it does not fit."""
         for giver in sorted(set(self._points) - set(right)):
             secret = self._combined((*right[1:], giver), shares)
             if secret is None or not fits(secret):

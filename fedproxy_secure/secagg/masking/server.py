@@ -1,17 +1,17 @@
 """The server's side of the masking protocol: a state machine without transport.
 
-Each step takes messages as they arrive and is closed by the caller, who decides how long to wait. A
-message that fails its check raises and changes nothing: its sender counts as dropped. Closing a step with
-fewer than t clients ends the attempt.
+In each step the caller passes on the clients' messages as they arrive, decides how long to wait, and then
+closes the step. A message that fails a check raises and changes nothing; its sender counts as dropped.
+Closing a step with fewer than t clients ends the attempt.
 
-Guarantees: `finish` returns the exact sum over the survivors or raises `ProtocolAborted`; there is no
-third outcome. The sums of control words are some that honest clients of the expected settings can have.
+Guarantees: `finish` returns the exact sum over the survivors or raises `RoundAborted` (`ProtocolAborted` if
+a check failed). The sums of control words are sums that honest clients with the expected settings can have.
 Memory is a few vectors, whatever the number of clients.
 
-**Not guaranteed**: that a client's words lie within the clip; the server sees sums only, and there is no
-proof with a vector. One malicious client can set each coordinate of the sum to any value within +- K clips,
-whatever the other K - 1 clients sent. It cannot go beyond, because the ring ends there. See
-`granularity.merge` for what that does to the fused step.
+Not guaranteed: that a client's words are within the clip. The server sees sums only, and no vector comes
+with a proof. One malicious client can set each coordinate of the sum to any value within +- K clips,
+whatever the other K - 1 clients sent, but not beyond, because the ring ends there. `granularity.merge` says
+what that does to the fused step.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ from fedproxy_secure.secagg.terms import Roster, Terms
 
 
 class ServerSession(SteppedServer):
-    """One attempt at one round.
-
-    `misfits`: after `finish`, by giver of a share that was left out, whose secret it did not fit.
+    """The server in one attempt at one round.
 
     The order of calls is: `advertised`*, `key_book`, `shared`*, `inboxes`, `masked`*, `survivors`,
     `confirmed`*, `confirmations`, `unmasked`*, `finish` (* once per client that answers).
+
+    Attributes:
+        misfits: after `finish`, by client that gave a share that did not fit, the secret it did not fit.
     """
 
     STEPS = ("advertise", "share", "mask", "confirm", "unmask", OVER)
@@ -70,10 +71,10 @@ class ServerSession(SteppedServer):
     # step 1
 
     def advertised(self, message: Advertise) -> None:
-        """Take a client's keys.
+        """Accept a client's keys.
 
-        Raises `ProtocolAborted` if they are not signed by its roster key, or are such that every other
-        client would stop at the key book: of low order, or there already.
+        Raises `ProtocolAborted` if its key in the roster did not sign them, or if they would make every
+        other client abort at the key book: keys of low order, or keys that another client has sent.
         """
         self._expect("advertise", message.client, self.terms.cohort, self._advertised)
         self._verify(message.client, message.signed(self._context), message.signature)
@@ -85,7 +86,7 @@ class ServerSession(SteppedServer):
         self._advertised[message.client] = message
 
     def key_book(self) -> KeyBook:
-        """Close step 1 and return all advertised keys."""
+        """Close step 1 and return all advertised keys, for all clients in the book."""
         self._close("advertise", len(self._advertised))
         rows = [self._advertised[c] for c in sorted(self._advertised)]
         return KeyBook(
@@ -99,15 +100,15 @@ class ServerSession(SteppedServer):
     # step 2
 
     def shared(self, message: Shares) -> None:
-        """Take a client's sealed shares, one for everyone else in the key book."""
+        """Accept a client's sealed shares, one pair for every other client in the key book."""
         self._expect("share", message.client, self._advertised, self._shares)
-        others = sorted(set(self._advertised) - {message.client})
-        if message.receivers != others or len(message.sealed) != len(others):
+        receivers = sorted(set(self._advertised) - {message.client})
+        if message.receivers != receivers or len(message.sealed) != len(receivers):
             raise ProtocolAborted(f"shares of {message.client}: must be one for each other client")
         self._shares[message.client] = message
 
     def inboxes(self) -> dict[str, Inbox]:
-        """Close step 2 and return one inbox per client that shared."""
+        """Close step 2 and return the inbox of every client that sent shares."""
         self._close("share", len(self._shares))
         senders = sorted(self._shares)
         sealed = {
@@ -123,7 +124,7 @@ class ServerSession(SteppedServer):
     # step 3
 
     def masked(self, message: MaskedInput) -> None:
-        """Add a masked vector to the total; the vector itself is not kept."""
+        """Check a masked vector's tag and add the vector to the total; the vector itself is not kept."""
         self._expect("mask", message.client, self._shares, self._survivors)
         public = self._advertised[message.client].share_key
         self._check_tag(message.client, public, message.masked, message.tag)
@@ -134,7 +135,7 @@ class ServerSession(SteppedServer):
         self._survivors.append(message.client)
 
     def survivors(self) -> Survivors:
-        """Close step 3 and return whose vectors arrived."""
+        """Close step 3 and return the clients whose vectors arrived."""
         self._close("mask", len(self._survivors))
         self._survivors.sort()
         return Survivors(clients=list(self._survivors))
@@ -142,14 +143,14 @@ class ServerSession(SteppedServer):
     # step 4
 
     def confirmed(self, message: Confirmation) -> None:
-        """Take a survivor's signature on the two sets."""
+        """Accept a survivor's signature on the two sets, of clients that sent shares and of survivors."""
         self._expect("confirm", message.client, self._survivors, self._confirmations)
         covered = Confirmation.signed(self._context, sorted(self._shares), self._survivors)
         self._verify(message.client, covered, message.signature)
         self._confirmations[message.client] = message.signature
 
     def confirmations(self) -> Confirmations:
-        """Close step 4 and return the signatures."""
+        """Close step 4 and return the signatures, for all clients that signed."""
         self._close("confirm", len(self._confirmations))
         names = sorted(self._confirmations)
         return Confirmations(clients=names, signatures=[self._confirmations[n] for n in names])
@@ -157,7 +158,7 @@ class ServerSession(SteppedServer):
     # step 5
 
     def unmasked(self, message: Unmask) -> None:
-        """Take a confirmed survivor's shares: all survivors' self masks, all drop-outs' mask keys."""
+        """Accept the shares, from a client that confirmed, of self masks and of drop-outs' mask keys."""
         self._expect("unmask", message.client, self._confirmations, self._unmasks)
         self._verify(message.client, message.signed(self._context), message.signature)
         if (
@@ -170,15 +171,18 @@ class ServerSession(SteppedServer):
         self._unmasks[message.client] = message
 
     def finish(self) -> Aggregate:
-        """Close step 5: rebuild the secrets, take the masks off, check the sentinels, read the sums.
+        """Close step 5: rebuild the secrets, remove the masks, check the sentinels and return the sums.
 
-        A false share is left out where enough others came; `misfits` says whose it was. Raises
-        `ProtocolAborted` if a secret cannot be rebuilt as its owner committed to it.
+        A false share is left out if enough others came, and recorded in `misfits` (see `Rebuilder`).
+
+        Raises `RoundAborted` if too few clients sent shares, and `ProtocolAborted` if a secret cannot be
+        rebuilt as its owner committed to it or a sum fails its check.
         """
         self._close("unmask", len(self._unmasks))
         rebuilder = Rebuilder({g: self.terms.point_of(g) for g in self._unmasks}, self.terms.threshold)
         self.misfits = rebuilder.misfits
-        # a survivor's vector is + self mask, + or - the mask shared with each drop-out: take them off
+        # each survivor added its self mask, and added or subtracted the mask that it shares with each
+        # drop-out: undo that
         plus: list[Secret] = []
         minus: list[Secret] = []
         for i, client in enumerate(self._survivors):

@@ -1,1 +1,1 @@
-"""Known-bad parties of secure aggregation, and what the protocol answers to them."""
+"""Attacks on the masking protocol, tried on this installation and on known-bad clients and servers."""

@@ -1,10 +1,10 @@
 """Attacks on this installation's masking protocol: each one is tried, and must fail.
 
-A check that cannot fail proves nothing, so every attack on privacy is also tried on a **known-bad mode**: a
-client with one of its checks taken out. There the attack must succeed and read a client's vector.
+A check that cannot fail proves nothing, so every attack on privacy is also tried on a **known-bad mode**, a
+client without one of its checks. There the attack must succeed and read a client's vector.
 
-These attacks are on the protocol alone, without a transport. `fedproxy_secure.flower.selftest` attacks what
-is built on it, over Flower messages.
+These attacks are on the protocol alone, without a transport. `fedproxy_secure.flower.selftest` attacks the
+federation built on it, over Flower messages.
 """
 
 from __future__ import annotations
@@ -39,9 +39,14 @@ WITH_CLIENT = "server with a client"
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The outcome of one attempt: `ok` if it went as it must, and `found`, what happened.
+    """The outcome of one attempt.
 
-    `limit`: the attack is one that nothing is meant to stop.
+    Attributes:
+        adversary: who attacks: nobody, the server, the network, a client, or the server with a client.
+        attempt: what the adversary does.
+        ok: whether the attack failed or, on a known-bad mode, succeeded, as it must.
+        found: what happened.
+        limit: whether nothing is meant to stop the attack.
     """
 
     adversary: str
@@ -52,7 +57,7 @@ class Finding:
 
 
 def findings() -> Iterator[Finding]:
-    """Play all attempts and yield their findings, which takes a second or two."""
+    """Run all attempts, which takes a second or two, and yield their findings."""
     yield _honest_round()
     for adversary, attempt, attack, bad in _ATTACKS:
         yield _must_fail(adversary, attempt, lambda a=attack: a(ClientSession))  # type: ignore[misc]
@@ -154,12 +159,12 @@ def _flip(data: bytes) -> bytes:
 
 
 def _flip_high(data: bytes) -> bytes:
-    """Flip a bit of the third byte: a change of the lowest would not show in a sum in float32."""
+    """Flip a bit of the third byte; a change of the lowest bits would not show in a sum in float32."""
     return data[:2] + _flip(data[2:])
 
 
 def _shift(data: bytes) -> bytes:
-    """Add half a clip to every one of the first coordinates."""
+    """Add an eighth of the clip to every coordinate of the update."""
     words = np.frombuffer(data, dtype="<u4").copy()
     words[:LENGTH] += np.uint32(2**28 // CLIENTS)
     return words.tobytes()
@@ -169,13 +174,13 @@ def _change(column: str, how: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda message: replace(message, **{column: how(getattr(message, column))})
 
 
-# (who, what, the attack, the client without the check that stops it)
+# (adversary, attempt, the attack, the client without the check that stops it)
 _ATTACKS: tuple[tuple[str, str, Callable[[type[ClientSession]], str], type[ClientSession]], ...] = (
     ("server", "plays all of a client's peers", impersonate_peers, TrustsTheServersKeys),
     ("network", "plays all of a client's peers", impersonate_peers, TrustsTheServersKeys),
     ("server", "shows two sets of survivors", split_view, SkipsConsistency),
 )
-# (who, what, at which message, how it is changed): the client whose message it is counts as dropped
+# (adversary, attempt, which message of the target, how it is changed); the target then counts as dropped
 _TAMPERINGS: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
     ("network", "alters a key", "advertise to server", _change("mask_key", _flip)),
     ("network", "alters a vector", "mask to server", _change("masked", _flip)),
@@ -191,7 +196,7 @@ _TAMPERINGS: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
 
 
 def _at(step: str, change: Callable[[Any], Any]) -> Tamper:
-    """Change the target's message of one step."""
+    """Return a tamper function that changes the target's message of one step."""
     return lambda at, who, message: change(message) if (at, who) == (step, TARGET) else message
 
 
@@ -211,7 +216,7 @@ def _tampering(adversary: str, attempt: str, step: str, change: Callable[[Any], 
 
 
 def _altered_unnoticed(attempt: str, change: Callable[[bytes], bytes]) -> Finding:
-    """Check that a vector altered on its way moves the sum of a server that takes any tag."""
+    """Check that a vector altered in transit changes the sum of a server that accepts any tag."""
     cohort = _cohort(ClientSession, _at("mask to server", _change("masked", change)))
     cohort.server = TakesAnyTag
     aggregate = cohort.run(_updates())

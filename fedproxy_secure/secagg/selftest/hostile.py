@@ -1,7 +1,7 @@
-"""Attacks by deviating servers, networks and helpers on protocol sessions, and known-bad sessions.
+"""Attacks by deviating servers, networks and helping clients on masking sessions, and known-bad sessions.
 
-Each attack returns what it read of the target's vector, or raises `ProtocolAborted` if it was stopped.
-`fedproxy_secure.secagg.selftest` plays them against sessions as installed and against the known-bad ones.
+Each attack returns a line that says what it read of the target's vector, or raises `ProtocolAborted` if it
+was stopped. `attempts` runs the attacks against sessions as installed and against the known-bad ones.
 """
 
 from __future__ import annotations
@@ -38,42 +38,42 @@ TARGET, HELPER = "c00", "c04"
 
 
 class TrustsTheServersKeys(ClientSession):
-    """Known-bad: takes any key under any name, as Flower's SecAgg+ does."""
+    """A known-bad client: accepts any key under any name, as Flower's SecAgg+ does."""
 
     def _check_signature(self, client: str, message: bytes, signature: bytes, what: str) -> None:
         pass
 
 
 class SkipsConsistency(ClientSession):
-    """Known-bad: does not ask whether the others saw the same survivors."""
+    """A known-bad client: does not check whether the other clients saw the same survivors."""
 
     def _check_confirmation(self, client: str, message: bytes, signature: bytes) -> None:
         pass
 
 
 class AcceptsAnyThreshold(ClientSession):
-    """Known-bad: a client that skips its policy, and so joins a round with a threshold of two of five."""
+    """A known-bad client: skips its policy, and so joins a round with a threshold of two of five."""
 
 
 class TakesAnyTag(ServerSession):
-    """Known-bad: a server that adds up vectors without checking their tags."""
+    """A known-bad server: adds up vectors without checking their tags."""
 
     def masked(self, message: MaskedInput) -> None:
-        """Add a vector without a look at its tag."""
+        """Add a masked vector to the total; its tag is not checked."""
         self._expect("mask", message.client, self._shares, self._survivors)
         add_packed(self.terms.plan, self._total, message.masked)
         self._survivors.append(message.client)
 
 
 def impersonate_peers(kind: type[ClientSession]) -> str:
-    """Invent keys for every peer of the target: whoever made the keys knows all of the target's masks."""
+    """Replace the keys of all of the target's peers: whoever made the keys can compute all its masks."""
     keys, roster = identities(CLIENTS)
     terms = terms_for(ring(CLIENTS, LENGTH), roster)
     context = terms.context()
     target = kind(name=TARGET, identity=keys[TARGET], terms=terms, roster=roster)
-    own = target.advertise()
+    target_keys = target.advertise()
     private = {n: (crypto.fresh_secret(), crypto.fresh_secret()) for n in names(CLIENTS) if n != TARGET}
-    rows = [own]
+    rows = [target_keys]
     for peer, (share_private, mask_private) in private.items():
         unsigned = Advertise(
             client=peer,
@@ -86,32 +86,33 @@ def impersonate_peers(kind: type[ClientSession]) -> str:
         rows.append(replace(unsigned, signature=forged))
     dealt = target.share(_book(rows))
     words = np.arange(terms.plan.words, dtype=terms.plan.word_type)
-    masked = target.mask(_forged_inbox(terms, own, private), words.copy())
-    # the shares that the target dealt were sealed for keys the server made
+    masked = target.mask(_forged_inbox(terms, target_keys, private), words.copy())
+    # the target sealed its shares for keys that the attacker made
     shares = {}
     for peer, sealed in zip(dealt.receivers, dealt.sealed, strict=True):
         route = crypto.digest(b"shares", context, TARGET.encode(), peer.encode())
-        key = crypto.agree(private[peer][0], own.share_key, info=route, what="forged key")
+        key = crypto.agree(private[peer][0], target_keys.share_key, info=route, what="forged key")
         pair = crypto.unseal(key, sealed, associated=route, what="forged key")
         shares[terms.point_of(peer)] = Secret(pair[:SHARE_BYTES])
     points = sorted(shares)[: terms.threshold]
     self_mask = Combiner(points).combine(shares)
-    assert commitment(self_mask, context, TARGET) == own.commitment
+    assert commitment(self_mask, context, TARGET) == target_keys.commitment
     plus: list[Secret] = []
     minus = [mask_key(self_mask, context)]
     for peer, (_, mask_private) in private.items():
-        pair_key = pairwise_key(mask_private, own.mask_key, context, peer, TARGET)
+        pair_key = pairwise_key(mask_private, target_keys.mask_key, context, peer, TARGET)
         (minus if peer > TARGET else plus).append(pair_key)
     return _read(terms, masked.masked, plus, minus, words)
 
 
 def split_view(kind: type[ClientSession], *, apart: bool = False) -> str:
-    """Show some clients that the target survives, others that it dropped, for shares of both its secrets.
+    """Tell some clients that the target survived, others that it dropped out, to get both its secrets.
 
-    `apart`: each camp sees its own signatures alone, which are enough if they reach the threshold.
+    `apart`: show each camp only its own signatures, which suffices if they reach the threshold. Otherwise
+    every client is shown a signature of each camp.
     """
     keys, roster = identities(CLIENTS)
-    # a threshold at which each camp is large enough; the policy would refuse it, the consistency step too
+    # at this threshold each camp is large enough; the policy and the consistency step would both refuse it
     terms = terms_for(ring(CLIENTS, LENGTH), roster, threshold=2)
     sessions = {n: kind(name=n, identity=keys[n], terms=terms, roster=roster) for n in names(CLIENTS)}
     rows = {n: s.advertise() for n, s in sessions.items()}
@@ -119,7 +120,7 @@ def split_view(kind: type[ClientSession], *, apart: bool = False) -> str:
     dealt = {n: s.share(book) for n, s in sessions.items()}
     plain = np.arange(terms.plan.words, dtype=terms.plan.word_type)
     masked = {n: s.mask(_inbox_of(dealt, n), plain.copy()) for n, s in sessions.items()}
-    camps = {n: n in ("c01", "c02") for n in names(CLIENTS)}  # True: the target is alive
+    camps = {n: n in ("c01", "c02") for n in names(CLIENTS)}  # True: told that the target is alive
     sets = {True: list(names(CLIENTS)), False: list(names(CLIENTS))[1:]}
     signatures = {
         n: s.confirm(Survivors(clients=sets[camps[n]])).signature
@@ -128,7 +129,7 @@ def split_view(kind: type[ClientSession], *, apart: bool = False) -> str:
     }
     answers: dict[str, Unmask] = {}
     for n in signatures:
-        # signatures of both camps, so that every client sees enough of them, or of its own
+        # of its own camp, or one of each camp, so that every client sees enough signatures
         chosen = [m for m in signatures if camps[m] == camps[n]] if apart else ["c01", "c03"]
         signers = [m for m in sets[camps[n]] if m in chosen]
         answers[n] = sessions[n].unmask(
@@ -147,7 +148,7 @@ def split_view(kind: type[ClientSession], *, apart: bool = False) -> str:
 
 
 def split_view_with_help(kind: type[ClientSession], *, threshold: int | None = None) -> str:
-    """Split the view with the help of one client, which signs both sets and gives both shares.
+    """Split the view with the help of one client, which signs both sets and gives both its shares.
 
     `threshold`: None: the least that is safe with one helper, for which each camp is too small.
     """
@@ -162,7 +163,7 @@ def split_view_with_help(kind: type[ClientSession], *, threshold: int | None = N
     plain = np.arange(terms.plan.words, dtype=terms.plan.word_type)
     masked = {n: s.mask(_inbox_of(dealt, n), plain.copy()) for n, s in sessions.items()}
     helper = sessions[HELPER]
-    helpers_shares = helper._shares_from(TARGET)
+    helper_shares = helper._shares_from(TARGET)
     collected: dict[bool, dict[int, Secret]] = {}
     for alive, camp in ((True, (TARGET, "c01")), (False, ("c02", "c03"))):
         survivors = [n for n in names(CLIENTS) if alive or n != TARGET]
@@ -170,7 +171,7 @@ def split_view_with_help(kind: type[ClientSession], *, threshold: int | None = N
         message = Confirmation.signed(context, list(names(CLIENTS)), survivors)
         signatures[HELPER] = crypto.sign(keys[HELPER], message)
         signed = Confirmations(clients=list(signatures), signatures=list(signatures.values()))
-        collected[alive] = {terms.point_of(HELPER): helpers_shares[0 if alive else 1]}
+        collected[alive] = {terms.point_of(HELPER): helper_shares[0 if alive else 1]}
         for n in camp:
             answer = sessions[n].unmask(signed)
             share = answer.self_shares[answer.survivors.index(TARGET)] if alive else answer.key_shares[0]
@@ -178,11 +179,11 @@ def split_view_with_help(kind: type[ClientSession], *, threshold: int | None = N
     return _open(terms, masked[TARGET].masked, rows, plain, alive=collected[True], dropped=collected[False])
 
 
-def _forged_inbox(terms: Terms, own: Advertise, private: dict[str, tuple[Secret, Secret]]) -> Inbox:
+def _forged_inbox(terms: Terms, target_keys: Advertise, private: dict[str, tuple[Secret, Secret]]) -> Inbox:
     context, senders, letters = terms.context(), [TARGET], [b""]
     for peer, (share_private, _) in private.items():
         route = crypto.digest(b"shares", context, peer.encode(), TARGET.encode())
-        key = crypto.agree(share_private, own.share_key, info=route, what="forged key")
+        key = crypto.agree(share_private, target_keys.share_key, info=route, what="forged key")
         fake = split(crypto.fresh_secret(), [1, 2], [Secret(bytes(64))])[1].reveal()
         senders.append(peer)
         letters.append(crypto.seal(key, fake + fake, associated=route))
@@ -198,7 +199,7 @@ def _open(
     alive: dict[int, Secret],
     dropped: dict[int, Secret],
 ) -> str:
-    """Read the target's vector with shares of its self mask and of its mask key, by point."""
+    """Read the target's vector from shares, by point, of its self mask and of its mask key (`dropped`)."""
     context = terms.context()
     self_mask = Combiner(sorted(alive)).combine(alive)
     private = Combiner(sorted(dropped)).combine(dropped)

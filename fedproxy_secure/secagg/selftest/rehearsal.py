@@ -1,6 +1,7 @@
-"""Whole rounds of the masking protocol without a transport, in which anything can be made to go wrong.
+"""Whole rounds of the masking protocol without a transport, in which any step can be made to fail.
 
-They serve tests and the self-test of an installation, and show how the two state machines fit together.
+They are used by tests and by the self-test of an installation, and show how the two state machines fit
+together.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from fedproxy_secure.secagg.terms import Roster, Terms, least_threshold
 
 SERVER = crypto.fresh_secret()  # the server's key in every rehearsal of this process
 STEPS = ("advertise", "share", "mask", "confirm", "unmask")
-Tamper = Callable[[str, str, Any], Any]  # (step and direction, client, message) -> message, or None: lost
+Tamper = Callable[[str, str, Any], Any]  # (step and direction, client, message) -> what arrives
 
 
 def names(clients: int) -> tuple[str, ...]:
-    """Return the names of so many clients: c00, c01 ..."""
+    """Return names for this many clients: c00, c01 ..."""
     return tuple(f"c{i:02d}" for i in range(clients))
 
 
 def identities(clients: int) -> tuple[dict[str, Secret], Roster]:
-    """Return fresh keys by client, and their roster."""
+    """Return fresh private keys, by client, and the roster of their public keys."""
     keys = {n: crypto.fresh_secret() for n in names(clients)}
     return keys, Roster(members={n: crypto.signing_public(k) for n, k in keys.items()})
 
 
 def ring(clients: int, d: int, *, bits: int = 32, clip: float = 1.0) -> RingPlan:
-    """Return a ring for one real segment `update` of length `d` and the control words."""
+    """Return the ring of a real segment `update` of length `d` and the control words."""
     return RingPlan(
         bits=bits, clients=clients, segments=(Segment(name="update", length=d, clip=clip), *SEGMENTS)
     )
 
 
 def terms_for(plan: RingPlan, roster: Roster, **changes: Any) -> Terms:
-    """Return the terms of a round of all the ring's clients; `changes` replace fields."""
+    """Return the terms of a round with as many clients as the ring has; `changes` replace fields."""
     settings: dict[str, Any] = {
         "run": "run",
         "round": 0,
@@ -65,9 +66,19 @@ def terms_for(plan: RingPlan, roster: Roster, **changes: Any) -> Terms:
 class Cohort:
     """The clients and the server of one round.
 
-    `drops`: step -> clients that do not answer any more from that step on. `tamper` gets every message,
-    with "STEP to client" or "STEP to server" and the client's name, and returns what arrives (None:
-    nothing; a list: each of its messages). `frozen`: every client is frozen and thawed between steps.
+    Attributes:
+        terms: of the round.
+        keys: private keys, by client.
+        roster: of their public keys.
+        tamper: called for every message with "STEP to client" or "STEP to server", the client's name and
+            the message; returns what arrives (None: nothing; to the server also a list: each of them).
+        drops: by step, the clients that do not answer from that step on.
+        frozen: whether every client is frozen and thawed between steps.
+        session: the class of the clients.
+        server: the class of the server.
+        client_errors: after `run`, the error of each client that aborted.
+        server_errors: after `run`, the first error that each client's messages caused at the server.
+        quantised: after `run`, each client's vector before masking.
     """
 
     terms: Terms
@@ -83,7 +94,7 @@ class Cohort:
     quantised: dict[str, Quantised] = field(default_factory=dict)
 
     def run(self, updates: Mapping[str, np.ndarray]) -> Aggregate:
-        """Run one round over updates, float [d] by client. Raises what the server raises."""
+        """Run one round over `updates`, float [d] by client. Raises the errors of closing a step."""
         server = self.server(terms=self.terms, roster=self.roster, private=SERVER)
         clients = {
             n: self.session(name=n, identity=self.keys[n], terms=self.terms, roster=self.roster)
@@ -160,4 +171,4 @@ class Cohort:
                 try:
                     take(message)
                 except ProtocolAborted as error:
-                    self.server_errors.setdefault(name, str(error))  # the first one
+                    self.server_errors.setdefault(name, str(error))  # keeps the first

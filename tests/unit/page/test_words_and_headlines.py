@@ -8,10 +8,10 @@ import pytest
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number, interval_overlaps
-from fedproxy_secure.report import page_words
+from fedproxy_secure.report import method_words, page_words
 from fedproxy_secure.report.html.drawing import kind_slots
 from fedproxy_secure.report.html.page import page
-from fedproxy_secure.report.report import Report
+from fedproxy_secure.report.report import MethodDifference, MethodRow, Report
 from fedproxy_secure.report.sweep import headline, kinds_of, labelled, on_front
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.pull_request import pull_request_summary
@@ -157,7 +157,7 @@ def test_plain_words_hold_no_digit_that_is_not_a_number_or_a_quotation(report: R
     sentences = [page_words.scope(report), *page_words.missing(report)]
     sentences += [line for card in page_words.cards(report) for _, line in card.lines]
     sentences += [line for c in page_words.contrasts(report) for _, line in c.cells]
-    sentences += page_words.compared(sample_comparison())
+    sentences += method_words.compared(sample_comparison())
     assert len(sentences) > 12
     assert not [
         part for line in sentences for part in line if isinstance(part, str) and re.search(r"\d", part)
@@ -167,9 +167,71 @@ def test_plain_words_hold_no_digit_that_is_not_a_number_or_a_quotation(report: R
 def test_a_protection_is_better_only_beyond_both_intervals(report: Report):
     (masking, private) = page_words.contrasts(report)
 
-    def said(contrast: page_words.Contrast, title: str) -> str:
-        line = dict(contrast.cells)[title]
-        return "".join(p.text if isinstance(p, page_words.Verbatim | Number) else p for p in line)
+    assert said(dict(masking.cells)["gap closed"]) == "intervals overlap in 2 of 2 pairs"
+    assert said(dict(private.cells)["gap closed"]) == "worse in 2 of 2 pairs"
+    assert "cannot tell" not in parse(page(report)).text
 
-    assert said(masking, "gap closed") == "not told apart in 2 of 2 pairs"
-    assert said(private, "gap closed") == "worse in 2 of 2 pairs"
+
+def said(line: page_words.Sentence) -> str:
+    return "".join(p.text if isinstance(p, page_words.Verbatim | Number) else p for p in line)
+
+
+def close_methods(key: str, *differences: tuple[str, str, float | None, float, float]) -> Report:
+    """Three methods whose own intervals overlap, with paired differences in `average` or `loss`."""
+    rows = tuple(
+        MethodRow(
+            method=name,
+            remove_ratio=ratio,
+            **{key: number(value, value - 0.1, value + 0.1, "share").estimate},
+        )
+        for name, ratio, value in (("a", 0.25, 0.5), ("b", 0.25, 0.45), ("c", None, 0.48))
+    )
+    pairs = tuple(
+        MethodDifference(
+            method=method,
+            against=against,
+            remove_ratio=ratio,
+            **{"average": None, key: number((low + high) / 2, low, high, "share", signed=True).estimate},
+        )
+        for method, against, ratio, low, high in differences
+    )
+    return replace(sample_comparison(), rows=rows, differences=pairs)
+
+
+LEVEL, NEAR = "not told apart", "without a paired difference"
+
+
+def test_methods_that_their_paired_difference_tells_apart_are_not_called_level():
+    found = close_methods("average", ("a", "b", 0.25, 0.01, 0.09), ("c", "a", 0.25, -0.03, -0.01))
+    assert [said(line) for line in method_words.compared(found)] == [
+        "Most correct answers: a at 25 % removed with 50.0."
+    ]
+
+
+def test_methods_are_level_by_their_paired_difference_and_the_others_only_have_intervals_that_overlap():
+    found = close_methods("average", ("b", "a", 0.25, -0.09, 0.01), ("c", "a", 0.5, -0.03, -0.01))
+    _, level, near = (said(line) for line in method_words.compared(found))
+    assert level == "1 other method is not told apart from it by paired differences."
+    assert near == "1 other method without a paired difference to it has an interval that overlaps its own."
+    ((first, *others)) = (said(line) for line in method_words.compared(close_methods("average")))
+    assert first.startswith("Most correct answers: a")
+    assert [line.split(" ", 1)[1] for line in others] == [
+        "other methods without a paired difference to it have intervals that overlap its own."
+    ]
+
+
+def test_a_best_method_that_is_behind_on_common_seeds_or_has_no_interval_there_is_not_ahead():
+    behind = close_methods("average", ("a", "b", 0.25, -0.05, -0.01))
+    assert any(LEVEL in said(line) for line in method_words.compared(behind))
+    pair = replace(behind.differences[0], average=number(0.05, None, None, "share").estimate)
+    unsure = replace(behind, differences=(pair,))
+    assert any(LEVEL in said(line) for line in method_words.compared(unsure))
+
+
+@pytest.mark.parametrize(("low", "high", "level"), [(0.01, 0.05, 0), (-0.01, 0.05, 1), (-0.05, -0.01, 1)])
+def test_the_least_loss_is_ahead_where_the_paired_difference_is_below_zero(low, high, level):
+    found = close_methods("loss", ("c", "b", 0.25, low, high), ("b", "a", 0.25, -0.09, -0.01))
+    sentences = [said(line) for line in method_words.compared(found)]
+    assert sentences[0].startswith("Least loss on free text: b")
+    assert sum(LEVEL in line for line in sentences) == level
+    assert not any(NEAR in line for line in sentences)

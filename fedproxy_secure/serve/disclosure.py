@@ -1,7 +1,7 @@
 """What an API discloses of a model's logits: all of them, the likeliest tokens, or the likeliest one.
 
-This is the one place where a policy's `answers` and `noise` are applied. Both the service for customers and
-the API that attacks query use it.
+A policy's `answers` and `noise` are applied here and nowhere else, both for the service that customers use
+and for the API that attacks query.
 
 Guarantees: an `ApiAnswer` is computed from the perturbed logits (`noise`) and keeps only what the policy
 discloses: with `text` it holds token ids and no other number, with `top_k` no number about a token that it
@@ -22,7 +22,7 @@ from fedproxy_secure.serve.noise import noise
 
 @dataclass(frozen=True, kw_only=True)
 class ApiAnswer:
-    """An API's answer after each of some tokens; its leading shape is that of the tokens in the query.
+    """An API's answer after each of some tokens, whose shape is the leading shape of its tensors.
 
     Args:
         answers: the kind of answer.
@@ -37,7 +37,7 @@ class ApiAnswer:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its tensors."""
+        """The number of bytes of its tensors."""
         return sum(part.nbytes for part in (self.tokens, self.numbers) if part is not None)
 
     @property
@@ -49,7 +49,7 @@ class ApiAnswer:
         return self.numbers.argmax(-1)
 
     def part(self, index: int | slice | torch.Tensor) -> ApiAnswer:
-        """Return a part along the first dimension."""
+        """Return the part at an index along the first dimension."""
         return ApiAnswer(
             answers=self.answers,
             tokens=None if self.tokens is None else self.tokens[index],

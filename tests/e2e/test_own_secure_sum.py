@@ -1,0 +1,108 @@
+"""The example of a secure sum from outside: what the server, attacks and settings make of it."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from attacks.integrity.active_server import SecaggActive
+from attacks.suite import read_truth
+from attacks.trial import run_one
+from fedproxy_secure.config import parse_config
+from fedproxy_secure.config.kinds import PROTECTIONS
+from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.experiments.run import run
+from fedproxy_secure.record.view import view
+from fedproxy_secure.report.report import Report
+from tests.support.tiny import tiny_settings
+from threat_models import get
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_secure_sum.py"
+SCHEME = {"scheme": "two_servers"}
+
+
+@pytest.fixture(scope="module")
+def module() -> object:
+    spec = importlib.util.spec_from_file_location("own_secure_sum", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def two_servers(module) -> Iterator[object]:
+    with PROTECTIONS.added("two_servers", module.TWO_SERVERS):
+        yield module.TWO_SERVERS
+
+
+@pytest.fixture(scope="module")
+def ran(module, tmp_path_factory) -> tuple[Report, Path]:
+    """The report and the folder of a recorded run under it."""
+    folder = tmp_path_factory.mktemp("two_servers")
+    settings = tiny_settings(folder, protect=SCHEME, fusion={"rule": "fedavg"}, audit={"record": True})
+    with PROTECTIONS.added("two_servers", module.TWO_SERVERS):
+        return run(parse_config(settings), folder / "run", in_cell=True), folder / "run"
+
+
+def test_its_run_ends_like_one_in_the_clear(two_servers, ran, tmp_path):
+    report, folder = ran
+    settings = tiny_settings(
+        tmp_path, protect={"scheme": "unsafe_plaintext"}, fusion={"rule": "fedavg"}, audit={"record": True}
+    )
+    run(parse_config(settings), tmp_path / "plain", in_cell=True)
+    summed, plain = (view(f / "seed-0", get("server")) for f in (folder, tmp_path / "plain"))
+    last = max(plain.adapters)
+    np.testing.assert_allclose(summed.adapters[last], plain.adapters[last], atol=1e-4)
+    upload = report.configurations[0].measure("upload_bytes")
+    assert upload.estimate.value == 8 * len(plain.adapters[0])
+
+
+def test_an_evaluation_gives_the_server_the_sum_and_no_update(two_servers, ran):
+    _, folder = ran
+    seen = view(folder / "seed-0", get("server"))
+    assert not seen.updates
+    assert set(seen.sums[0].segments) == {"update"}
+    assert seen.surfaces >= {"AGG", "MOD"}
+    assert "IND" not in seen.surfaces
+
+
+def test_an_attack_that_plays_our_own_protocols_rounds_says_nothing_about_it(two_servers, ran):
+    seen, truth = view(ran[1] / "seed-0", get("active_server")), read_truth(ran[1] / "seed-0")
+    found = run_one(SecaggActive(), seen, truth, profile="smoke", seconds=60, seed=0)
+    assert found.outcome == Outcome.INCONCLUSIVE
+    assert "two_servers: its rounds cannot be played again here" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "message"),
+    [
+        (
+            "protect",
+            {"threshold": 3},
+            r"protect\.threshold=3: is not enforced with .*two_servers; must be None",
+        ),
+        ("protect", {"colluders": 1}, r"protect\.colluders=1: is not enforced"),
+        ("protect", {"min_cohort": 3}, r"protect\.min_cohort=3: is not enforced"),
+        ("protect", {"refuse_differencing": True}, r"protect\.refuse_differencing=True: is not enforced"),
+        ("protect", {"weights": "encrypted_gram"}, r"protect\.weights=encrypted_gram: is not enforced"),
+        ("fusion", {"rule": "h_ties"}, r"fusion\.rule=h_ties: reads single updates"),
+        ("fusion", {"pcr_lambda": 0.1}, r"fusion\.pcr_lambda=0\.1: .* the server learns no conflict"),
+    ],
+)
+def test_settings_that_it_cannot_keep_are_refused(two_servers, tmp_path, section, setting, message):
+    sections = {"protect": dict(SCHEME), "fusion": {"rule": "fedavg"}}
+    sections[section] |= setting
+    with pytest.raises(ConfigError, match=message):
+        parse_config(tiny_settings(tmp_path, **sections))
+
+
+def test_a_share_that_was_changed_on_the_way_is_refused(module):
+    content = {"key": bytes(32), "sealed": bytes(40), "share": bytes(8)}
+    with pytest.raises(ProtocolAborted):
+        module.helpers_share("clinic", RecordDict({"shares": ConfigRecord(content)})["shares"], 2)
