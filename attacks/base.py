@@ -9,7 +9,9 @@ rounds, MOD the models of the rounds, API queries to the fused LLM, ACT deviatio
 
 Guarantees: `guess` is given no truth: neither the run nor the truth is an argument of it, and tests keep
 this project's attacks from reading transcripts, frames or the garbage collector. Two calls with the same
-view, question and seed give the same guess. Not guaranteed: that an attack by a third party really guesses.
+view, question and seed give the same guess if the attack did as much work in both: A5, A6, A12, A15, A16
+and the search for the hidden size do less where the machine is too slow for their seconds. `effort` says
+how much it was, and the finding holds it. Not guaranteed: that an attack by a third party really guesses.
 The separation protects against mistakes, not against malice. An attack is code that runs under your
 account, in the process that knows the truth, and it may read the run's files. Install only attacks that you
 trust, and read the code of those whose numbers you rely on.
@@ -202,6 +204,10 @@ class Attack:
     def score(self, guess: Any, answer: Any) -> tuple[Estimate, ...]:
         """Return estimates of how good the guess is, the headline first."""
         raise NotImplementedError
+
+    def effort(self, guess: Any) -> Mapping[str, int]:
+        """Return how much work went into a guess, by what it counts, as far as it depends on the time."""
+        return {}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return a view in which the attack must succeed, and its truth; None without such a control.

@@ -190,7 +190,7 @@ def over_targets(
 
 
 def tpr_estimates(
-    scores: np.ndarray, positive: np.ndarray, *, rates: Sequence[float] = (0.01, 0.001)
+    scores: np.ndarray, positive: np.ndarray, *, rates: Sequence[float] = (0.01, 0.001), of: str = ""
 ) -> tuple[Measured, ...]:
     """Return true-positive rates at fixed false-positive rates, with intervals that count both samples.
 
@@ -198,7 +198,7 @@ def tpr_estimates(
     negatives cannot be told from 0 false positives, and the metric's name says so. The interval joins two
     Wilson intervals over positives, taken at both ends of the threshold's own interval: the number of the n
     negatives above the rate's true threshold is binomial. Chance is (allowed + 1) / (negatives + 1), which
-    is more than `rate` where negatives are few.
+    is more than `rate` where negatives are few. `of` is added to the metrics' names.
     """
     negatives = np.sort(scores[~positive])[::-1]
     estimates = []
@@ -206,7 +206,7 @@ def tpr_estimates(
         allowed = int(rate * len(negatives) + 1e-9)  # in floating point .29 x 100 lies just below 29
         threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
         caught = int((scores[positive] > threshold).sum())
-        name = f"TPR at {rate:.1%} FPR" + (" (0 false positives)" if allowed == 0 else "")
+        name = f"TPR at {rate:.1%} FPR{of and ', '}{of}" + (" (0 false positives)" if allowed == 0 else "")
         most, least = (int(binom.ppf(q, len(negatives), rate)) for q in (0.975, 0.025))
         strict = negatives[least - 1] if least else math.inf
         lax = negatives[most] if most < len(negatives) else -math.inf

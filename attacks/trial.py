@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,7 @@ def run_one(
         seed=seed,
         name=name,
         out_of_time=out_of_time,
+        effort=numbers.effort,
     )
 
 
@@ -117,6 +119,7 @@ class _Numbers:
         estimates: the attack's numbers, the headline first.
         detectable, targets: what the estimates could have shown, and how each target was judged.
         positive, negative: the controls' headlines.
+        effort: how much work the attack itself did.
         without_positive: why there is no positive control, if it was started and did not finish.
         out_of_time: whether the positive control did not finish because time ran out.
     """
@@ -126,6 +129,7 @@ class _Numbers:
     targets: Targets | None = None
     positive: Estimate | None = None
     negative: Estimate | None = None
+    effort: Mapping[str, int] = field(default_factory=dict)
     without_positive: str = ""
     out_of_time: bool = False
 
@@ -141,6 +145,7 @@ def _attack_and_controls(
 ) -> None:
     """Run the attack, its negative control, then its positive control; write the results to `numbers`."""
     exam, guess, numbers.estimates = _attempt(one, seen, truth, budget, seed)
+    numbers.effort = {name: int(count) for name, count in one.effort(guess).items()}
     _check_headline(one.info, numbers.estimates)
     _check_units(one.info, numbers.estimates)
     numbers.detectable = detectable_of(one.info, numbers.estimates)
@@ -174,6 +179,7 @@ def finding(
     detectable: tuple[Detectable, ...] = (),
     targets: Targets | None = None,
     out_of_time: bool = False,
+    effort: Mapping[str, int] | None = None,
 ) -> Finding:
     """Return the finding of an attack from a view, with the measures that it feeds."""
     return Finding(
@@ -199,6 +205,7 @@ def finding(
         detectable=detectable,
         targets=targets,
         out_of_time=out_of_time,
+        effort=effort or {},
     )
 
 

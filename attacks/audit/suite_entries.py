@@ -1,7 +1,9 @@
 """A8 and A9: does the run's mechanism, at its own settings, keep the epsilon that it claims?
 
 A8 (`training_audit`) puts record canaries through the clients' own DP-SGD; A9 (`canary_clients`) puts
-canary clients into sums that carry the run's noise. Both give a lower bound on epsilon (`curve_audit`). The
+canary clients into sums that carry the run's noise. Both read the run's settings and its numbers of records
+and clients, and nothing of what was trained: a run whose clients trained without noise gets the same
+result, and the finding says so. Both give a lower bound on epsilon (`curve_audit`). The
 headline is the bound over the claimed epsilon. Above 1 there is less noise than the claim rests on. Below 1
 nothing is proven: the claim is "not falsified".
 
@@ -32,6 +34,7 @@ from attacks.base import (
 )
 from attacks.registry import attack
 from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.measures.privacy import AUDIT_SCOPE
 from fedproxy_secure.record.view import View
 
 BROKEN = 0.125  # a positive control has this share of the claimed noise
@@ -67,8 +70,8 @@ class Audited:
                 how=how,
             )
 
-        how = "one-run audit by the mechanism's own trade-off curve: a lower bound at 95 %"
-        any_how = "one-run audit by epsilon and delta alone: a lower bound at 95 %"
+        how = f"one-run audit by the mechanism's own trade-off curve: a lower bound at 95 %, {AUDIT_SCOPE}"
+        any_how = f"one-run audit by epsilon and delta alone: a lower bound at 95 %, {AUDIT_SCOPE}"
         right = replace(
             counted(
                 result.correct, metric="right guesses", unit="count", seeds=(0,), n=result.guesses.count
@@ -145,7 +148,7 @@ class _Audit(Attack):
     AttackInfo(
         id="A8",
         name="dp_audit",
-        title="one-run audit of record-level differential privacy at the run's settings",
+        title="audit of record-level differential privacy at the run's settings, not of the run's training",
         paper="Mahloujifar, Melis & Chaudhuri 2025, arXiv 2410.22235",
         needs=(frozenset({"MOD"}),),
         headline="epsilon shown over the claim",
@@ -219,7 +222,7 @@ class DpAudit(_Audit):
     AttackInfo(
         id="A9",
         name="canary_clients",
-        title="how much of one client is left in noisy sums, by canary clients",
+        title="how much of one client is left in sums with noise by the run's settings, by canary clients",
         paper="Andrew et al. 2023, arXiv 2302.03098",
         needs=(frozenset({"MOD"}),),
         headline="epsilon shown over the claim",

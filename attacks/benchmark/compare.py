@@ -2,7 +2,9 @@
 
 The difference is the new headline minus the old one. It is paired by target where both findings asked about
 the same targets (see `fedproxy_secure.evidence.targets`), and has the interval of independent samples
-elsewhere. Results of different ids are refused: their numbers answer different questions.
+elsewhere. Where the two attacks did not do the same amount of work, because one machine was slower or
+busier, a line says so: then the difference is not of the attacks alone. Results of different ids are
+refused: their numbers answer different questions.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from fedproxy_secure.runtime.escape import printable
 NAME_WIDTH, TEXT_WIDTH = 28, 23
 EXPLAINED = (
     "change: new minus old with its 95 % interval; *: the interval excludes 0, as one in twenty does by "
-    "chance; ~: scored on different targets, so the difference is not paired."
+    "chance; ~: scored on different targets, so the difference is not paired; !: one of the two did less "
+    "work, so the difference may be the machine's."
 )
 
 
@@ -44,6 +47,15 @@ class Change:
     new: Finding | None
     change: Estimate | None
     paired: bool
+
+    @property
+    def uneven(self) -> dict[str, tuple[int, int]]:
+        """What the attacks did not do equally often: the counts in both results, 0 where one has none."""
+        if self.old is None or self.new is None:
+            return {}
+        old, new = self.old.effort, self.new.effort
+        counts = {name: (old.get(name, 0), new.get(name, 0)) for name in {**old, **new}}
+        return {name: both for name, both in counts.items() if both[0] != both[1]}
 
     @property
     def shows(self) -> bool:
@@ -89,7 +101,9 @@ def text_of_changes(old: Benchmark, new: Benchmark) -> str:
         lines += ["", *_cell(name, [c for c in compared if c.cell == name])]
     numbers = [c for c in compared if c.change is not None]
     lines += ["", *textwrap.wrap(EXPLAINED, WIDTH)]
-    lines.append(f"numbers in both: {len(numbers)}, marked *: {sum(c.shows for c in numbers)}")
+    uneven = sum(bool(c.uneven) for c in numbers)
+    also = f", marked !: {uneven}" if uneven else ""
+    lines.append(f"numbers in both: {len(numbers)}, marked *: {sum(c.shows for c in numbers)}{also}")
     return "\n".join(lines) + "\n"
 
 
@@ -122,6 +136,11 @@ def _cell(name: str, changed: Iterable[Change]) -> Iterator[str]:
             finding_text(change.new) or "not there",
             _marked(change),
         )
+        if change.uneven:
+            counts = (f"{name} {old:,}, then {new:,}" for name, (old, new) in change.uneven.items())
+            yield from textwrap.wrap(
+                printable(f"! {'; '.join(counts)}"), WIDTH, initial_indent="  ", subsequent_indent="    "
+            )
 
 
 def _marked(change: Change) -> str:

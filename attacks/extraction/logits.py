@@ -14,6 +14,7 @@ Carlini et al. 2024, Stealing Part of a Production Language Model (arXiv 2403.06
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,10 @@ class LogitSvd(Attack):
             counted(middle, metric="hidden size found, median", unit="dimensions", seeds=(0,)),
             counted(guess.queries, metric="queries of all tries", unit="queries", seeds=(0,)),
         )
+
+    def effort(self, guess: Widths) -> Mapping[str, int]:
+        """Return how many tries were made."""
+        return {"tries": len(guess.found)}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return this view with an API that returns all logits unchanged."""

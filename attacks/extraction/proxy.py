@@ -14,10 +14,13 @@ model, or of the proxy if no model is nearer. Unlike R, it can be compared betwe
                 loss on them
     closed form the best start and a linear map after the last block, from queries and no training step
     API gain    R of the strongest attack with queries, minus the larger of healing's R and 0 (the proxy's)
-    proxy gain  by how many nats KL is lower than that of random weights that get the same queries; their R
-                is far below 0
-    top k, text the same R, by the same steps, from weaker APIs: one returns the 20 likeliest tokens, one
-                only the likeliest
+    proxy gain  by how many nats KL is lower than that of the same attack from random weights; their R is
+                far below 0
+    top k, text the same attack on weaker APIs: one returns the 20 likeliest tokens, one only the likeliest
+
+What is compared was trained equally long: the start is healed, then trained for each number of queries in
+turn, from the model before. Healing gets as many further trainings on texts in place of queries, and random
+weights and weaker APIs the same trainings as the attack. `steps in turn` counts the steps of them all.
 
 A training reads `steps of each training` batches, which may be fewer than the texts. `texts asked about`
 counts every text that was queried, by trainings, trials, checks and the closed form.
@@ -34,14 +37,15 @@ starts for more queries. With an API that answers fewer than 16 texts, only heal
 `extraction R by ...` names the strongest attack. Its interval is over held-out texts; it covers neither the
 variation between trainings nor the choice of the strongest attack on the same texts.
 
-Controls: the same attack with the same API must succeed if the LLM's own blocks are among the starts, and
-must fail if the answers belong to other queries. Even from shuffled answers a model learns the LLM's
-average answer, which gives an R above 0 if the proxy is far from that average.
+Controls: a training with the same API must succeed if the LLM's own blocks are among the starts, and must
+fail if the answers belong to other queries. It is one training, on the most queries. Even from shuffled
+answers a model learns the LLM's average answer, which gives an R above 0 if the proxy is far from that
+average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,9 +81,9 @@ from attacks.extraction.scored import (
     queries,
 )
 from attacks.extraction.starts.fillers import Gaps, gaps_of
-from attacks.extraction.starts.offered import Offer, Won, leaked, offers
+from attacks.extraction.starts.offered import Offer, Recipe, Won, leaked, offers
 from attacks.extraction.starts.widened import sizes_in
-from attacks.extraction.thief import TEXT_TOKENS, Thief
+from attacks.extraction.thief import FROM_RANDOM, TEXT_TOKENS, Thief
 from attacks.extraction.verbatim import held, read_tensors
 from attacks.registry import attack
 from fedproxy_secure.config import ANSWERS, Answers
@@ -172,10 +176,11 @@ class ProxyExtraction(Attack):
             if shuffled:
                 models[queries(last)] = answer(thief.distilled(last, starts).model)
             else:
-                for name, won in _from_starts(thief, starts, spent.grid):
+                healed = thief.healed(starts)
+                for name, won in _from_starts(thief, starts, healed):
                     models[name], how[name] = answer(won.model), won.name
                 if spent.all_controls and last:
-                    models |= _with_less(thief, starts, last, question.depth, policy.answers, answer)
+                    models |= _with_less(thief, starts, healed, question.depth, policy.answers, answer)
                     gaps = thief.where(missing) if missing else None
         return Stolen(
             models=models, grid=spent.grid, gaps=gaps, asked=api.asked, steps=spent.steps, how=how
@@ -184,6 +189,15 @@ class ProxyExtraction(Attack):
     def score(self, guess: Stolen, answer: Original) -> tuple[Estimate, ...]:
         """Return R of the strongest attack, then R of each attack, the gains and other scores."""
         return estimates_of(guess, answer, headline=self.info.headline)
+
+    def effort(self, guess: Stolen) -> Mapping[str, int]:
+        """Return the steps of a training, the size of the grid, the queries and the held-out texts."""
+        return {
+            "steps of each training": guess.steps,
+            "numbers of queries": len(guess.grid),
+            "texts asked about": guess.asked,
+            "held-out texts": len(guess.models[PROXY].logs),
+        }
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return a view whose attacker starts from a noisy copy of the LLM and queries the same API.
@@ -207,24 +221,50 @@ def _from_a_copy(
     return {PROXY: before, queries(last) if last else HEALED: answer(won.model)}
 
 
-def _from_starts(thief: Thief, starts: Sequence[Offer], grid: Sequence[int]) -> Iterator[tuple[str, Won]]:
-    """Yield the best model without queries, by the closed form, and for each K from the one before."""
-    best = thief.healed(starts)
-    yield HEALED, best
+def _from_starts(thief: Thief, starts: Sequence[Offer], healed: Won) -> Iterator[tuple[str, Won]]:
+    """Yield the best model by the closed form, for each K from the one before, and healed as long as these.
+
+    Args:
+        thief: the adversary.
+        starts: the models to start from.
+        healed: the best of them after one training without queries.
+    """
+    grid = thief.spent.grid
     if grid:
         yield CLOSED, thief.closed_form(max(grid), starts)
-    for count in grid:
-        best = thief.distilled(count, [*starts, best.offer])
-        yield queries(count), best
+    yield from _in_turn(thief, starts, healed)
+    for _ in grid:
+        healed = thief.healed([*starts, healed.offer])
+    yield HEALED, healed
 
 
 def _with_less(
-    thief: Thief, starts: Sequence[Offer], last: int, depth: int, kind_told: Answers, answer: Answer
+    thief: Thief, starts: Sequence[Offer], healed: Won, depth: int, kind_told: Answers, answer: Answer
 ) -> dict[str, Behaviour]:
     """Return the models of the same attack on APIs that tell less, and without the proxy."""
-    models = {
-        name: answer(thief.distilled(last, starts, answers=kind).model)
-        for kind, name in TOLD.items()
-        if ANSWERS.index(kind) < ANSWERS.index(kind_told)
-    }
-    return models | {NOTHING: answer(thief.without_proxy(last, depth))}
+    models: dict[str, Behaviour] = {}
+    for kind, name in TOLD.items():
+        if ANSWERS.index(kind) < ANSWERS.index(kind_told):
+            for _, won in _in_turn(thief, starts, healed, answers=kind):
+                last = won
+            models[name] = answer(last.model)
+    born = thief.random(depth)
+    healed = thief.healed([born], recipes=FROM_RANDOM)
+    for _, won in _in_turn(thief, [born], healed, recipes=FROM_RANDOM):
+        last = won
+    return models | {NOTHING: answer(last.model)}
+
+
+def _in_turn(
+    thief: Thief,
+    starts: Sequence[Offer],
+    healed: Won,
+    *,
+    answers: Answers | None = None,
+    recipes: Sequence[Recipe] | None = None,
+) -> Iterator[tuple[str, Won]]:
+    """Yield the best model for each number of queries, each from the one before, first from `healed`."""
+    best = healed
+    for count in thief.spent.grid:
+        best = thief.distilled(count, [*starts, best.offer], answers=answers, recipes=recipes)
+        yield queries(count), best

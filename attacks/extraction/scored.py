@@ -94,6 +94,8 @@ def estimates_of(guess: Stolen, answer: Original, *, headline: str) -> tuple[Est
         scale[KL].difference(r[LLM], r[strongest(r, [best, PROXY])], KL_LEFT, unit="nats"),
         *_other_scores(scale, by_model[best]),
         counted(guess.steps, metric="steps of each training", unit="steps", seeds=(0,)),
+        # a training without queries, then one for each number of queries
+        counted((1 + len(guess.grid)) * guess.steps, metric="steps in turn", unit="steps", seeds=(0,)),
         counted(guess.asked, metric="texts asked about", unit="queries", seeds=(0,)),
         counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)),
         *by_gaps,

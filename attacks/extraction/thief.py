@@ -46,6 +46,7 @@ CHECKS_OF_TRIAL = 1
 CLEARLY = 0.02  # nats on public text by which gaps must beat even ones, which are right for most proxies
 CHECKS = 24  # evaluations on held-out queries for each number of queries: of starts, trials, training
 WITH_TRIALS = 1 + len(FEW_RECIPES) / TRIAL  # steps of the best of all recipes, in trainings
+FROM_RANDOM = tuple(Recipe(trained="all", rate=rate) for rate in (LEARNING_RATE, 1e-3))  # its recipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class Effort:
 
     Args:
         grid: numbers of queries in turn; empty if too few are allowed.
-        steps, batch: steps of each training, and texts of a step.
+        steps, batch: steps of each training, and texts of a step. A model gets one training without a query
+            and one for each number of queries in turn.
         all_controls: also training without the proxy, and weaker APIs.
         texts, records: held-out texts and records that each model answers.
         recipes: ways to train; if there are several, all are tried first.
@@ -91,14 +93,18 @@ def effort(budget: Budget, *, token_s: float = 0.0) -> Effort:
     seconds, controls = budget.left_s, 3 * whole.all_controls
     models = len(grid) + 5 + controls  # with the proxy, the healed one, closed forms, both controls
     answers_s = models * (2 * whole.texts * TEXT_TOKENS + whole.records * RECORD_TOKENS) * token_s
-    # for each number of queries, healing, trials of gaps, each control, among them a positive one
-    trainings = (len(grid) + 4 + controls) * WITH_TRIALS
-    checked = CHECKS * sum(held_out_count(k) for k in grid) * TEXT_TOKENS * token_s
-    steps_s = trainings * whole.steps * whole.batch * TEXT_TOKENS * STEP * token_s + checked
+
+    def trainings(counts: int) -> int:
+        """Return healing and queries in turn, three short ones, and the three controls in turn."""
+        return 2 * counts + 4 + whole.all_controls * (3 * counts + 1)
+
+    checked = CHECKS * (1 + controls) * sum(held_out_count(k) for k in grid) * TEXT_TOKENS * token_s
+    all_steps = trainings(len(grid)) * WITH_TRIALS * whole.steps
+    steps_s = all_steps * whole.batch * TEXT_TOKENS * STEP * token_s + checked
     answered, stepped = seconds * ANSWERS / max(answers_s, 1e-9), seconds * STEPS / max(steps_s, 1e-9)
     steps, recipes = whole.steps, whole.recipes
     if stepped < 1:  # one number of queries and one recipe before fewer steps
-        stepped *= trainings / (5 + controls)
+        stepped *= trainings(len(grid)) / trainings(1)
         steps = max(FEWEST_STEPS, int(whole.steps * min(1.0, stepped)))
         grid = grid and (([k for k in grid if k <= steps * whole.batch] or [grid[0]])[-1],)
         recipes = (FILLERS, ALL)[: 1 + (stepped >= 1)]
@@ -169,10 +175,10 @@ class Thief:
         """Return a model's loss on the first held-out public texts, nats per token: no query is made."""
         return self._loss(model, split(self.public)[1][:FEWEST_TEXTS], predict)
 
-    def healed(self, starts: Sequence[Offer]) -> Won:
+    def healed(self, starts: Sequence[Offer], *, recipes: Sequence[Recipe] | None = None) -> Won:
         """Return the best start, or the best start trained on texts only, by next-token loss."""
         won = self._best_start(starts, split(self.public)[1], predict)
-        return self._trained(won, self.public, predict)
+        return self._trained(won, self.public, predict, recipes=recipes)
 
     def closed_form(self, count: int, starts: Sequence[Offer], *, answers: Answers | None = None) -> Won:
         """Return the best start on `count` queries, or its closed-form fit if that has a lower loss."""
@@ -217,13 +223,11 @@ class Thief:
         won = self.closed_form(count, starts, answers=answers)
         return self._trained(won, self.texts[:count], self.lesson(answers), recipes=recipes)
 
-    def without_proxy(self, count: int, depth: int) -> nn.Module:
-        """Return a model trained from random weights on the same queries."""
+    def random(self, depth: int) -> Offer:
+        """Return random weights of the LLM's depth: the start of an adversary without the proxy."""
         present = len(blocks_of(self.proxy))
         model = newborn(grown(self.proxy, spread(present, max(0, depth - present)), "copy")[0], self.seed)
-        recipe = Recipe(trained="all", rate=LEARNING_RATE)
-        start = Won(name="random weights", start=(model, []), loss=float("inf"))
-        return self._trained(start, self.texts[:count], self.lesson(), recipes=(recipe,)).model
+        return Offer(name="random weights", make=lambda: (model, []))
 
     def usable(self, start: Start) -> list[Recipe]:
         """Return the effort's recipes that a start can be trained by.

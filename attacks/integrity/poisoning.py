@@ -154,11 +154,12 @@ class Poisoning(Attack):
         return (headline, *estimates)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return plain averaging without a clip, which one client can dominate."""
+        """Return plain averaging without a clip, at a rate of 1, which one client can dominate."""
         if view.settings is None:
             return None
         protect = view.settings.protect.model_copy(update={"scheme": "unsafe_plaintext"})
-        fusion = view.settings.fusion.model_copy(update={"rule": "fedavg"})
+        plain = {"rule": "fedavg", "server_learning_rate": 1.0}
+        fusion = view.settings.fusion.model_copy(update=plain)
         return replace_view(view, settings=view.settings.changed(protect=protect, fusion=fusion)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
@@ -252,12 +253,12 @@ def moves(guess: Damage) -> list[Estimate]:
 
 
 def rules_of(settings: PublicSettings, *, own_only: bool) -> list[Rule]:
-    """Return the run's own rule first, then the others."""
+    """Return the run's own rule first, then others, which keep the run's server learning rate."""
     protected = protection_of(settings.protect).protocol is not None
     reach = settings.local.learning_rate * settings.local.steps
     clip = (settings.protect.clip or CLIP_OF_HONEST * reach) if protected else None
-    name = "fedavg" if settings.fusion.linear else settings.fusion.rule
-    if protected and name != "fedavg":
+    name = settings.fusion.rule
+    if protected and not settings.fusion.linear:
         name = settings.protect.granularity
     own_rule = Rule(name=name, clip=clip)
     if own_only:

@@ -1,8 +1,12 @@
 """A federation in memory, for attacks that need rounds that were not recorded: poisoning, shadow rounds.
 
-The recorded clients train on their recorded records through the project's own client. Updates merge by the
-project's own fusion rules, in the clear or over sums as under masking, with the server's checks of a sum
-and of a step. No messages are sent, since the rest of masking does not affect the result.
+The recorded clients train on their recorded records through the project's own client, with the run's PCR
+and FedProx. Updates merge by the project's own fusion rules, in the clear or over sums as under masking,
+with the server's checks of a sum and of a step. The server then takes the rule's step at the run's server
+learning rate. No messages are sent, since the rest of masking does not affect the result.
+
+Not rehearsed: differential privacy, rounds of a part of the clients, H-TIES' weights under masking other
+than `uniform`, and a clip that follows the clients from round to round.
 """
 
 from __future__ import annotations
@@ -17,17 +21,25 @@ from attacks.white_box import WhiteBox
 from fedproxy_secure.config import AuditConfig, ClientConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate.client import LocalClient
-from fedproxy_secure.federate.fusion.algorithms import analyse
-from fedproxy_secure.federate.fusion.elections import weighs_clients
-from fedproxy_secure.federate.fusion.rule import fusion_rule_of
+from fedproxy_secure.federate.fusion.algorithms import keep_largest
+from fedproxy_secure.federate.fusion.elections import election_of, weighs_clients
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.server import ServerState, advance, fuse_round
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.models.adapters import tensor_sizes
 from fedproxy_secure.models.lent import LentModel
+from fedproxy_secure.protect.broadcast import broadcast_of, train_from
 from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
 from fedproxy_secure.protect.secure_sum.terms import largest_clip
 from fedproxy_secure.record.view import PublicSettings
-from fedproxy_secure.secagg.granularity import Granularity, Layout, contribution, merge, segments_of
+from fedproxy_secure.secagg.granularity import (
+    Granularity,
+    Layout,
+    Merged,
+    contribution,
+    merge,
+    segments_of,
+)
 from fedproxy_secure.secagg.ring import RingPlan
 from fedproxy_secure.secagg.sketch import LEAST_WEIGHT
 
@@ -42,7 +54,8 @@ class Rule:
     """How a rehearsal merges updates.
 
     Args:
-        name: a fusion rule's in the clear, or `fedavg`, `coordinate` or `block` over sums.
+        name: a fusion rule's, or `coordinate` or `block`: the run's own rule over sums. With a clip a rule
+            that is linear is computed over sums, too.
         clip: largest magnitude of a coordinate that the protocol allows; None without a protocol.
     """
 
@@ -135,8 +148,9 @@ def rounds(
             rule and the play. Later rounds depend on the rule and are not kept.
     """
     first = {} if first is None else first
-    adapter = start.copy()
-    sizes = tuple(tensor_sizes(box.tuned))
+    job = job_of(settings)
+    sizes = np.array(tensor_sizes(box.tuned), dtype=np.int64)
+    state = ServerState(round=0, adapter=start.copy(), sizes=sizes)
     for number in range(count):
         updates: list[ClientUpdate] = []
         for name, items in sorted(records.items()):
@@ -146,7 +160,7 @@ def rounds(
             update = None if key is None else first.get(key)
             if update is None:
                 client = client_of(box, settings, name, items, seed=seed)
-                update = client.train(round=number, start=adapter)
+                update = train_from(client, broadcast_of(job, state))
             if key is not None:
                 first[key] = update
             craft = (crafts or {}).get(name)
@@ -155,65 +169,92 @@ def rounds(
                 update = replace(update, update=changed)
             updates.append(update)
         round_rule = replace(rule, clip=lied_clip(rule, settings, number)) if unclipped else rule
-        step = _merged(updates, round_rule, settings, sizes, adapter, unclipped)
+        before, state = state, advanced(state, updates, round_rule, settings, unclipped)
         if trace is not None:
-            trace.append(step)
-        adapter = adapter + step
-    return adapter
+            trace.append(state.adapter - before.adapter)
+    return state.adapter
 
 
-def _merged(
+def advanced(
+    state: ServerState,
     updates: Sequence[ClientUpdate],
     rule: Rule,
     settings: PublicSettings,
-    sizes: tuple[int, ...],
-    adapter: np.ndarray,
-    unclipped: Collection[str],
-) -> np.ndarray:
+    unclipped: Collection[str] = (),
+) -> ServerState:
+    """Return the server's state after a round with these updates; clients in `unclipped` do not clip."""
+    if rule.name not in _ELECTED:
+        settings = settings.changed(fusion=settings.fusion.model_copy(update={"rule": rule.name}))
     fusion = settings.fusion
-    tau = np.stack([u.update for u in updates]).astype(np.float32)
-    free = np.array([u.client in unclipped for u in updates])
-    if rule.clip is not None:
-        tau[~free] = np.clip(tau[~free], -rule.clip, rule.clip)
-    if rule.name not in _GRANULARITY:
-        if rule.clip is not None:
-            tau = np.clip(tau, -rule.clip, rule.clip)
-        named = fusion.model_copy(update={"rule": rule.name})
-        return fusion_rule_of(named).merge(tau, analyse(tau), fusion)
-    if rule.name == "fedavg" and rule.clip is None:
-        return np.asarray(tau.mean(axis=0))
-    layout, granularity = Layout(sizes=sizes), _GRANULARITY[rule.name]
+    if rule.name not in _ELECTED and not (fusion.linear and rule.clip is not None):
+        clip = np.inf if rule.clip is None else rule.clip
+        inside = [replace(u, update=np.clip(u.update, -clip, clip)) for u in updates]
+        return fuse_round(state, inside, fusion)[0]
+    merged = _over_sums(state, updates, rule, settings, unclipped)
+    if rule.clip is None or settings.privacy.unit == "client":
+        return advance(state, merged.step, fusion, conflict=merged.conflict)
+    most = longest_step(
+        job_of(settings),
+        state.adapter,
+        cohort=len(updates),
+        threshold=len(updates),
+        clients=len(updates),
+        weight=_weight(updates, settings, unclipped),
+    )
+    return advance(state, held(merged.step, most)[0], fusion, conflict=merged.conflict)
+
+
+_ELECTED: dict[str, Granularity] = {"coordinate": "coordinate", "block": "block"}
+
+
+def _over_sums(
+    state: ServerState,
+    updates: Sequence[ClientUpdate],
+    rule: Rule,
+    settings: PublicSettings,
+    unclipped: Collection[str],
+) -> Merged:
+    """Return what the server makes of the sums of the updates, which clients trim and clip as in a run."""
+    fusion, election = settings.fusion, election_of(settings.fusion)
+    kept = 1.0 if election is None else election.kept_share(fusion)
+    free = [u.client in unclipped for u in updates]
+    tau = [
+        u.update if is_free else keep_largest(u.update, kept)
+        for u, is_free in zip(updates, free, strict=True)
+    ]
+    sizes = (len(state.adapter),) if state.sizes is None else tuple(state.sizes.tolist())
+    layout, granularity = Layout(sizes=sizes), _ELECTED.get(rule.name, "plain")
     clip = rule.clip if rule.clip is not None else float(np.abs(tau).max()) + 1e-9
     segments = segments_of(granularity, layout, clip=clip, clients=len(tau), bits=BITS)
     plan = RingPlan(bits=BITS, clients=len(tau), segments=segments)
     parts = [
-        _words(t, granularity, layout, plan) if is_free else contribution(t, granularity, layout, plan)
+        _words(t, granularity, layout, plan)
+        if is_free
+        else contribution(np.clip(t, -clip, clip), granularity, layout, plan)
         for t, is_free in zip(tau, free, strict=True)
     ]
     sums = {name: np.sum([p[name] for p in parts], axis=0) for name in parts[0]}
     # the ring ends at the sum of all clips; a sum beyond one end wraps around to the other
     reach = 2 ** (BITS - 1) * plan.step_of(plan.segments[0])
     sums["update"] = (sums["update"].astype(np.float64) + reach) % (2 * reach) - reach
-    weight = float(len(tau))
-    if weighs_clients(settings.fusion) and settings.protect.weights != "uniform":
-        weight -= float(free.sum()) * (1 - LEAST_WEIGHT)  # the least weight that the server accepts
-    merged = merge(
-        sums, granularity, layout, plan, clients=len(tau), weight=weight, rho=fusion.rho, kept=1.0
-    )
-    if rule.clip is None or settings.privacy.unit == "client":
-        return merged.step
-    most = longest_step(
-        job_of(settings),
-        adapter,
-        cohort=len(tau),
-        threshold=len(tau),
+    return merge(
+        sums,
+        granularity,
+        layout,
+        plan,
         clients=len(tau),
-        weight=weight,
+        weight=_weight(updates, settings, unclipped),
+        rho=1.0 if election is None else election.margin(fusion),
+        kept=kept,
     )
-    return held(merged.step, most)[0]
 
 
-_GRANULARITY: dict[str, Granularity] = {"fedavg": "plain", "coordinate": "coordinate", "block": "block"}
+def _weight(updates: Sequence[ClientUpdate], settings: PublicSettings, unclipped: Collection[str]) -> float:
+    """Return the sum of the clients' weights: those that do not clip claim the least that is accepted."""
+    weight = float(len(updates))
+    if weighs_clients(settings.fusion) and settings.protect.weights != "uniform":
+        weight -= sum(u.client in unclipped for u in updates) * (1 - LEAST_WEIGHT)
+    return weight
 
 
 def _words(

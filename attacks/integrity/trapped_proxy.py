@@ -270,7 +270,9 @@ def _trained(
         def note(_round: int, _update: ClientUpdate, used: list[int], name: str = name) -> None:
             drawn[name] = {t for i in set(used) for t in records[name][i].ids[:-1]}
 
-        updates[name] = replace(client, on_trained=note).train(round=0, start=start)
+        updates[name] = replace(client, on_trained=note).train(
+            round=0, start=start, prox_mu=settings.fusion.prox_mu
+        )
     return updates, drawn
 
 

@@ -11,7 +11,7 @@ from attacks.statistics import auc_estimate, p_by_chance
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.estimate import Estimate
 
-METRIC = "auc, blind baseline"
+METRIC = "blind baseline, AUC"  # no number of a measure: those of attacks begin with `auc`
 TELLS = 0.005  # p-value, by permuting the labels, below which an AUC is taken to be above chance
 PERMUTATIONS = 9_999
 FEWEST = 10  # documents of each kind; of fewer no AUC of the half that is judged could be so rare

@@ -13,7 +13,7 @@ Guarantees: none of safety. Several updates of one client, or a fitted length of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,6 +107,10 @@ class ClientModelMembership(Attack):
         labels = np.concatenate([a[: len(g)] for a, g in zip(answer, guess, strict=True)])
         values = np.concatenate([deviations(g) for g in guess])
         return (auc_estimate(values, labels, metric="auc"), *tpr_estimates(values, labels))
+
+    def effort(self, guess: tuple[np.ndarray, ...]) -> Mapping[str, int]:
+        """Return how many documents were read."""
+        return {"documents": sum(map(len, guess))}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return one client's update that was trained until it knew a dozen records by heart."""

@@ -8,8 +8,10 @@ no reference, and the headline is Min-K%++.
 
 Other scores are reported beside it: the fall of the mean loss, the gain in probability of the hardest
 tokens, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
-proxy as reference, set-aside records as population), and LiRA with few shadow adapters. Only the headline
-was fixed beforehand; the other scores are not corrected for multiple comparisons.
+proxy as reference, set-aside records as population), and LiRA with few shadow adapters, which are called
+short if they passed over their records less often than the run (`shadows`). Only the headline was fixed
+beforehand, and it alone decides the outcome. The measures take the worst of all scores, with an interval
+that counts how many there are.
 
 A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
 members from others, and the attack is inconclusive.
@@ -20,8 +22,9 @@ Carlini et al. 2022 (LiRA, arXiv 2112.03570), Zarifzadeh et al. 2024 (RMIA, 2312
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -40,24 +43,23 @@ from attacks.base import (
 from attacks.membership.blind import bag_of_words, refuse_told
 from attacks.membership.gradients import record_gradients
 from attacks.membership.overfit import What, overfitted
-from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
+from attacks.membership.references import hard_tokens, rmia, slopes, window_votes
 from attacks.membership.scores import Likelihoods, likelihoods, membership_scores
+from attacks.membership.shadows import Shadows, shadowed
 from attacks.membership.updates import MEMBERSHIP
 from attacks.reconstruction.vectors import with_round_0
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, mean_difference, tpr_estimates
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.federate.training import train
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.models.llm import load_llm
 from fedproxy_secure.record.view import View
 
 VOTES, FALL = "windows whose loss fell since round 0", "fall of loss since round 0"
 # if this gap is 0, mean losses show no memorisation, and no membership attack can be expected to find much
 GAP = "loss of set-aside records above that of members"
-MOST = 1200  # documents of an exam, half of them members
-SHADOWS, SHADOW_STEPS = 8, 40
+MOST = 2000  # documents of an exam, half of them members
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # median of learned tokens of a text; with these or more, its windows vote
 SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if time remains
@@ -65,10 +67,14 @@ SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as
 
 @dataclass(frozen=True, kw_only=True)
 class ModelQuestion:
-    """The documents in question, and records that were certainly not trained on, for reference."""
+    """The documents in question, and records that were certainly not trained on, for reference.
+
+    `records`: training records of a client, the mean over clients.
+    """
 
     documents: tuple[Encoded, ...]
     population: tuple[Encoded, ...]
+    records: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +85,13 @@ class Scored:
         scores: the scores.
         headline: name of the score that decides.
         blind: bag-of-words counts of all documents, [n, V], for the scorer's blind baseline.
+        shadows: what LiRA's shadows told; None if none were trained.
     """
 
     scores: dict[str, np.ndarray]
     headline: str
     blind: np.ndarray
+    shadows: Shadows | None = None
 
 
 @attack(
@@ -94,7 +102,7 @@ class Scored:
         paper="arXiv 2601.02751, 2112.03570, 2312.03262, 2404.02936",
         needs=(frozenset({"MOD"}), frozenset({"API"})),
         measures=(
-            Feeds(measure="membership_auc", metric="auc"),
+            Feeds(measure="membership_auc", metric="auc*"),
             Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
         ),
         long=1,
@@ -128,6 +136,7 @@ class ModelMembership(Attack):
         question = ModelQuestion(
             documents=tuple(chosen[i] for i in mixed),
             population=tuple(population),
+            records=float(np.mean([len(state.train) for state in truth.clients.values()])),
         )
         return Exam(question=question, answer=mixed < count)
 
@@ -137,8 +146,10 @@ class ModelMembership(Attack):
         """Return all scores that the view allows, of as many documents as are read in time."""
         most = budget.pick(smoke=240, standard=MOST, full=MOST)
         documents = question.documents[:most]
+        shadows = None
         if view.has_white_box:
-            scores = self._white_box(view, documents, question.population, budget, rng)
+            with white_box.opened(view) as box:
+                scores, shadows = self._scores(box, view, documents, question, budget, rng)
             headline = VOTES if learned_tokens(documents) >= VOTERS else FALL
         elif view.open_api is not None:
             model, tokenizer = load_llm(view.open_api, device="cpu", dtype="float32")
@@ -151,28 +162,19 @@ class ModelMembership(Attack):
             headline = "Min-K%++"
         else:
             raise NotApplicable("this view holds no model, and no API that tells all logits as they are")
-        return Scored(scores=scores, headline=headline, blind=bag_of_words(question.documents))
-
-    def _white_box(
-        self,
-        view: View,
-        documents: Sequence[Encoded],
-        population: Sequence[Encoded],
-        budget: Budget,
-        rng: np.random.Generator,
-    ) -> dict[str, np.ndarray]:
-        with white_box.opened(view) as box:
-            return self._scores(box, view, documents, population, budget, rng)
+        blind = bag_of_words(question.documents)
+        return Scored(scores=scores, headline=headline, blind=blind, shadows=shadows)
 
     def _scores(
         self,
         box: WhiteBox,
         view: View,
         documents: Sequence[Encoded],
-        population: Sequence[Encoded],
+        question: ModelQuestion,
         budget: Budget,
         rng: np.random.Generator,
-    ) -> dict[str, np.ndarray]:
+    ) -> tuple[dict[str, np.ndarray], Shadows | None]:
+        population = question.population
         view = with_round_0(view)
         numbers = sorted(view.adapters)
         headline = budget.profile == "smoke" or view.threat_model == NOBODY  # of a control it is enough
@@ -199,7 +201,7 @@ class ModelMembership(Attack):
         scores[VOTES] = window_votes(*tokens)
         scores["gain of hard tokens"] = hard_tokens(*tokens)
         if headline:
-            return scores
+            return scores, None
         scores["slope over rounds"] = -slopes(np.stack(list(losses.values())))
         if len(population) >= 8:
             before, after = (mean_losses(under(view.adapters[numbers[i]], population)) for i in (0, -1))
@@ -209,53 +211,47 @@ class ModelMembership(Attack):
             part = documents[at : min(at + 16, 400)]
             norms.append(-np.linalg.norm(record_gradients(box, part, budget=budget), axis=1))
         scores["gradient norm"] = np.concatenate(norms)
-        if budget.profile == "full":
-            scores["LiRA, 8 shadows"] = self._lira(box, view, documents, last, budget, rng)
-        return scores
-
-    def _lira(
-        self,
-        box: WhiteBox,
-        view: View,
-        documents: Sequence[Encoded],
-        observed: np.ndarray,
-        budget: Budget,
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        """Return LiRA's scores; each shadow trains from round 0 on a random half of the documents."""
+        if budget.profile != "full":
+            return scores, None
         assert view.settings is not None
-        with_it = halves(SHADOWS, len(documents), rng)
-        seen = np.zeros(with_it.shape)
-        for s, inside in enumerate(with_it):
-            box.set(view.adapters[0])
-            train(
-                box.tuned,
-                [d for d, is_inside in zip(documents, inside, strict=True) if is_inside],
-                steps=SHADOW_STEPS,
-                local=view.settings.local,
-                pad_id=box.tokenizer.pad_token_id,
-                rng=np.random.default_rng(int(rng.integers(2**31))),
-                subject=f"shadow {s}",
-                on_step=lambda _: budget.check(),
-            )
-            results = likelihoods(box.tuned, documents, budget=budget)
-            seen[s] = mean_losses(results)
-        return lira(observed, seen, with_it)
+        start, records = view.adapters[0], question.records
+        shadows = shadowed(
+            box, view.settings, start, documents, last, records=records, budget=budget, rng=rng
+        )
+        return {**scores, shadows.name: shadows.scores}, shadows
 
     def score(self, guess: Scored, answer: np.ndarray) -> tuple[Estimate, ...]:
-        """Return the headline's AUC and TPR at fixed FPR, the blind baseline, the loss gap, other AUCs."""
+        """Return the headline's AUC and TPR at fixed FPR, the blind baseline, the gap, other scores."""
         values = guess.scores[guess.headline]
         labels = answer[: len(values)]
         blind = refuse_told(guess.blind, answer)
+        auc = auc_estimate(values, labels, metric="auc")
         estimates: list[Estimate] = [
-            auc_estimate(values, labels, metric="auc"),
+            replace(auc, how=f"{auc.how}; of {guess.headline}"),
             *tpr_estimates(values, labels),
             blind,
             mean_difference(guess.scores["loss"], labels, metric=GAP, unit="nats"),
         ]
         for name, scores in guess.scores.items():
-            estimates.append(auc_estimate(scores, labels[: len(scores)], metric=f"auc, {name}"))
+            if name != guess.headline:
+                judged = labels[: len(scores)]
+                estimates.append(auc_estimate(scores, judged, metric=f"auc, {name}"))
+                if len(scores) == len(values):  # of fewer documents a low rate could never be decided
+                    estimates += tpr_estimates(scores, judged, rates=(0.01,), of=name)
+        if guess.shadows is not None:
+            told = ((guess.shadows.run, "the run"), (guess.shadows.shadow, "a shadow"))
+            estimates += [
+                counted(n, metric=f"passes over a record in {where}", unit="passes", seeds=(0,))
+                for n, where in told
+            ]
         return tuple(estimates)
+
+    def effort(self, guess: Any) -> Mapping[str, int]:
+        """Return how many documents were read, and how long each of LiRA's shadows trained."""
+        if not isinstance(guess, Scored):  # of an attack that has only the question and controls from here
+            return {}
+        steps = {} if guess.shadows is None else {"steps of a shadow": guess.shadows.steps}
+        return {"documents": len(guess.scores[guess.headline]), **steps}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return models that were trained until they know a dozen records by heart."""

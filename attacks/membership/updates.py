@@ -25,7 +25,7 @@ together: for 5 steps from a fresh adapter, the later points add nothing to the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +114,7 @@ def deviations(values: np.ndarray) -> np.ndarray:
         paper="gradient alignment, as in arXiv 1812.00910 (Nasr et al.), for adapters and sums",
         needs=(frozenset({"IND", "MOD"}), frozenset({"AGG", "MOD"})),
         measures=(
-            Feeds(measure="membership_auc", metric="auc"),
+            Feeds(measure="membership_auc", metric="auc*"),
             Feeds(measure="tpr_at_1pct_fpr", metric="TPR at 1.0% FPR*"),
         ),
         mapping=MEMBERSHIP,
@@ -214,6 +214,10 @@ class UpdateMembership(Attack):
             if name == "auc":
                 estimates += tpr_estimates(values, labels)
         return tuple(estimates)
+
+    def effort(self, guess: tuple[dict[str, np.ndarray], ...]) -> Mapping[str, int]:
+        """Return how many documents' gradients were computed."""
+        return {"documents": sum(len(g["auc"]) for g in guess)}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """One round on 16 records, seen in the clear: a step of SGD, or one or many of AdamW."""

@@ -16,7 +16,7 @@ After FedPII (arXiv 2506.06060: own prefixes, victim-exclusive details) and Pand
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +47,10 @@ SHARE = 0.4  # of its seconds that the attack spends on writing; the controls as
 
 @dataclass(frozen=True, kw_only=True)
 class Guessed:
-    """The guesses of each kind, best first."""
+    """The guesses of each kind, best first, and how many texts were written for them."""
 
     ranked: dict[Kind, tuple[Detail, ...]]
+    texts: int = 0
 
 
 @attack(
@@ -110,7 +111,8 @@ class ClientDetails(Attack):
                     break
         # if the proxy learned nothing, as in the control, all ratios are equal
         ranked = sorted(ratios, key=lambda d: (-ratios[d], -times[d], d))
-        return Guessed(ranked={k: tuple([d for d in ranked if d.kind == k][:KEPT]) for k in KINDS})
+        best = {k: tuple([d for d in ranked if d.kind == k][:KEPT]) for k in KINDS}
+        return Guessed(ranked=best, texts=done)
 
     def score(self, guess: Guessed, answer: tuple[frozenset[Detail], ...]) -> tuple[Estimate, ...]:
         """Return the share of details that were found, and of guesses that are right, kind by kind.
@@ -131,6 +133,10 @@ class ClientDetails(Attack):
             right = f"guesses of {kind}s that are right"
             estimates.append(share(hits, len(guesses), metric=right, groups=records))
         return tuple(estimates)
+
+    def effort(self, guess: Guessed) -> Mapping[str, int]:
+        """Return how many texts were written."""
+        return {"texts written": guess.texts}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return a proxy that was trained on a dozen records until it knew their texts by heart."""

@@ -118,7 +118,9 @@ def measures() -> str:
 
 def gate_rules() -> str:
     """The rules that a policy can have: those that are no bound, and those whose name is not a key."""
-    rows = [(f"`{name}`", value, "") for name, value in OTHERS.items()]
+    audit = "audits (A8, A9) of the mechanism at the run's settings, not of the run's training"
+    judged = {"require_audit_within_claim": audit}
+    rows = [(f"`{name}`", value, judged.get(name, "")) for name, value in OTHERS.items()]
     for name in limit_names():
         limit = limit_of(name)
         if limit is not None and limit.keys != (name[4:],):

@@ -7,7 +7,7 @@ defines only their form, so that the core needs no attack.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -74,6 +74,8 @@ class Finding:
         targets: the judgement of each target of the exam, for paired differences; None if not known, and in
             reports, which hold the differences themselves.
         out_of_time: whether it is undecided because time ran out; a resumed suite runs the attack again.
+        effort: how much the attack itself did, without its controls, by what it counts, such as documents
+            read; only what may depend on the machine's speed and load.
 
     Raises `DataError` for a position that `estimates` does not have.
     """
@@ -100,6 +102,7 @@ class Finding:
     detectable: tuple[Detectable, ...] = ()
     targets: Targets | None = None
     out_of_time: bool = False
+    effort: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, positions in self.measures.items():

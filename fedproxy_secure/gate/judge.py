@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
+    AUDIT_SCOPE,
     AUDITED_OVER_CLAIMED,
     DELTA,
     EPSILON_AUDITED,
@@ -26,7 +27,7 @@ from fedproxy_secure.evidence.measures.privacy import (
     EPSILON_SPENT_ONE_SEED,
 )
 from fedproxy_secure.gate.policy import Policy, Rule
-from fedproxy_secure.gate.resolution import remedy, resisted, unresolved
+from fedproxy_secure.gate.resolution import numbers_of, remedy, resisted, unresolved
 from fedproxy_secure.gate.rules import TOTAL_EPSILON, Limit
 from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, compare
 from fedproxy_secure.report.report import Report, pointer
@@ -144,11 +145,10 @@ def _resolved(
 ) -> tuple[Verdict, str]:
     """Return the verdict on a number of attacks, with the remedy if their targets were too few."""
     blind = unresolved(configuration, key, rule.bound)
-    if blind is not None:
-        return Verdict.INCONCLUSIVE, f"{blind}; {remedy(key, rule.bound)}"
-    if verdict == Verdict.INCONCLUSIVE:
-        return verdict, f"{why}; {remedy(key, rule.bound)}"
-    return verdict, why
+    if blind is None and verdict != Verdict.INCONCLUSIVE:
+        return verdict, why
+    needed = remedy(key, rule.bound, numbers_of(configuration, key))
+    return Verdict.INCONCLUSIVE, f"{blind or why}; {needed}"
 
 
 def _by_how_much(limit: Limit, verdict: Verdict, excess: float | None) -> str:
@@ -220,7 +220,7 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
     if outcome == Outcome.SUCCEEDED:
         return _row(rule, configuration, Verdict.FAILED, reason)
     if outcome == Outcome.RESISTED:
-        return _row(rule, configuration, Verdict.PASSED, reason)
+        return _row(rule, configuration, Verdict.PASSED, f"{reason}; {AUDIT_SCOPE}")
     return _row(rule, configuration, *_without(rule, audits, "audited epsilon"))
 
 

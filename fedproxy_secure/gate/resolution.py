@@ -9,6 +9,7 @@ not have shown any value.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -73,53 +74,67 @@ def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
     return True, f"the interval of {source} ends at {high:.3g}"
 
 
-def remedy(key: str, bound: float) -> str:
-    """Return the remedy for an upper bound that could not be decided, as a phrase without a full stop."""
+def remedy(key: str, bound: float, numbers: int = 1) -> str:
+    """Return the remedy for an upper bound that could not be decided, as a phrase without a full stop.
+
+    `numbers` is how many numbers must stay below the bound, as `numbers_of` counts them.
+    """
     if key not in RATES:
         return REMEDIES.get(key, "use more seeds, or more targets for the attacks, to narrow the interval")
-    needed = documents_needed(RATES[key], bound)
+    needed = documents_needed(RATES[key], bound, numbers)
     if needed is None:
         return f"raise the bound: chance is {RATES[key]:g}"
     return f"this bound needs about {needed} members and as many non-members: {_MORE_RECORDS}"
 
 
 @cache
-def documents_needed(rate: float, bound: float) -> int | None:
-    """Return how many members, and as many non-members, an attack needs to show that a bound is kept.
+def documents_needed(rate: float, bound: float, numbers: int = 1) -> int | None:
+    """Return how many members, and as many non-members, attacks need to show that a bound is kept.
 
-    With that many of each, if members and non-members look alike, the interval of the TPR at `rate` false
-    positives ends at or below the bound with probability .8. The interval is the one that the attacks'
-    `tpr_estimates` computes. The number is rounded up to a multiple of 50.
+    With that many of each, if members and non-members look alike, the intervals of the TPR at `rate` false
+    positives all end at or below the bound with probability .8, even if they are independent. The interval
+    is the one that the attacks' `tpr_estimates` computes. The result is rounded up to a multiple of 50.
 
     Args:
         rate: the share of false positives, in (0, 1).
         bound: the largest TPR that is allowed.
+        numbers: how many TPRs are judged.
 
     Returns None if no number up to a million is enough, as for a bound that is not above the rate.
     """
     if not bound > rate:
         return None
     low, high = 0, 50
-    while not _stays_below(high, rate, bound):
+    each = PROBABILITY ** (1 / max(1, numbers))
+    while not _stays_below(high, rate, bound, each):
         low, high = high, 2 * high
         if high > MOST_DOCUMENTS:
             return None
     while high - low > 50:
         middle = (low + high) // 100 * 50
-        low, high = (low, middle) if _stays_below(middle, rate, bound) else (middle, high)
+        low, high = (low, middle) if _stays_below(middle, rate, bound, each) else (middle, high)
     return high
 
 
-def _stays_below(n: int, rate: float, bound: float) -> bool:
+def _stays_below(n: int, rate: float, bound: float, probability: float) -> bool:
     from scipy.stats import betabinom, binom
 
     # the most of n negatives that pass the laxest threshold; then how many members pass it by chance
     most = int(binom.ppf((1 + CONFIDENCE) / 2, n, rate))
     if most >= n:
         return False
-    hits = int(betabinom.ppf(PROBABILITY, n, most + 1, n - most))
+    hits = int(betabinom.ppf(probability, n, most + 1, n - most))
     high = proportion_interval(hits, n, metric="TPR", seeds=(0,)).high
     return high is not None and high <= bound
+
+
+def numbers_of(configuration: Configuration, key: str) -> int:
+    """Return how many numbers of a measure its attacks have on a seed; the most of any seed, at least 1."""
+    counts = Counter[str]()
+    for finding in configuration.findings:
+        if finding.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR):
+            counts[finding.seed_folder] += len(finding.numbers(key))
+    return max([1, *counts.values()])
 
 
 def _could_show(configuration: Configuration, key: str) -> Iterator[tuple[str, Detectable]]:

@@ -12,8 +12,8 @@ from threat_models import get as threat_model
 LOCAL = {"steps": 10, "batch_size": 8, "learning_rate": 1e-2}
 
 
-def masked_run(place):
-    """Return the folder of a recorded masked run of four clients, made in `place`."""
+def masked_run(place, **changes):
+    """Return the folder of a recorded run of four clients, masked unless changed, made in `place`."""
     root = write_records(place / "records", clients=4, records=40)
     return record_run(
         place,
@@ -21,6 +21,7 @@ def masked_run(place):
         local=LOCAL,
         adapter={"rank": 8, "alpha": 16},
         federate={"rounds": 2},
+        **changes,
     )
 
 

@@ -115,6 +115,24 @@ def test_a_difference_without_common_targets_has_the_interval_of_independent_sam
     assert lines[-1] == "numbers in both: 1, marked *: 1"
 
 
+def test_a_comparison_says_where_one_of_two_attacks_did_less_work():
+    """A busy machine would otherwise look like a weaker attack."""
+    whole = {"documents": 1200, "steps of a shadow": 75}
+    old = results(replace(finding(0.8), effort=whole))
+    new = results(replace(finding(0.6), effort={**whole, "documents": 448}))
+    lines = text_of_changes(old, new).splitlines()
+    assert "  ! documents 1,200, then 448" in lines
+    assert lines[-1] == "numbers in both: 1, marked *: 1, marked !: 1"
+    same = text_of_changes(old, replace_effort(new, whole))
+    assert "  !" not in same
+    assert "marked !" not in same
+
+
+def replace_effort(made, effort):
+    (cell,) = made.cells
+    return replace(made, cells=(replace(cell, findings=(replace(cell.findings[0], effort=effort),)),))
+
+
 def test_what_only_one_result_has_is_told_without_a_difference():
     old = results(finding(), finding(attack="gone"))
     new = results(finding(), finding(attack="fresh", outcome=Outcome.ERROR))

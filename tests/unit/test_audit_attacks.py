@@ -71,6 +71,8 @@ def test_the_runs_own_mechanism_is_not_accused_and_known_faults_are(
     right = told["right guesses"]  # with its n and the number of canaries the bound can be computed again
     assert 0 < right.value <= right.n
     assert "canaries" in right.how
+    assert "not for this run's training" in found.headline.how
+    assert "the run's settings" in found.title
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,29 @@ def test_so_many_documents_as_the_remedy_names_keep_an_attack_without_informatio
     assert sum(map(below, range(draws))) / draws > 0.75  # .8 or a little more expected
 
 
+def test_as_many_documents_as_several_numbers_need_keep_all_of_them_below_the_bound():
+    n, draws, numbers = documents_needed(0.01, 0.1, 10), 100, 10
+    assert n > documents_needed(0.01, 0.1)
+    positive = np.arange(2 * n) < n
+    generator = np.random.default_rng(0)
+
+    def below(_):
+        made = (
+            tpr_estimates(generator.normal(size=2 * n), positive, rates=(0.01,)) for _ in range(numbers)
+        )
+        return all(tpr.high <= 0.1 for (tpr,) in made)
+
+    assert sum(map(below, range(draws))) / draws > 0.7
+
+
+def test_the_remedy_counts_every_number_that_is_judged(tmp_path):
+    def twice(made):
+        return replace(made, estimates=made.estimates * 2, measures={"tpr_at_1pct_fpr": (0, 1)})
+
+    few = replace(with_measure(SAFE, LUCKY), findings=tuple(twice(rated(100, 100, s)) for s in SEEDS))
+    assert f"needs about {documents_needed(0.01, 0.05, 2)} members" in judged(tmp_path, few).why
+
+
 def test_a_good_number_without_a_finding_on_every_seed_is_missing(tmp_path):
     once = replace(SAFE, findings=(finding("A2", seed=0),))
     assert verdicts(tmp_path, "- max_token_auc: 0.6", once) == [Verdict.MISSING]
@@ -208,6 +231,12 @@ def test_not_applicable_counts_only_where_the_rule_says_so(tmp_path):
     assert verdicts(tmp_path, allowed, untried) == [Verdict.MISSING]
     partly = replace(frozen, findings=(finding("A12", Outcome.NOT_APPLICABLE, seed=0),))
     assert verdicts(tmp_path, allowed, partly) == [Verdict.MISSING]
+
+
+def test_an_audit_within_the_claim_passes_and_says_that_it_did_not_test_the_runs_training(tmp_path):
+    row = judged(tmp_path, SAFE, "- require_audit_within_claim: true")
+    assert row.verdict == Verdict.PASSED
+    assert row.why.endswith("; shown for the mechanism at these settings, not for this run's training")
 
 
 def test_an_audit_that_succeeds_breaks_the_claim_without_a_number(tmp_path):

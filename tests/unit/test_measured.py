@@ -129,7 +129,7 @@ def test_the_worst_attack_counts_whatever_its_outcome_but_not_one_that_raised(tm
         finding(
             "model_membership",
             "A6",
-            "auc, blind baseline",
+            "blind baseline, AUC",
             10,
             seed=0,
             outcome=Outcome.RESISTED,

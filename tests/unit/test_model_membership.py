@@ -15,9 +15,10 @@ from attacks.membership.models import ModelMembership, Scored
 from attacks.membership.overfit import overfitted
 from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
 from attacks.membership.scores import Likelihoods, continuation_losses, likelihoods, membership_scores
+from attacks.membership.shadows import shadowed
 from attacks.statistics import auc_value, p_by_chance
 from attacks.trial import run_one
-from fedproxy_secure.config import AdapterConfig, LocalConfig
+from fedproxy_secure.config import AdapterConfig, FederateConfig, LocalConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.data.planted import Canary
 from fedproxy_secure.evidence.finding import Outcome
@@ -82,7 +83,9 @@ def test_records_known_by_heart_are_told_from_others_without_error(world):
 
 @pytest.mark.slow
 def test_every_score_that_a_larger_profile_adds_finds_them_too(world):
-    _, exam, guess = asked(world, profile="full")
+    view, truth = world
+    settings = view.settings.changed(local=HARD, federate=FederateConfig(rounds=1))  # as `world` trained
+    _, exam, guess = asked((replace_view(view, settings=settings), truth), profile="full")
     assert {"slope over rounds", "RMIA, offline", "gradient norm", "LiRA, 8 shadows"} <= set(guess.scores)
     for name, scores in guess.scores.items():
         assert auc_value(scores, exam.answer[: len(scores)]) > 0.9, name
@@ -138,11 +141,55 @@ def test_the_attack_as_a_whole_succeeds_where_records_are_known_and_resists_wher
     seen, truth = world
     found = run_one(ModelMembership(), seen, truth, profile="smoke", seconds=60, seed=0)
     assert found.outcome == Outcome.SUCCEEDED
+    assert found.effort == {"documents": 2 * RECORDS}
     assert found.negative.low < 0.5 < found.negative.high
     fresh = replace_view(seen, adapters={0: seen.adapters[0], 1: seen.adapters[0] * 1.001})
     found = run_one(ModelMembership(), fresh, truth, profile="smoke", seconds=60, seed=0)
     assert found.outcome != Outcome.SUCCEEDED
     assert found.positive.low > 0.55
+
+
+def shadows_of(world, *, steps, seconds=600.0):
+    """What shadows tell of a run whose clients took so many steps on all of their 16 records."""
+    view, truth = world
+    local = LocalConfig(steps=steps, batch_size=RECORDS, learning_rate=2e-2)
+    settings = view.settings.changed(local=local, federate=FederateConfig(rounds=1))
+    documents = (*truth.clients["c0"].train, *truth.clients["c0"].holdout[:RECORDS])
+    with white_box.opened(view) as box:
+        return shadowed(
+            box,
+            settings,
+            view.adapters[0],
+            documents,
+            np.ones(len(documents)),
+            records=RECORDS,
+            budget=Budget(profile="full", seconds=seconds),
+            rng=rng(),
+        )
+
+
+def test_liras_shadows_pass_over_their_records_as_often_as_the_run_did(world):
+    for steps in (3, 20):  # of 16 records each, all that a client or a shadow has
+        told = shadows_of(world, steps=steps)
+        assert (told.run, told.shadow) == (steps, steps)
+        assert told.name == "LiRA, 8 shadows"
+
+
+def test_shadows_that_have_too_little_time_are_called_short_and_the_finding_has_both_numbers(world):
+    told = shadows_of(world, steps=10_000, seconds=10.0)
+    assert 1 <= told.shadow < 0.9 * told.run == 9_000
+    assert told.name == "LiRA, 8 short shadows"
+    labels = np.arange(2 * RECORDS) < RECORDS
+    scored = Scored(
+        scores={"loss": told.scores, told.name: told.scores},
+        headline="loss",
+        blind=np.zeros((2 * RECORDS, 1), np.float32),
+        shadows=told,
+    )
+    found = {e.metric: e.value for e in ModelMembership().score(scored, labels)}
+    assert found["passes over a record in the run"] == 10_000
+    assert found["passes over a record in a shadow"] == told.shadow
+    assert "auc, LiRA, 8 short shadows" in found
 
 
 # the question
@@ -187,6 +234,23 @@ def test_a_split_that_tells_by_itself_makes_every_score_inconclusive():
         Inconclusive, match="a blind baseline reaches AUC 1: texts alone separate members from non-members"
     ):
         ModelMembership().score(scored, labels)
+
+
+def test_a_score_that_finds_more_than_the_headline_reaches_the_measures_and_the_blind_baseline_does_not():
+    labels, generator = np.arange(800) % 2 == 0, rng()
+    scores = {"loss": generator.normal(size=800), "LiRA, 8 shadows": labels + generator.normal(0, 0.1, 800)}
+    scored = Scored(scores=scores, headline="loss", blind=np.zeros((800, 1), np.float32))
+    estimates = ModelMembership().score(scored, labels)
+    assert [e.metric for e in estimates].count("auc, loss") == 0  # it is the headline's own number
+    assert estimates[0].how.endswith("; of loss")
+    for measure in ("membership_auc", "tpr_at_1pct_fpr"):
+        (feeds,) = (f for f in ModelMembership.info.measures if f.measure == measure)
+        fed = [e for e in estimates if feeds.takes(e.metric)]
+        assert len(fed) == 2
+        assert max(e.value for e in fed) == 1
+    few = replace(scored, scores={**scores, "gradient norm": scores["loss"][:400]})
+    rates = [e.metric for e in ModelMembership().score(few, labels) if e.metric.startswith("TPR at 1.0%")]
+    assert rates == ["TPR at 1.0% FPR", "TPR at 1.0% FPR, LiRA, 8 shadows"]  # of 200 no rate is decided
 
 
 def test_a_split_that_does_not_is_called_telling_no_more_often_than_its_interval_says():

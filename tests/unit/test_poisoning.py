@@ -16,10 +16,11 @@ from attacks.integrity.poisoning import (
     rules_of,
     triggered,
 )
-from attacks.integrity.rehearsal import Rule, _merged, lied_clip, rounds
+from attacks.integrity.rehearsal import Rule, advanced, lied_clip, rounds
 from fedproxy_secure.config import FusionConfig, ProtectConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.record.view import PublicSettings
 from tests.support.integrity import masked_run, rng, seen_by, tried
@@ -187,9 +188,36 @@ def test_words_that_pass_the_rings_end_come_back_from_the_other(settings):
         return ClientUpdate(client=name, update=update, loss=0, steps=1, seconds=0, truncated=0)
 
     updates = [sent("a", 0.05), sent("b", 0.05), sent("c", 0.5)]
-    step = _merged(updates, Rule(name="fedavg", clip=0.1), settings, (4,), np.zeros(4, np.float32), ("c",))
+    before = ServerState(round=0, adapter=np.zeros(4, np.float32))
+    after_it = advanced(before, updates, Rule(name="fedavg", clip=0.1), settings, ("c",))
     # .6 is past the end, .3; it is read as .6 - .6
-    np.testing.assert_allclose(step, np.zeros(4), atol=1e-6)
+    np.testing.assert_allclose(after_it.adapter, np.zeros(4), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("protect", "fusion"),
+    [
+        ("unsafe_plaintext", {"rule": "h_ties", "pcr_lambda": 5.0, "prox_mu": 0.5}),
+        ("unsafe_plaintext", {"rule": "fedadam", "server_learning_rate": 0.01}),
+        ("masking", {"rule": "h_ties", "pcr_lambda": 5.0}),
+        ("masking", {"rule": "ties"}),
+    ],
+)
+def test_a_rehearsal_without_an_attacker_ends_where_the_recorded_run_did(tmp_path, protect, fusion):
+    """The server's learning rate, its optimiser, trimming, PCR and FedProx count as in the run."""
+    fusion = {"server_learning_rate": 2.0, **fusion}
+    run = masked_run(tmp_path, fusion=fusion, protect={"scheme": protect})
+    seen, truth = seen_by(run, "client")
+    stage = Poisoning().exam(truth, seen, rng()).question
+    (own,) = rules_of(seen.settings, own_only=True)
+    rehearsed = []
+    with white_box.opened(seen) as box:
+        for settings in (seen.settings, seen.settings.changed(fusion=FusionConfig(rule=fusion["rule"]))):
+            adapter = rounds(box, settings, stage.start, stage.train, count=2, rule=own, budget=Budget())
+            rehearsed.append(adapter)
+    recorded = seen.adapters[2]
+    far = np.abs(rehearsed[1] - recorded).max()  # as if the settings were not read
+    assert np.abs(rehearsed[0] - recorded).max() < 1e-2 * far
 
 
 def test_a_backdoor_makes_the_triggers_answer_likelier_through_the_clip(stage, trained):
@@ -234,6 +262,7 @@ def test_a_backdoor_is_the_trigger_in_front_and_the_attackers_first_answer():
         ({}, "h_ties", ("block", 0.15)),
         ({"granularity": "coordinate"}, "h_ties", ("coordinate", 0.15)),
         ({"clip": 0.7}, "fedavg", ("fedavg", 0.7)),
+        ({"clip": 0.7}, "fedadam", ("fedadam", 0.7)),
         ({"scheme": "unsafe_plaintext"}, "h_ties", ("h_ties", None)),
     ],
 )

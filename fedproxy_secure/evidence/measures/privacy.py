@@ -8,6 +8,8 @@ from fedproxy_secure.evidence.measure import MeasureKind
 
 _POSITIVE = (0.0, math.inf)
 _SHARE = (0.0, 1.0)
+# audits read a run's settings and numbers of records, never what its clients did
+AUDIT_SCOPE = "shown for the mechanism at these settings, not for this run's training"
 
 EPSILON_CLAIMED = MeasureKind(
     key="epsilon_claimed",
@@ -103,8 +105,8 @@ TPR_AT_1PCT_FPR = MeasureKind(
     title="members found at 1\u00a0% false positives",
     heading="TPR at 1% FPR (%)",
     metric="membership: TPR at 1 % FPR",
-    meaning="True positive rate of the strongest membership attack at 1 % false positives; chance is "
-    "1 % for one attack, more where few records were set aside, and more for the worst of several.",
+    meaning="True positive rate of the strongest score of any membership attack at 1 % false positives; "
+    "chance is 1 % for one score, more where few records were set aside, and more for the worst of many.",
     phrase="the strongest membership attack finds {} of the members at 1\u00a0% false positives",
     axis="privacy",
     better="lower",
@@ -116,8 +118,8 @@ MEMBERSHIP_AUC = MeasureKind(
     key="membership_auc",
     title="membership AUC",
     metric="membership AUC",
-    meaning="How well training records are told from other records; 0.5 is chance for one attack, and the "
-    "worst of several lies above it by chance.",
+    meaning="How well training records are told from other records, by the strongest score of any "
+    "membership attack; 0.5 is chance for one score, and the worst of several lies above it by chance.",
     phrase="the strongest membership attack tells training records from others with AUC {}",
     axis="privacy",
     better="lower",
@@ -140,8 +142,8 @@ EPSILON_AUDITED = MeasureKind(
     key="epsilon_audited",
     title="ε audited",
     metric="audited epsilon, lower bound",
-    meaning="A lower bound on ε from attacks; if it exceeds the claimed ε, the noise is smaller than the "
-    "claim requires.",
+    meaning="A lower bound on ε from attacks on the mechanism at the run's settings, not on this run's "
+    "training; if it exceeds the claimed ε, the noise is smaller than the claim requires.",
     axis="privacy",
     better="lower",
     unit="epsilon",
@@ -152,8 +154,8 @@ AUDITED_OVER_CLAIMED = MeasureKind(
     key="audited_over_claimed",
     title="ε shown over ε claimed",
     metric="epsilon shown over epsilon claimed",
-    meaning="The lower bound on ε from an audit, divided by the claimed ε; above 1 the noise is smaller "
-    "than the claim requires.",
+    meaning="The lower bound on ε from an audit of the mechanism at the run's settings, not of this run's "
+    "training, divided by the claimed ε; above 1 the noise is smaller than the claim requires.",
     axis="privacy",
     better="lower",
     unit="ratio",

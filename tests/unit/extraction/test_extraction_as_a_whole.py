@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from attacks.base import KNOWN_BAD, NOBODY, Budget, NotApplicable, replace_view
-from attacks.extraction import questions
+from attacks.extraction import proxy as attack_of_proxy
+from attacks.extraction import questions, thief
 from attacks.extraction.proxy import ProxyExtraction
-from attacks.extraction.scored import HEALED, KL_LEFT, PROXY
-from attacks.extraction.thief import FEWEST_QUERIES, effort
+from attacks.extraction.scored import HEALED, KL_LEFT, NOTHING, PROXY, TOLD, queries
+from attacks.extraction.thief import FEWEST_QUERIES, TRIAL, Thief, effort
 from attacks.trial import run_one
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.evidence.finding import Outcome
@@ -23,8 +24,15 @@ from threat_models import get as threat_model
 def test_what_it_spent_stands_in_the_finding(finding):
     by_name = {e.metric: e for e in finding.estimates}
     assert by_name["steps of each training"].value == 24
+    assert by_name["steps in turn"].value == 3 * 24  # healing, 16 queries, 64 queries
     assert by_name["texts asked about"].value == 64
     assert finding.estimates[0].n == 32
+    assert finding.effort == {
+        "steps of each training": 24,
+        "numbers of queries": 2,
+        "texts asked about": 64,
+        "held-out texts": 32,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +72,34 @@ def test_queries_bring_the_attack_above_the_proxy_and_the_controls_hold(finding)
 def test_the_same_seed_gives_the_same_numbers(finding, seen):
     again = run_one(ProxyExtraction(), seen, NO_CLIENTS, profile="smoke", seconds=1000, seed=0)
     assert dataclasses.replace(again, seconds=finding.seconds) == finding
+
+
+def steps_of(model):
+    return getattr(model, "steps_taken", 0)  # a copy of the model has them, too
+
+
+def test_models_that_are_compared_were_trained_for_the_same_number_of_steps(seen, monkeypatch):
+    """API gain, proxy gain and R of weaker APIs would otherwise show training, not queries or the proxy."""
+
+    def teach(model, *_args, steps, **_how):
+        model.steps_taken = steps_of(model) + steps
+        return -model.steps_taken  # more training is always better
+
+    monkeypatch.setattr(thief, "teach", teach)
+    monkeypatch.setattr(Thief, "_loss", lambda _self, model, _texts, _lesson: -steps_of(model))
+    monkeypatch.setattr(attack_of_proxy, "behaviour", lambda model, **_how: steps_of(model))
+    monkeypatch.setattr(
+        questions,
+        "effort",
+        lambda budget, **how: dataclasses.replace(effort(budget, **how), all_controls=True, steps=TRIAL),
+    )
+    one, budget = ProxyExtraction(), Budget(profile="smoke")
+    exam = one.exam(NO_CLIENTS, seen, np.random.default_rng(0))
+    trained = one.guess(seen, exam.question, budget, np.random.default_rng(1)).models
+    one_training = TRIAL + 1  # with the trial that went before
+    compared = (queries(64), HEALED, NOTHING, *TOLD.values())
+    assert {name: trained[name] for name in compared} == dict.fromkeys(compared, 3 * one_training)
+    assert trained[queries(16)] == 2 * one_training
 
 
 def test_a_guess_asks_no_more_than_its_largest_number_of_queries(seen, monkeypatch):

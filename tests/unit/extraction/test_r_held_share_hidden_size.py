@@ -121,7 +121,7 @@ def test_the_hidden_size_comes_out_of_the_api(seen, folders):
 
 
 def test_what_an_attack_spends_follows_from_the_llms_pace():
-    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 2.5e-4, 1.0))
+    whole, slow, slower = (effort(Budget(seconds=90), token_s=t) for t in (0.0, 1.5e-4, 1.0))
     assert (whole.grid, whole.steps, whole.texts, whole.records) == ((16, 64), 24, 32, 48)
     assert slow.grid == (64,)
     assert slower.grid == (16,)  # its steps read no more
