@@ -47,13 +47,9 @@ class TwoServers(fp.Protection):
 
     def train(self, asked: ClientRequest) -> RecordDict:
         words = np.rint(train(asked).update / STEP).astype(np.int64).astype(np.uint32)
-        share, ephemeral = (
-            np.frombuffer(secrets.token_bytes(words.nbytes), np.uint32),
-            crypto.fresh_secret(),
-        )
-        key = crypto.agree(
-            ephemeral, crypto.agreement_public(HELPER), info=b"share", subject="helper's key"
-        )
+        share = np.frombuffer(secrets.token_bytes(words.nbytes), np.uint32)
+        ephemeral, helper = crypto.fresh_secret(), crypto.agreement_public(HELPER)
+        key = crypto.agree(ephemeral, helper, info=b"share", subject="helper's key")
         sealed = crypto.seal(key, (words - share).tobytes(), associated=asked.name.encode())
         public = crypto.agreement_public(ephemeral)
         shares = ConfigRecord({"share": share.tobytes(), "key": public, "sealed": sealed})
