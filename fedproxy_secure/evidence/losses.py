@@ -143,6 +143,8 @@ def loss_over_seeds_or_records(
     """
     for seed, models in by_seed.items():
         _check_same_records(models, f"{metric}, seed {seed}")
+    if statistic is gap_closed and len(by_seed) > 1:  # one seed alone may have no gap to divide by
+        return _gap_over_seeds(by_seed, metric=metric, unit=unit)
     within = (0.0, math.inf) if statistic is alone else (-math.inf, math.inf)
     values = {seed: float(statistic(*map(mean_loss, models))) for seed, models in by_seed.items()}
     parts = [
@@ -151,8 +153,6 @@ def loss_over_seeds_or_records(
     ]
     if len(parts) == 1:
         return replace(parts[0], how=f"one seed; {parts[0].how}")
-    if statistic is gap_closed:
-        return _gap_over_seeds(by_seed, metric=metric, unit=unit)
     over_seeds = mean_interval(values, metric=metric, unit=unit, within=within)
     unsure = next((part for part in parts if part.low is None), None)
     if unsure is not None:

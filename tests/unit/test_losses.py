@@ -293,6 +293,15 @@ def test_a_seed_whose_ceiling_loses_more_counts_in_the_gap_where_the_mean_gap_is
     assert found.low is not None
 
 
+def test_a_seed_without_any_gap_counts_in_the_gap_closed_by_loss_over_seeds():
+    three = {0: (3.0, 4.0, 2.0), 1: (3.5, 4.0, 4.0)}  # of seed 1 the ceiling learned nothing
+    by_seed = {s: [{"t": lost(s, nats)} for nats in losses] for s, losses in three.items()}
+    assert has_loss_gap((zero, ceiling) for _, zero, ceiling in by_seed.values())
+    found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
+    assert found.value == pytest.approx(1.5 / 2)
+    assert (found.n, found.seeds) == (2, (0, 1))
+
+
 def test_several_seeds_are_no_surer_than_one_is_over_its_records():
     one = drawn(40, 3)
     found = loss_of({0: one, 1: one}, "loss")
