@@ -11,6 +11,7 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.sweeps.matrix_cells import cell_config, cells_of
 from fedproxy_secure.federate.fusion.averages import FedAvg
+from fedproxy_secure.federate.fusion.elections import SignElection
 from fedproxy_secure.federate.fusion.rule import FusionRule
 from fedproxy_secure.federate.server import ServerState, fuse_round
 from fedproxy_secure.federate.update import ClientUpdate
@@ -155,6 +156,24 @@ def test_what_a_rule_may_not_return_stops_the_round_and_names_the_rule(wrong, sa
 def test_a_rule_that_merges_and_is_linear_or_neither_is_refused_before_the_run(body, says, tmp_path):
     said = {"name": "mine", "check_settings": lambda self, fusion: None, **body}
     mine = type("Mine", (FusionRule,), said)()
+    with FUSION_RULES.added("mine", mine), pytest.raises(ConfigError, match=says):
+        parse_config(tiny_settings(tmp_path, fusion={"rule": "mine"}, protect=IN_THE_CLEAR))
+
+
+@pytest.mark.parametrize(
+    ("has", "says"),
+    [
+        ({}, r"fusion\.rule=mine: has no kept_share; must have kept_share and margin"),
+        ({"kept_share": lambda self, fusion: 0.5}, r"fusion\.rule=mine: has no margin; must have margin"),
+        ({"margin": lambda self, fusion: 1.0}, r"fusion\.rule=mine: has no kept_share; must have kept"),
+    ],
+    ids=["neither", "no-margin", "no-share"],
+)
+def test_a_rule_that_elects_signs_without_its_margin_or_share_is_refused_before_the_run(
+    has, says, tmp_path
+):
+    body = {"name": "mine", "merge": lambda self, tau, analysis, fusion: tau[0], **has}
+    mine = type("Mine", (SignElection,), body)()
     with FUSION_RULES.added("mine", mine), pytest.raises(ConfigError, match=says):
         parse_config(tiny_settings(tmp_path, fusion={"rule": "mine"}, protect=IN_THE_CLEAR))
 

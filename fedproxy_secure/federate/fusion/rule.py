@@ -73,8 +73,9 @@ class FusionRule:
 def fusion_rule_of(fusion: FusionConfig) -> FusionRule:
     """Return the rule that settings name.
 
-    Raises `ConfigError` for a name that is not known, and for a rule that is neither linear nor has `merge`
-    or that is both.
+    Raises `ConfigError` for a name that is not known, for a rule that is neither linear nor has `merge` or
+    that is both, and for one that lacks a method which its base class demands, such as `margin` of
+    `elections.SignElection`.
     """
     rule = FUSION_RULES.get(fusion.rule, setting="fusion.rule")
     merges = type(rule).merge is not FusionRule.merge
@@ -84,6 +85,8 @@ def fusion_rule_of(fusion: FusionConfig) -> FusionRule:
         raise ConfigError(
             f"fusion.rule={rule.name}: is linear and has merge, which would never be called; must be one"
         )
+    if lacks := [n for n in dir(rule) if getattr(getattr(rule, n), "__isabstractmethod__", False)]:
+        raise ConfigError(f"fusion.rule={rule.name}: has no {lacks[0]}; must have {' and '.join(lacks)}")
     return rule
 
 
