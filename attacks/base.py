@@ -7,14 +7,14 @@
 Surfaces are the parts of a view that an attack may need: IND individual updates, AGG aggregates, MR many
 rounds, MOD the models of the rounds, API queries to the fused LLM, ACT deviation from the protocol.
 
-Guarantees: `guess` is given no truth: neither the run nor the truth is an argument of it, and tests keep
-this project's attacks from reading transcripts, frames or the garbage collector. Two calls with the same
-view, question and seed give the same guess if the attack did as much work in both: A5, A6, A12, A15, A16
-and the search for the hidden size do less where the machine is too slow for their seconds. `effort` says
-how much it was, and the finding holds it. Not guaranteed: that an attack by a third party really guesses.
-The separation protects against mistakes, not against malice. An attack is code that runs under your
-account, in the process that knows the truth, and it may read the run's files. Install only attacks that you
-trust, and read the code of those whose numbers you rely on.
+Guarantees: `guess` is given no truth: neither the run nor the truth is an argument of it, and tests
+keep this project's attacks from reading transcripts, frames or the garbage collector. Two calls with
+the same view, question and seed give the same guess if the attack did as much work in both: A5, A6,
+A12, A15, A16, the search for the hidden size and A3's control do less where the machine is too slow for
+their seconds. `effort` says how much it was, and the finding holds it. Not guaranteed: that an attack
+by a third party really guesses. The separation protects against mistakes, not against malice. An attack
+is code that runs under your account, in the process that knows the truth, and it may read the run's
+files. Install only attacks that you trust, and read the code of those whose numbers you rely on.
 """
 
 from __future__ import annotations

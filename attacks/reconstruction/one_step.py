@@ -7,6 +7,7 @@ read it differently, so the control uses AdamW, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from attacks import white_box
 from attacks.base import Truth, replace_view
 from fedproxy_secure.config import LocalConfig
+from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.private import PrivateRound, PrivateState
@@ -36,39 +38,76 @@ def one_step_control(
     canaries are not among them. Returns None if the view has no settings or no proxy, or if no honest
     client trained in such a round; the first that did is taken.
     """
-    if view.settings is None or view.proxy is None:
+    clients = _trained(view, truth)
+    if not clients:
         return None
-    trained = {n: [r for r in s.rounds if r in view.adapters] for n, s in truth.clients.items()}
-    name = next((n for n, rounds in trained.items() if rounds), None)
-    if name is None:
-        return None
-    state, rounds = truth.clients[name], trained[name]
+    state, r = clients[0]
     own_records = state.own_records
     if drawn:
         order = np.random.default_rng(0).permutation(len(own_records))
         items = [own_records[i] for i in order[:records]]
     else:
         items = sorted(own_records, key=lambda item: len(item.ids))[:records]
-    r = max(rounds)
+    return _in_the_clear(view, [_stepped(view, state, items, r, name=CONTROL)])
+
+
+def one_step_controls(view: View, truth: Truth, *, updates: int) -> tuple[View, Truth] | None:
+    """Return a view of many steps as in `one_step_control`, each on one record, and its truth.
+
+    There are at most `updates` steps, on the honest clients' shortest records, no two of them alike.
+    """
+    held = [(state, r, item) for state, r in _trained(view, truth) for item in state.own_records]
+    held.sort(key=lambda one: len(one[2].ids))
+    distinct = list({one[2].ids: one for one in reversed(held)}.values())[::-1][:updates]
+    if not distinct:
+        return None
+    controls = [
+        _stepped(view, state, [item], r, name=f"{CONTROL} {number}")
+        for number, (state, r, item) in enumerate(distinct, start=1)
+    ]
+    return _in_the_clear(view, controls)
+
+
+def _trained(view: View, truth: Truth) -> list[tuple[PrivateState, int]]:
+    """Return the honest clients that trained in a round with a broadcast adapter, with the last such round.
+
+    There are none if the view has no settings or no proxy.
+    """
+    if view.settings is None or view.proxy is None:
+        return []
+    rounds = [(s, [r for r in s.rounds if r in view.adapters]) for s in truth.clients.values()]
+    return [(state, max(seen)) for state, seen in rounds if seen]
+
+
+def _stepped(
+    view: View, state: PrivateState, items: Sequence[Encoded], r: int, *, name: str
+) -> PrivateState:
+    """Return a client of this name that took one step on these records of `state`, in round `r` alone."""
+    assert view.settings is not None
     start = view.adapters[r]
     with white_box.opened(view, start) as box:
         update = (start - _step(box.gradient(items), view.settings.local)) - start
-    local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
-    control = PrivateState(
-        client=CONTROL,
+    return PrivateState(
+        client=name,
         train=tuple(items),
         holdout=state.holdout,
         canaries=(),
         rounds={r: PrivateRound(update=update, used=np.arange(len(items)))},
     )
+
+
+def _in_the_clear(view: View, controls: Sequence[PrivateState]) -> tuple[View, Truth]:
+    """Return the view with the updates of these clients in the place of the run's, and their truth."""
+    assert view.settings is not None
+    local = LocalConfig(**{**view.settings.local.model_dump(), "steps": 1, "optimizer": "sgd"})
     privacy = view.settings.privacy.model_copy(update={"unit": "none"})
     changed = replace_view(
         view,
-        updates={(r, CONTROL): update},
+        updates={(r, c.client): done.update for c in controls for r, done in c.rounds.items()},
         sums={},
         settings=view.settings.changed(local=local, privacy=privacy),
     )
-    return changed, Truth(clients={CONTROL: control})
+    return changed, Truth(clients={c.client: c for c in controls})
 
 
 def _step(gradient: np.ndarray, local: LocalConfig) -> np.ndarray:

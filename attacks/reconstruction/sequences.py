@@ -26,6 +26,7 @@ After DAGER (Petrov et al. 2024, arXiv 2405.15586), here for adapters and sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ import torch
 
 from attacks import white_box
 from attacks.base import (
+    KNOWN_BAD,
     Attack,
     AttackInfo,
     Budget,
@@ -42,9 +44,10 @@ from attacks.base import (
     Inconclusive,
     NotApplicable,
     Truth,
+    replace_view,
 )
 from attacks.reconstruction.candidates import Candidates, usual_inputs
-from attacks.reconstruction.one_step import one_step_control
+from attacks.reconstruction.one_step import one_step_controls
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.row_spaces import (
     Spaces,
@@ -64,8 +67,10 @@ from fedproxy_secure.record.view import View
 
 BEAM = 64
 ONE_STEP, SEVERAL_STEPS = 0.1, 0.2  # residual below which a prefix is taken as present
+MOST = {"smoke": 1, "standard": 4, "full": 20}  # vectors; the first may hold nothing, as B is zero there
 MOST_TOKENS = 160  # extensions tried at each position
-CONTROL_RECORDS = 1
+CONTROL_UPDATES = 16  # of 16 found the interval begins at .806; of one that is not found it ends at .793
+SHARE = 0.2  # of its seconds that the control spends on its updates, but for the last one
 Prefix = tuple[int, ...]
 
 
@@ -210,20 +215,24 @@ class LoraSpanSequences(Attack):
     def guess(
         self, view: View, question: object, budget: Budget, rng: np.random.Generator
     ) -> tuple[Found, ...]:
-        """Return one `Found` for each vector attacked."""
+        """Return one `Found` for each vector attacked; of a control, for as many as it has time for."""
         settings = view.settings
         if settings is not None and settings.local.optimizer != "sgd":
             raise NotApplicable(
                 "clients use AdamW: an update is no combination of gradients, and its span holds no inputs"
             )
-        candidates = None
+        candidates, control = None, view.threat_model == KNOWN_BAD
+        most = CONTROL_UPDATES if control else budget.pick(**MOST)
+        until, summed = budget.until(SHARE) if control else math.inf, not view.updates
         results = []
         with white_box.opened(view) as box:
             assert settings is not None
             block = telling_block(box)
             still = settings.local.steps == 1 or not box.reads_tokens  # hidden states did not move
-            for r, clients, vector in vectors(view, most=budget.pick(smoke=1, standard=4, full=16)):
+            for r, clients, vector in vectors(view, most=most):
                 budget.check()
+                if results and budget.used > until:
+                    break
                 if r not in view.adapters or not np.any(vector):
                     continue
                 named = np.arange(box.vocabulary)
@@ -233,18 +242,15 @@ class LoraSpanSequences(Attack):
                     continue
                 if box.reads_tokens:
                     candidates = candidates or Candidates.of(view)
-                    summed = not view.updates
                     target = attack_one(candidates, spaces, settings, r, clients, rng, summed=summed)
                     named = np.flatnonzero(target.chosen)
                     named = named[np.argsort(-target.scores[named])][:MOST_TOKENS]
-                sequences: tuple[tuple[int, ...], ...] = ()
-                tried, full = 0, False
+                sequences, tried, full = tuple[tuple[int, ...], ...](), 0, False
                 if len(named):
+                    kind = settings.adapter.kind
                     sequences, tried, full = search(
                         box,
-                        spaces_of(box, vector, block, settings.adapter.kind)
-                        if box.reads_tokens
-                        else spaces,
+                        spaces_of(box, vector, block, kind) if box.reads_tokens else spaces,
                         block,
                         named.tolist(),
                         tolerance=ONE_STEP if still else SEVERAL_STEPS,
@@ -284,8 +290,9 @@ class LoraSpanSequences(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return one step of SGD on one record of an honest client, seen in the clear."""
-        return one_step_control(view, truth, records=CONTROL_RECORDS)
+        """Return steps of SGD on one record of an honest client each, seen in the clear."""
+        control = one_step_controls(view, truth, updates=CONTROL_UPDATES)
+        return control and (replace_view(control[0], threat_model=KNOWN_BAD), control[1])
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Return the view with the numbers of every vector shuffled."""

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from attacks.base import Budget, Inconclusive, NotApplicable, Truth
-from attacks.reconstruction.one_step import one_step_control
+from attacks.reconstruction.one_step import one_step_control, one_step_controls
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.sequences import (
+    CONTROL_UPDATES,
     Found,
     LoraSpanSequences,
     without_prefixes,
@@ -87,6 +88,46 @@ def test_where_rounding_hides_sequences_a3_is_not_resisted(labs):
     finding = run_one(attack, lab.view(updates), truth, profile="smoke", seconds=600, seed=0)
     assert finding.outcome == Outcome.INCONCLUSIVE
     assert finding.reason == "exact recall 0; positive control 0: its interval must be above 0.01"
+
+
+@pytest.mark.parametrize(
+    "profile", ["smoke", *(pytest.param(p, marks=pytest.mark.slow) for p in ("standard", "full"))]
+)
+def test_a3_is_resisted_in_every_profile_even_of_one_sum_in_which_nothing_is_found(labs, profile):
+    lab = labs(local={"steps": 1}, adapter={"rank": 32})
+    items, updates = rounds_of(lab, clients=2, count=10, tokens=40)
+    noise = {n: np.random.default_rng(0).permutation(u) for n, u in updates.items()}
+    seen, truth = lab.view(noise, summed=True), truth_of(noise, items)
+    finding = run_one(LoraSpanSequences(), seen, truth, profile=profile, seconds=600, seed=0)
+    assert (finding.headline.value, finding.positive.value) == (0, 1), finding.reason
+    assert finding.headline.high < finding.positive.low
+    assert finding.outcome == Outcome.RESISTED
+
+
+def test_a3_s_control_is_many_updates_of_one_record_each_no_two_alike(labs):
+    lab = labs(local={"steps": 1}, adapter={"rank": 32})
+    items, updates = rounds_of(lab, clients=2, count=10)
+    items = {"c0": (*items["c0"], *items["c0"][:3]), "c1": (*items["c1"], items["c0"][0])}
+    truth = truth_of(updates, items)
+    view, control = LoraSpanSequences().positive(lab.view(updates, summed=True), truth)
+    assert len(view.updates) == len(control.clients) == CONTROL_UPDATES
+    learned = [item for state in control.clients.values() for item in state.train]
+    assert len(set(learned)) == CONTROL_UPDATES
+    assert set(learned) & set(items["c0"])
+    assert set(learned) & set(items["c1"])
+    assert all(len(state.train) == 1 for state in control.clients.values())
+    few, _ = one_step_controls(
+        lab.view(updates), truth_of(updates, {n: i[:2] for n, i in items.items()}), updates=9
+    )
+    assert len(few.updates) == 4
+
+
+def test_a3_s_control_searches_as_many_updates_as_it_has_time_for(labs):
+    lab = labs(local={"steps": 1}, adapter={"rank": 32})
+    items, updates = rounds_of(lab, clients=1, count=10)
+    view, truth = LoraSpanSequences().positive(lab.view(updates), truth_of(updates, items))
+    found, guess = run(LoraSpanSequences(), view, truth, budget=Budget(last=0.0))
+    assert len(guess) == found["exact recall"].n == 1
 
 
 def test_the_control_takes_the_step_that_a_client_would_have_taken(labs):
@@ -189,3 +230,4 @@ def test_there_is_no_control_without_a_proxy_or_a_trained_round(labs):
     assert one_step_control(replace(lab.view(updates), proxy=None), truth, records=1) is None
     assert one_step_control(lab.view(updates), Truth(clients={}), records=1) is None
     assert one_step_control(replace(lab.view(updates), adapters={}), truth, records=1) is None
+    assert LoraSpanSequences().positive(lab.view(updates), Truth(clients={})) is None
