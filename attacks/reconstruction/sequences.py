@@ -224,7 +224,7 @@ class LoraSpanSequences(Attack):
         candidates, control = None, view.threat_model == KNOWN_BAD
         most = CONTROL_UPDATES if control else budget.pick(**MOST)
         until, summed = budget.until(SHARE) if control else math.inf, not view.updates
-        results = []
+        results: list[Found] = []
         with white_box.opened(view) as box:
             assert settings is not None
             block = telling_block(box)
