@@ -40,6 +40,9 @@ class Fidelity:
 def fidelity_record(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
     """Return a proxy's fidelity and the share of its LLM that it holds bit for bit, as plain values.
 
+    Comparisons keep them on disk: whoever changes how they are measured must raise `VERSION` in
+    `experiments.sweeps.prepared_proxies`.
+
     Raises `ModelError` for a model so broken that its perplexity is not finite.
     """
     fidelity_numbers = fidelity(llm, proxy.model, proxy.plan, windows)

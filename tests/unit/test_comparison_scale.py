@@ -3,14 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fedproxy_secure.compress import fidelity as fidelity_module
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.sweeps import prepared_proxies
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
 from fedproxy_secure.experiments.sweeps.method_notes import proxy_notes, unresolved_gaps
@@ -180,6 +183,34 @@ def test_a_record_of_another_llm_is_left_out(tmp_path):
     assert proxy_rows(results, records) == []
     (unknown,) = proxy_notes(results, records)
     assert unknown.startswith("Not told")
+
+
+def test_a_record_that_was_measured_in_another_way_is_left_out_and_measured_again(tmp_path, monkeypatch):
+    config, values = parse_config({}), iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(fidelity_module, "fidelity_record", lambda *_: record(kl=next(values)))
+    proxy = PreparedProxy(remove_ratio=0.25, seed=0, config=config)
+    materials, built = SimpleNamespace(llm=None, fidelity_windows=None), SimpleNamespace(details={})
+
+    def known():
+        return {
+            s: r["fidelity"]["kl_nats"]
+            for s, r in records_of(config, tmp_path, (0.25,), origin())[0.25].items()
+        }
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(prepared_proxies, "VERSION", prepared_proxies.VERSION - 1)
+        for _ in range(2):
+            proxy.measure(tmp_path, origin(), materials, built)
+        assert known() == {0: 1.0}
+    assert known() == {}
+    results = [finished("fedproxy_h_ties", 0.25, 0, 0.5)]
+    (line,) = proxy_notes(results, records_of(config, tmp_path, (0.25,), origin()))
+    assert line.startswith("Not told: how like the LLM the proxy is at 0.25 (seed 0).")
+    proxy.measure(tmp_path, origin(), materials, built)
+    assert known() == {0: 2.0}
+    path = proxy.folder(tmp_path) / "proxy.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "version"}))
+    assert known() == {}, "a record without a version is an earlier one"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def proxy_notes(
     if unknown:
         notes.append(
             f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. "
-            f"No {PROXIES}/NAME/{PROXY_RECORD} of these settings says it; "
+            f"No {PROXIES}/NAME/{PROXY_RECORD} of these settings and this version says it; "
             "cells that were copied come without."
         )
     return notes
