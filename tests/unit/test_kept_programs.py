@@ -60,7 +60,8 @@ def test_a_process_is_ended_though_its_parent_is_told_to_end_while_it_starts_it(
     ):
         pytest.fail("it is not handed out any more")
     assert told.value.code == 128 + signal.SIGTERM
-    assert [one.returncode for one in started] == [-signal.SIGINT]
+    # an interrupt that comes before the new process runs its own program is lost; then it is killed
+    assert [one.returncode in (-signal.SIGINT, -signal.SIGKILL) for one in started] == [True]
 
 
 def look_until(one, done):
