@@ -24,8 +24,8 @@ class Fidelity:
     """Numbers over `tokens` positions of public text.
 
     `kl_nats`: mean KL(LLM || proxy) of next-token distributions. `cka`: linear CKA in [0, 1] of the
-    outputs of each proxy block and its LLM original, in order, at `CKA_TOKENS` of these positions, evenly
-    spread, or at all if they are fewer; () where proxy blocks have no original.
+    outputs of each proxy block and its LLM original, in order; () where proxy blocks have no original. Of
+    more than `CKA_TOKENS` positions it takes as many whole windows as fit in (at least one), evenly spread.
     `agreement`: share of positions where both predict the same token. Perplexities of both.
     """
 
@@ -39,6 +39,9 @@ class Fidelity:
 
 def fidelity_record(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
     """Return a proxy's fidelity and the share of its LLM that it holds bit for bit, as plain values.
+
+    Comparisons keep them on disk: whoever changes how they are measured must raise `VERSION` in
+    `experiments.sweeps.prepared_proxies`.
 
     Raises `ModelError` for a model so broken that its perplexity is not finite.
     """
@@ -64,7 +67,7 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
     kept = () if plan is None else plan.kept
     device = next(llm.parameters()).device
     kl = agree = llm_nll = proxy_nll = 0.0
-    alike, spread, read = [LinearCka() for _ in kept], _spread(windows.numel()), 0
+    alike, chosen, read = [LinearCka() for _ in kept], _spread(*windows.shape), 0
     for batch in windows.split(windows_a_pass(llm, windows)):
         ids = batch.to(device)
         p, p_states = predictions_and_states(llm, ids)
@@ -74,10 +77,10 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
         llm_nll -= float(p[:, :-1].gather(-1, targets).sum())
         proxy_nll -= float(q[:, :-1].gather(-1, targets).sum())
         kl += float(nn.functional.kl_div(q, p, reduction="sum", log_target=True))
-        compared = spread[(spread >= read) & (spread < read + ids.numel())] - read
+        compared = chosen[(chosen >= read) & (chosen < read + len(ids))] - read
         for i, (at, cka) in enumerate(zip(kept, alike, strict=True)):
-            cka.add(p_states[at].flatten(0, 1)[compared], q_states[i].flatten(0, 1)[compared])
-        read += ids.numel()
+            cka.add(p_states[at][compared].flatten(0, 1), q_states[i][compared].flatten(0, 1))
+        read += len(ids)
     positions, predicted = windows.numel(), windows.shape[0] * (windows.shape[1] - 1)
     return Fidelity(
         tokens=positions,
@@ -114,7 +117,11 @@ class LinearCka:
         return float((grams[0] * grams[1]).sum() / norms) if norms > 0 else 0.0
 
 
-def _spread(tokens: int) -> torch.Tensor:
-    """Return the positions of at most `CKA_TOKENS` of all tokens, evenly spread, int64 ascending."""
-    count = min(tokens, CKA_TOKENS)
-    return torch.arange(count) * tokens // count
+def _spread(windows: int, tokens: int) -> torch.Tensor:
+    """Return which windows CKA compares, evenly spread over all, int64 ascending.
+
+    They are whole windows because many LLMs have a state at the first position that is a hundred times as
+    large as any other. It must have the same weight as in all windows.
+    """
+    count = min(windows, max(1, CKA_TOKENS // tokens))
+    return torch.arange(count) * windows // count

@@ -25,7 +25,7 @@ from fedproxy_secure.runtime.untrusted import read_json
 Importance = Callable[[nn.Module, torch.Tensor, int], list[float]]
 WORTH_S = 5.0  # scores that took less are not stored
 ELSEWHERE = ("_name_or_path", "transformers_version")  # model settings that change no number
-VERSION = 2  # of the ways to compute importance; a new version invalidates all stored scores
+VERSION = 2  # of the ways to compute importance; raise it, and that of prepared proxies, with any of them
 
 
 def remembered(importance: Importance, llm: nn.Module, windows: torch.Tensor, keep: int) -> list[float]:

@@ -215,7 +215,7 @@ def where_apart(apart: Callable[[float], Estimate], value: float) -> tuple[float
 
     ends = []
     for side, end in ((-1.0, above), (1.0, below)):
-        if end(value) == 0:  # an end of the scale itself, from which no record differs
+        if side * end(value) <= 0:  # no spread, as at an end of the scale itself; below 0 by rounding
             ends.append(value)
             continue
         step = 1.0

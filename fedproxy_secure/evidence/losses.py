@@ -8,7 +8,8 @@ on the same records, so that the difficulty of a record cancels out of a differe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,12 +111,29 @@ def mean_loss(losses: Losses) -> float:
     return math.fsum(loss.value for loss in losses.values()) / len(losses)
 
 
-def has_loss_gap(ends: Iterable[tuple[Losses, Losses]]) -> bool:
-    """Return whether centralised tuning loses less than no tuning, so that there is a gap.
+def resolved_loss_gap(by_seed: Mapping[int, Sequence[Losses]]) -> bool:
+    """Return whether centralised tuning loses less than no tuning, beyond the interval of the difference.
 
-    `ends`: for each seed, the losses of zero-shot and of the ceiling; their means count.
+    `by_seed`: for each seed, the losses of zero-shot and of the ceiling.
     """
-    return math.fsum(mean_loss(ceiling) - mean_loss(zero_shot) for zero_shot, ceiling in ends) < 0
+    low = loss_over_seeds_or_records(by_seed, operator.sub, "gap").low
+    return low is not None and low > 0
+
+
+def loss_gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Losses]], metric: str) -> Estimate | None:
+    """Return the gap closed by loss (`loss_over_seeds_or_records`), which always has an interval.
+
+    Args:
+        by_seed: for each seed, the losses of the method, of zero-shot and of the ceiling.
+        metric: name of the number.
+
+    Returns None if the gap is not resolved (`resolved_loss_gap`): a ratio to a gap that may be 0 says
+    nothing. Raises `DataError` if models of a seed differ in tasks or lengths of records.
+    """
+    if not resolved_loss_gap({seed: models[1:] for seed, models in by_seed.items()}):
+        return None
+    found = loss_over_seeds_or_records(by_seed, gap_closed, metric, unit="share")
+    return None if found.low is None else found  # Fieller's interval may need a slightly larger gap
 
 
 def loss_over_seeds_or_records(

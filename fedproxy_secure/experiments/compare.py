@@ -163,7 +163,8 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
     scales = task_scales(results, constant)
     ratios = config.compare.remove_ratios
     records = records_of(config, out, ratios, replace(origins[0], settings=config.cell_sha256()))
-    rows = tuple(rows_of(results, counting=tasks_that_count(scales)))
+    counting = tasks_that_count(scales)
+    rows = tuple(rows_of(results, counting=counting))
     report = Report(
         name=config.name,
         command=command or "fedproxy_secure.compare(...)",
@@ -182,7 +183,10 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
             *proxy_notes(results, records),
             *plug_back_notes(config, scales_of(results)),
         ),
-        not_measured=(*unresolved_gaps(results), *rows_without_losses(rows, text_clients(config))),
+        not_measured=(
+            *unresolved_gaps(results, counting),
+            *rows_without_losses(rows, text_clients(config)),
+        ),
     )
     publish(report, out)
     return report

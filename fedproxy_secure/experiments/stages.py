@@ -74,9 +74,10 @@ def windows_by_use(config: Config, tokenizer: Tokenizer) -> dict[str, torch.Tens
     if align_on > len(healing):
         extra = public_windows(config, tokenizer, align_on=align_on)[len(windows) :]
     fewest = 2 * count + 2 * (config.heal.heals or align_on > 0)
-    if (in_all := len(windows) + len(extra)) < fewest:
+    found = len(windows) + (len(extra) if len(windows) >= 2 * count else 0)  # extra ones only align
+    if found < fewest:
         raise DataError(
-            f"data.public_text={config.data.public_text}: has {in_all} windows of {PUBLIC_WINDOW_TOKENS} "
+            f"data.public_text={config.data.public_text}: has {found} windows of {PUBLIC_WINDOW_TOKENS} "
             f"tokens; must have at least {fewest}; add text, or lower compress.calibration_sequences"
         )
     return {

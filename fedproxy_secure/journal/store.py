@@ -88,9 +88,9 @@ def create_database(
 def carry_promises(old: Path, new: Path) -> None:
     """Copy the agreements that a client's older journal records into a newer one.
 
-    Copied are the jobs that seeds are bound to, the clients for which rounds were unmasked, and the number
-    of events in privacy ledgers. Where both journals have an entry, the newer journal's stays, except that
-    the larger number of events is kept.
+    Copied are the jobs that seeds are bound to, the clients for which rounds were unmasked, the number of
+    events in privacy ledgers, and which labels of other packages' protections were used. Where both
+    journals have an entry, the newer journal's stays, except that the larger number of events is kept.
 
     Without this, a client with a new key would agree again to a job that it has answered with other
     clients, and two sums that differ by one client reveal that client's update.
@@ -104,6 +104,7 @@ def carry_promises(old: Path, new: Path) -> None:
             " WHERE survivors IS NOT NULL"
         ).fetchall()
         ledgers = database.execute("SELECT run, events FROM ledgers").fetchall()
+        labels = database.execute("SELECT run, label FROM labelled").fetchall()
     with writing(new) as database:
         database.executemany("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", agreed)
         database.executemany(
@@ -116,6 +117,7 @@ def carry_promises(old: Path, new: Path) -> None:
             " ON CONFLICT (run) DO UPDATE SET events = max(events, excluded.events)",
             ledgers,
         )
+        database.executemany("INSERT OR IGNORE INTO labelled VALUES (?, ?, NULL)", labels)
 
 
 def check_journal(file: Path, client: str) -> None:

@@ -96,7 +96,9 @@ class RoundResult:
 
 
 # settings of `protect` with which clients bind the server, or that decide what a sum reveals
-_RULES = tuple(n for n in ProtectConfig.model_fields if n not in ("scheme", "options", "keys"))
+RULES = frozenset(ProtectConfig.model_fields) - {"scheme", "options", "keys"}
+_LEARNS = ("updates", "sums")
+_OWN = "fedproxy_secure.protect."  # modules whose rounds are the protocols that attacks can play again
 
 
 class Protection(ABC):
@@ -112,9 +114,10 @@ class Protection(ABC):
         follows: the settings of the section `protect`, besides `scheme`, `options` and `keys`, that it
             enforces. Where the server learns sums, others are refused if they are set.
         needs_keys: whether clients need keys, journals and a common roster (`fedproxy-secure provision`).
-        protocol: the protocol of this package that its rounds play, which attacks play again with a
-            server that deviates. None: another one; such attacks then are inconclusive.
-        updates_in_messages: whether answers are those of `wire.encode_update`, where views find updates.
+        protocol: of this package's own schemes, the protocol that attacks play again with a server that
+            deviates. None for all others; such attacks then are inconclusive.
+
+    Raises `ConfigError` when a class is defined with values that these attributes cannot have.
     """
 
     name: ClassVar[str]
@@ -124,7 +127,20 @@ class Protection(ABC):
     follows: ClassVar[frozenset[str]] = frozenset()
     needs_keys: ClassVar[bool] = False
     protocol: ClassVar[Literal["masking", "ckks"] | None] = None
-    updates_in_messages: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.server_learns not in _LEARNS:
+            raise ConfigError(
+                f"{cls.__name__}.server_learns={cls.server_learns!r}: must be updates or sums"
+            )
+        if unknown := sorted(cls.follows - RULES):
+            raise ConfigError(f"{cls.__name__}.follows: {unknown[0]} is no rule of protect")
+        if cls.protocol is not None and not cls.__module__.startswith(_OWN):
+            raise ConfigError(
+                f"{cls.__name__}.protocol={cls.protocol}: must be None outside of this package; attacks "
+                "would play its own rounds, not those of this class"
+            )
 
     def check_settings(
         self,
@@ -157,7 +173,7 @@ class Protection(ABC):
 
     def _check_followed(self, protect: ProtectConfig) -> None:
         """Raise `ConfigError` for a rule against the server that is set and that nobody would enforce."""
-        promises = set(_RULES) if self.server_learns == "sums" else {"min_cohort", "refuse_differencing"}
+        promises = RULES if self.server_learns == "sums" else {"min_cohort", "refuse_differencing"}
         for name in sorted(promises - self.follows):
             value, default = getattr(protect, name), ProtectConfig.model_fields[name].default
             if value != default:
@@ -175,7 +191,7 @@ class Protection(ABC):
 
     def unsafe(self, protect: ProtectConfig) -> tuple[str, ...]:
         """Return the warnings with which every report must begin; () if there are none."""
-        if self.server_learns == "updates":
+        if self.server_learns != "sums":
             return (f"{self.name}: the server learns single clients' updates.",)
         return ()
 

@@ -34,8 +34,8 @@ def gather(
 
     Args:
         round: the round.
-        read: takes a client's name and its answer. A client for which it raises one of the package's
-            errors is left out of the round.
+        read: takes a client's name and its answer. A client for which it raises is left out of the
+            round; the owner is told the text of this package's own errors alone.
         message: what the answer is called in the ledger.
         reveals: what one answer reveals to the server.
         payload_bytes: of one answer.
@@ -54,6 +54,10 @@ def gather(
         except FedProxyError as error:
             log.warning("%s: %s is left out: %s", group, name, error)
             round.note_left_out(name, str(error))
+            continue
+        except Exception as error:  # a hostile answer may not end the round, whatever `read` forgot
+            log.exception("%s: %s is left out", group, name)
+            round.note_left_out(name, f"its answer cannot be read: {type(error).__name__}")
             continue
         round.ledger.note(message, to="server", reveals=reveals, payload_bytes=payload_bytes, vector=True)
         answers[name] = answer

@@ -8,23 +8,24 @@ uses it, each before it answers.
 
 from __future__ import annotations
 
-from fedproxy_secure.journal.once import keep_once, take_once
+from fedproxy_secure.journal.once import keep_until_taken, take_once
 from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.protect.base import ClientRequest
 from fedproxy_secure.protect.secure_sum import attempt
 
 
 def keep(asked: ClientRequest, label: str, secret: bytes) -> None:
-    """Keep bytes for a later step, sealed with the client's key, under a label that no one used before.
+    """Keep bytes for a later step, sealed with the client's key, under a label.
 
-    Put the round into the label: it can be used once in the whole run, whatever a server asks.
+    What was kept under the label and not taken is replaced, because an aborted round is asked for again. A
+    label whose value was taken can never be used again in the run, so put the round into the label.
 
-    Raises `ProtocolAborted` if the label was used before, and `ConfigError` if the client has no key.
+    Raises `ProtocolAborted` if the label's value was taken, and `ConfigError` if the client has no key.
     """
     identity, _ = attempt.own_keys(asked.job, asked.name)
     journal = attempt.open_journal(asked.job, asked.name, asked.context)
     sealed = attempt.seal(identity, secret, label)
-    keep_once(journal, run=_run(asked), label=label, value=sealed)
+    keep_until_taken(journal, run=_run(asked), label=label, value=sealed)
     attempt.note_written(asked.context, journal)
 
 

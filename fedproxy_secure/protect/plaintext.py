@@ -24,7 +24,6 @@ class Plaintext(OneMessage):
 
     name = "unsafe_plaintext"
     title = "no protection"
-    updates_in_messages = True
 
     def sees(self, protect: ProtectConfig, fusion: FusionConfig) -> str:
         return "unsafe_plaintext: the server sees every client's update."

@@ -10,7 +10,7 @@ from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.fusion.elections import SignElection
 from fedproxy_secure.federate.fusion.rule import fusion_rule_of
-from fedproxy_secure.protect.base import ClientRequest, Protection, RoundResult, ServerRound
+from fedproxy_secure.protect.base import RULES, ClientRequest, Protection, RoundResult, ServerRound
 from fedproxy_secure.secagg.ring import MAX_CLIENTS, MIN_CLIENTS
 from fedproxy_secure.secagg.terms import least_threshold
 
@@ -32,7 +32,7 @@ class SecureSum(Protection):
 
     server_learns = "sums"
     needs_keys = True
-    follows = frozenset(ProtectConfig.model_fields)
+    follows = RULES
     trust_assumption: ClassVar[str] = ""
 
     def check_settings(

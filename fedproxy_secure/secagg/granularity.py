@@ -141,7 +141,8 @@ def contribution(
     scaled = update if weight == 1 else np.float32(weight) * update
     parts = {"update": scaled}
     if granularity == "block":
-        # of the values as the ring will clip them, or a sum beyond the clip would have a negative variance
+        # of the values as the ring clips them, so that the variance is not negative; only where most of a
+        # block is beyond the clip and weighs less than 1 does the ring cut the mean square, too
         clip = _clip_of(plan)
         counted = np.clip(scaled, -clip, clip).astype(np.float64) / weight
         parts["squares"] = weight * _block_means(counted**2, layout.starts())

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord
 
 from attacks.integrity.active_server import SecaggActive
 from attacks.suite import read_truth
 from attacks.trial import run_one
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.config.kinds import PROTECTIONS
-from fedproxy_secure.errors import ConfigError, ProtocolAborted
+from fedproxy_secure.crypto import primitives as crypto
+from fedproxy_secure.errors import ConfigError, DataError, ProtocolAborted
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.record.view import view
@@ -102,7 +103,26 @@ def test_settings_that_it_cannot_keep_are_refused(two_servers, tmp_path, section
         parse_config(tiny_settings(tmp_path, **sections))
 
 
-def test_a_share_that_was_changed_on_the_way_is_refused(module):
-    content = {"key": bytes(32), "sealed": bytes(40), "share": bytes(8)}
+def shares_of(module, name, words, *, flipped=0):
+    """A client's message to the helper, with `flipped` added to the last byte of what is sealed."""
+    ephemeral = crypto.fresh_secret()
+    helper = crypto.agreement_public(module.HELPER)
+    key = crypto.agree(ephemeral, helper, info=b"share", subject="helper's key")
+    sealed = bytearray(crypto.seal(key, words.tobytes(), associated=name.encode()))
+    sealed[-1] = (sealed[-1] + flipped) % 256
+    return ConfigRecord({"key": crypto.agreement_public(ephemeral), "sealed": bytes(sealed)})
+
+
+def test_a_share_opens_for_the_client_that_sealed_it_and_unchanged_alone(module):
+    words = np.arange(4, dtype=np.uint32)
+    np.testing.assert_array_equal(module.helpers_share("a", shares_of(module, "a", words), 4), words)
     with pytest.raises(ProtocolAborted):
-        module.helpers_share("clinic", RecordDict({"shares": ConfigRecord(content)})["shares"], 2)
+        module.helpers_share("b", shares_of(module, "a", words), 4)
+    with pytest.raises(ProtocolAborted):
+        module.helpers_share("a", shares_of(module, "a", words, flipped=1), 4)
+
+
+@pytest.mark.parametrize("words", [np.zeros(1, np.uint32), np.zeros(9, np.uint32)])
+def test_a_share_of_another_length_is_refused_as_bad_data(module, words):
+    with pytest.raises(DataError):
+        module.helpers_share("a", shares_of(module, "a", words), 4)

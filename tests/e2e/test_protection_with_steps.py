@@ -15,6 +15,7 @@ from fedproxy_secure.protect import kept
 from fedproxy_secure.protect.base import Protection, RoundResult
 from fedproxy_secure.protect.gathering import gather
 from fedproxy_secure.protect.one_message import train
+from fedproxy_secure.wire import records
 from tests.support.tiny import tiny_settings
 
 
@@ -44,14 +45,19 @@ class LateUpdates(Protection):
             return super().answer(asked)
         return RecordDict({"update": ConfigRecord({"raw": kept.take(asked, asked.step)})})
 
+    def read(self, reply, round):
+        fields = records.record(reply, "update", ConfigRecord, "update", keys={"raw"})
+        raw = records.raw_bytes(fields, "raw", length=round.state.adapter.nbytes)
+        return np.frombuffer(raw, np.float32)
+
     def run_round(self, round):
         step = f"round {round.state.round}"
         names = gather(round, lambda name, _: name, message="Done", reveals="nothing", payload_bytes=1)
         asked = {name: wire.with_step(RecordDict(), step) for name in names}
-        first = {n: r["update"]["raw"] for n, r in round.ask(wire.OTHER, asked, step)}
+        first = {name: self.read(reply, round) for name, reply in round.ask(wire.OTHER, asked, step)}
         self.answers.append(set(first))
         self.refused.append([name for name, _ in round.ask(wire.OTHER, asked, step)])
-        updates = {name: np.frombuffer(raw, np.float32) for name, raw in sorted(first.items())}
+        updates = {name: first[name] for name in sorted(first)}
         mean = np.mean(list(updates.values()), axis=0)
         new = advance(round.state, mean, round.job.fusion, conflict=None)
         return RoundResult(state=new, metrics={}, clients=list(updates), updates=updates)

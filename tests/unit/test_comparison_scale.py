@@ -3,17 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fedproxy_secure.compress import fidelity as fidelity_module
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments.sweeps import prepared_proxies
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell
 from fedproxy_secure.experiments.sweeps.method_differences import differences_of
-from fedproxy_secure.experiments.sweeps.method_notes import proxy_notes
+from fedproxy_secure.experiments.sweeps.method_notes import proxy_notes, unresolved_gaps
 from fedproxy_secure.experiments.sweeps.method_rows import proxy_rows, rows_of
 from fedproxy_secure.experiments.sweeps.method_tasks import (
     constant_answers,
@@ -182,6 +185,34 @@ def test_a_record_of_another_llm_is_left_out(tmp_path):
     assert unknown.startswith("Not told")
 
 
+def test_a_record_that_was_measured_in_another_way_is_left_out_and_measured_again(tmp_path, monkeypatch):
+    config, values = parse_config({}), iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(fidelity_module, "fidelity_record", lambda *_: record(kl=next(values)))
+    proxy = PreparedProxy(remove_ratio=0.25, seed=0, config=config)
+    materials, built = SimpleNamespace(llm=None, fidelity_windows=None), SimpleNamespace(details={})
+
+    def known():
+        return {
+            s: r["fidelity"]["kl_nats"]
+            for s, r in records_of(config, tmp_path, (0.25,), origin())[0.25].items()
+        }
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(prepared_proxies, "VERSION", prepared_proxies.VERSION - 1)
+        for _ in range(2):
+            proxy.measure(tmp_path, origin(), materials, built)
+        assert known() == {0: 1.0}
+    assert known() == {}
+    results = [finished("fedproxy_h_ties", 0.25, 0, 0.5)]
+    (line,) = proxy_notes(results, records_of(config, tmp_path, (0.25,), origin()))
+    assert line.startswith("Not told: how like the LLM the proxy is at 0.25 (seed 0).")
+    proxy.measure(tmp_path, origin(), materials, built)
+    assert known() == {0: 2.0}
+    path = proxy.folder(tmp_path) / "proxy.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "version"}))
+    assert known() == {}, "a record without a version is an earlier one"
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -253,6 +284,48 @@ def test_coded_tasks_and_free_text_are_joined_side_by_side():
     (proxy,) = proxy_rows(cells, {})
     assert proxy.above_llm.value == pytest.approx(-0.05)
     assert proxy.above_llm.n == 2 * RECORDS
+
+
+def test_no_gap_closed_by_loss_is_told_where_centralised_tuning_loses_hardly_less():
+    nats = {"zero_shot": (3.0, 3.1), "centralised_llm": (2.9, 3.15), "fedproxy_h_ties": (2.0, 2.0)}
+    cells = [
+        text_alone(finished(method, 0.5 if "proxy" in method else None, seed, 0.5), notes=value)
+        for method, values in nats.items()
+        for seed, value in enumerate(values)
+    ]
+    for some, seeds in ((cells, "several"), ([c for c in cells if c.cell.seed == 1], "one")):
+        rows = rows_of(some)
+        assert [row.loss_gap_closed for row in rows] == [None] * 3, seeds
+        assert all(row.loss is not None for row in rows)
+        (line,) = unresolved_gaps(some)
+        assert line.startswith(
+            "loss_gap_closed of zero_shot, centralised_llm, fedproxy_h_ties at 0.5: the LLM"
+        )
+    diverged = [
+        text_alone(c, notes=float("inf")) if c.cell.method == "fedproxy_h_ties" else c for c in cells
+    ]
+    (line,) = unresolved_gaps(diverged)
+    assert "h_ties" not in line, "another note says that it diverged"
+
+
+def test_a_comparison_names_the_rows_whose_gap_on_tasks_that_count_is_not_resolved():
+    def of_seed(seed, method, ratio, **shares):
+        made = on_tasks(method, ratio, **shares)
+        return replace(made, cell=replace(made.cell, seed=seed))
+
+    cells = [
+        of_seed(0, "zero_shot", None, moves=0.1, other=0.1),
+        of_seed(0, "centralised_llm", None, moves=0.9, other=0.9),
+        of_seed(1, "zero_shot", None, moves=0.5, other=0.1),
+        of_seed(1, "centralised_llm", None, moves=0.4, other=0.9),
+        of_seed(1, "fedproxy_h_ties", 0.5, moves=0.45, other=0.5),
+    ]
+    row = rows_of(cells, counting=["moves"])[-1]
+    assert row.gap_closed is not None
+    assert row.gap_closed_counting is None
+    lines = [line for line in unresolved_gaps(cells, ["moves"]) if "h_ties" in line]
+    assert [line.partition(":")[0].partition(" of ")[0] for line in lines] == ["gap_closed_counting"]
+    assert not any("counting" in line for line in unresolved_gaps(cells, []))
 
 
 def test_without_a_coded_task_nothing_is_told_of_accuracies():

@@ -228,22 +228,44 @@ def test_cka_by_products_of_states_equals_that_by_products_of_features(tokens, a
     assert found.value() == pytest.approx(cka_by_features(x, y), rel=1e-9)
 
 
-@pytest.mark.parametrize(("most", "positions"), [(2048, range(40)), (7, [0, 5, 11, 17, 22, 28, 34])])
-def test_cka_compares_tokens_that_are_evenly_spread_over_all_windows(monkeypatch, most, positions):
+MANY_WINDOWS = torch.randint(3, 60, (64, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("most", "chosen"), [(2048, range(64)), (127, [0, 9, 18, 27, 36, 45, 54]), (1, [0])]
+)
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_cka_compares_whole_windows_that_are_evenly_spread(monkeypatch, most, chosen, at_once):
     monkeypatch.setattr(fidelity_module, "CKA_TOKENS", most)
-    monkeypatch.setattr(fidelity_module, "windows_a_pass", lambda *_: 1)
+    monkeypatch.setattr(fidelity_module, "windows_a_pass", lambda *_: at_once)
     llm = louder(tiny_llama())
     proxy = build_proxy(llm, remove_ratio=0.5, importance="uniform", windows=WINDOWS)
     with torch.inference_mode():
-        _, p_states = predictions_and_states(llm, WINDOWS)
-        _, q_states = predictions_and_states(proxy.model, WINDOWS)
+        _, p_states = predictions_and_states(llm, MANY_WINDOWS)
+        _, q_states = predictions_and_states(proxy.model, MANY_WINDOWS)
     expected = [
-        cka_by_features(p_states[at].flatten(0, 1)[[*positions]], q.flatten(0, 1)[[*positions]])
+        cka_by_features(p_states[at][[*chosen]].flatten(0, 1), q[[*chosen]].flatten(0, 1))
         for at, q in zip(proxy.plan.kept, q_states, strict=True)
     ]
-    measured = fidelity(llm, proxy.model, proxy.plan, WINDOWS)
+    measured = fidelity(llm, proxy.model, proxy.plan, MANY_WINDOWS)
     assert measured.cka == pytest.approx(expected, rel=1e-6)
-    assert measured.tokens == WINDOWS.numel()
+    assert measured.tokens == MANY_WINDOWS.numel()
+
+
+@pytest.mark.parametrize("most", [256, 128])
+def test_cka_of_some_tokens_gives_a_huge_first_state_no_more_weight_than_cka_of_all(monkeypatch, most):
+    def with_huge_first(model, ids):
+        predictions, states = predictions_and_states(model, ids)
+        for state in states:
+            state[:, 0, 0] += 2 * state.norm(dim=-1).mean()
+        return predictions, states
+
+    monkeypatch.setattr(fidelity_module, "predictions_and_states", with_huge_first)
+    llm = louder(tiny_llama())
+    proxy = build_proxy(llm, remove_ratio=0.5, importance="uniform", windows=WINDOWS)
+    all_tokens = fidelity(llm, proxy.model, proxy.plan, MANY_WINDOWS).cka
+    monkeypatch.setattr(fidelity_module, "CKA_TOKENS", most)
+    assert fidelity(llm, proxy.model, proxy.plan, MANY_WINDOWS).cka == pytest.approx(all_tokens, abs=0.1)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), 1e30])

@@ -18,12 +18,13 @@ from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.answers import alone, gap_closed
 from fedproxy_secure.evidence.losses import (
     TextLoss,
-    has_loss_gap,
+    loss_gap_over_seeds_or_records,
     loss_of,
     loss_over_seeds_or_records,
     losses_in,
     mean_loss,
     measured,
+    resolved_loss_gap,
 )
 from fedproxy_secure.experiments.results import Accuracy, average, from_texts, to_texts
 from fedproxy_secure.models.packing.packed import can_pack
@@ -244,8 +245,8 @@ def test_models_of_other_test_records_are_not_paired():
 
 def test_gap_closed_by_loss_is_0_without_tuning_and_1_at_the_ceiling():
     zero, ceiling = drawn(50, 0, mean=4.0), drawn(50, 1, mean=2.0)
-    assert has_loss_gap([(zero, ceiling)])
-    assert not has_loss_gap([(ceiling, zero)])
+    assert resolved_loss_gap({0: (zero, ceiling)})
+    assert not resolved_loss_gap({0: (ceiling, zero)})
     for method, value in ((zero, 0.0), (ceiling, 1.0)):
         found = loss_over_seeds_or_records({0: (method, zero, ceiling)}, gap_closed, "gap", unit="share")
         assert found.value == found.low == found.high == value
@@ -268,6 +269,43 @@ def test_the_gap_closed_by_loss_over_seeds_is_the_ratio_of_means_with_fieller_s_
     assert found.low < found.value < found.high
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_gap_closed_by_loss_is_told_where_the_interval_of_the_gap_itself_has_zero_in_it(seeds):
+    tiny = {s: (drawn(40, s), drawn(40, 10 + s), drawn(40, 20 + s, mean=1.95)) for s in range(seeds)}
+    negative = {s: (drawn(40, s), drawn(40, 10 + s, mean=1.0), drawn(40, 20 + s)) for s in range(seeds)}
+    one_record = {s: (loss(2.0), loss(3.0), loss(1.0)) for s in range(seeds)}
+    for by_seed in (tiny, negative, one_record):
+        assert loss_gap_over_seeds_or_records(by_seed, "gap") is None
+    clear = {
+        s: (drawn(40, s, mean=3.0), drawn(40, 10 + s, mean=6.0), drawn(40, 20 + s)) for s in range(seeds)
+    }
+    found = loss_gap_over_seeds_or_records(clear, "gap")
+    assert found == loss_over_seeds_or_records(clear, gap_closed, "gap", unit="share")
+    assert found.low < found.value < found.high
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 10**6), st.floats(1.0, 3.0), st.integers(1, 3))
+def test_a_gap_closed_by_loss_that_is_told_has_an_interval(count, seed, mean, seeds):
+    by_seed = {
+        s: (drawn(count, seed + s), drawn(count, seed + s + 10, mean=mean), drawn(count, seed + s + 20))
+        for s in range(seeds)
+    }
+    found = loss_gap_over_seeds_or_records(by_seed, "gap")
+    assert found is None or found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("means", [(3.0, 4.0, 2.0), (2.9, 4.1, 2.3), (0.7, 1.1, 0.3), (1.3, 1.7, 0.9)])
+def test_seeds_and_records_that_all_agree_leave_the_gap_closed_by_loss_without_width(means):
+    tokens = (1, 2, 3, 5)
+    models = [{"t": TextLoss(nats=tuple(mean * n for n in tokens), tokens=tokens)} for mean in means]
+    by_seed = {s: models for s in range(3)}
+    found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
+    method, zero_shot, ceiling = means
+    assert found.value == pytest.approx((zero_shot - method) / (zero_shot - ceiling))
+    assert (found.low, found.high) == pytest.approx((found.value, found.value))
+
+
 def test_a_gap_by_loss_over_seeds_has_no_interval_where_seeds_do_not_resolve_it():
     by_seed = {s: (drawn(40, s), drawn(40, 10 + s, mean=g), drawn(40, 20 + s)) for s, g in ((0, 9), (1, 3))}
     found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
@@ -287,8 +325,7 @@ def test_a_seed_whose_ceiling_loses_more_counts_in_the_gap_where_the_mean_gap_is
     by_seed = {
         s: [{"t": lost(s, nats)} for nats in (4 - gap / 2, 4.0, 4 - gap)] for s, gap in enumerate(gaps)
     }
-    assert has_loss_gap((zero, ceiling) for _, zero, ceiling in by_seed.values())
-    found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
+    found = loss_gap_over_seeds_or_records(by_seed, "gap")
     assert found.value == pytest.approx(0.5)
     assert found.low is not None
 
@@ -296,7 +333,6 @@ def test_a_seed_whose_ceiling_loses_more_counts_in_the_gap_where_the_mean_gap_is
 def test_a_seed_without_any_gap_counts_in_the_gap_closed_by_loss_over_seeds():
     three = {0: (3.0, 4.0, 2.0), 1: (3.5, 4.0, 4.0)}  # of seed 1 the ceiling learned nothing
     by_seed = {s: [{"t": lost(s, nats)} for nats in losses] for s, losses in three.items()}
-    assert has_loss_gap((zero, ceiling) for _, zero, ceiling in by_seed.values())
     found = loss_over_seeds_or_records(by_seed, gap_closed, "gap", unit="share")
     assert found.value == pytest.approx(1.5 / 2)
     assert (found.n, found.seeds) == (2, (0, 1))

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedproxy_secure.config import parse_config
@@ -11,6 +12,7 @@ from fedproxy_secure.dp.guarantees import NOT_COVERED, SCORED, guarantees
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.estimate import counted, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.losses import TextLoss
 from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed, without_gap
 from fedproxy_secure.report.stamps import unsafe_stamps
 from fedproxy_secure.secagg import messages
@@ -81,6 +83,29 @@ def test_no_gap_is_told_where_centralised_tuning_is_worse_than_none(tmp_path: Pa
     assert configuration.measure("gap_closed") is None
     (line,) = without_gap([configuration])
     assert line.startswith("gap_closed of c: the LLM tuned on all records together is not better")
+
+
+@pytest.mark.parametrize(("ceiling", "told"), [(1.0, True), (2.9, False), (5.0, False)])
+def test_a_gap_closed_by_loss_is_told_where_it_is_resolved_and_else_a_line_says_why(
+    tmp_path: Path, ceiling, told
+):
+    file = write_run(tmp_path / "run", seeds=(0,)) / "seed-0" / "result.json"
+    rng = np.random.default_rng(0)
+
+    def lost(mean: float) -> TextLoss:
+        return TextLoss(nats=tuple(rng.gamma(20, mean / 20, 20).tolist()), tokens=(1,) * 20)
+
+    nats = {"zero_shot": 3.0, "proxy": 4.0, "tuned": 2.5, "fused": 2.0}
+    losses = {f"{model}_loss": {"n": lost(mean).to_json()} for model, mean in nats.items()}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **losses}))
+    seed = read_seed(
+        tmp_path / "run", 0, root=tmp_path, ceiling=CEILING, ceiling_losses={"n": lost(ceiling)}
+    )
+    configuration = configuration_of([seed], parse_config({}), name="c", settings={})
+    assert configuration.measure("loss_centralised") is not None
+    assert (configuration.measure("loss_gap_closed") is not None) == told
+    lines = without_gap([configuration])
+    assert [line.partition(":")[0] for line in lines] == ([] if told else ["loss_gap_closed of c"])
 
 
 @pytest.mark.parametrize("answers", [{"a": "01x1", "b": "0101"}, {"a": ""}, {"a": [1, 0]}, "0101", None])

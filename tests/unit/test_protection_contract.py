@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.base import Protection, RoundResult, ServerRound
-from fedproxy_secure.protect.gathering import fuse_sum
+from fedproxy_secure.protect.gathering import fuse_sum, gather
+from fedproxy_secure.protect.masking import Masking
 from fedproxy_secure.protect.rounds import run_round
 from fedproxy_secure.record.leakage import Ledger
 
@@ -55,7 +58,7 @@ def a_round(unit="none"):
         ask=None,
         job=job,
         state=BEFORE,
-        cohort=["a"],
+        cohort=["a", "b"],
         ledger=Ledger(round=0),
         on_client=None,
         enough=lambda count: None,
@@ -70,8 +73,63 @@ def test_a_whole_result_passes_and_has_the_length_of_its_step():
 
 def test_under_differential_privacy_a_round_keeps_no_loss():
     with_loss = replace(WHOLE, metrics={"loss": 1.0, "step_norm": 2.0})
-    assert run_round(Scheme(with_loss), a_round()).metrics == {"loss": 1.0, "step_norm": 2.0}
-    assert run_round(Scheme(with_loss), a_round("record")).metrics == {"step_norm": 2.0}
+    assert run_round(Scheme(with_loss), a_round()).metrics == {"loss": 1.0, "step_norm": 5.0}
+    assert run_round(Scheme(with_loss), a_round("record")).metrics == {"step_norm": 5.0}
+
+
+def test_updates_that_messages_hold_in_the_clear_need_not_be_returned_and_only_those():
+    class Asks(Scheme):
+        def run_round(self, round):
+            list(round.ask("train", {}, "round 0"))
+            return super().run_round(round)
+
+    def answers(kind, contents, group):
+        update = ClientUpdate(client="a", update=UPDATE, loss=0.0, steps=1, seconds=0.0, truncated=0)
+        yield "a", wire.encode_update(update)
+
+    asked = replace(a_round(), ask=answers)
+    assert run_round(Asks(replace(WHOLE, updates={})), asked).clients == ["a"]
+    with pytest.raises(ConfigError, match=r"updates\['b'\] of its round"):
+        run_round(Asks(replace(WHOLE, clients=["a", "b"], updates={})), asked)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"server_learns": "sum"}, r"Odd\.server_learns='sum': must be updates or sums"),
+        ({"follows": frozenset({"treshold"})}, r"Odd\.follows: treshold is no rule of protect"),
+        ({"protocol": "masking"}, r"Odd\.protocol=masking: must be None outside of this package"),
+    ],
+)
+def test_a_class_that_says_what_cannot_be_is_refused_where_it_is_defined(attributes, message):
+    with pytest.raises(ConfigError, match=message):
+        type("Odd", (Scheme,), attributes)
+
+
+def test_no_subclass_from_outside_passes_for_masking():
+    with pytest.raises(ConfigError, match="play its own rounds"):
+        type("Other", (Masking,), {})
+
+
+def test_a_client_whose_answer_trips_the_reader_is_left_out_and_nothing_of_it_is_told():
+    left_out = {}
+    round = replace(
+        a_round(),
+        ask=lambda kind, contents, group: iter([("a", RecordDict()), ("b", RecordDict())]),
+        note_left_out=left_out.setdefault,
+    )
+
+    def read(name, reply):
+        if name == "a":
+            raise ValueError("a record of the client")
+        return name
+
+    parts = {"message": "m", "reveals": "r", "payload_bytes": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedproxy_secure.protect.broadcast.broadcast_of", lambda job, state: None)
+        patch.setattr("fedproxy_secure.wire.encode_broadcast", lambda broadcast: RecordDict())
+        assert gather(round, read, **parts) == {"b": "b"}
+    assert left_out == {"a": "its answer cannot be read: ValueError"}
 
 
 @pytest.mark.parametrize(
@@ -88,10 +146,17 @@ def test_under_differential_privacy_a_round_keeps_no_loss():
             r"sums\['update'\] of its round: must be what the server learns",
         ),
         (Sums(replace(WHOLE, sums={"update": UPDATE})), "updates of its round: must be empty if"),
+        (
+            Sums(replace(WHOLE, updates={}, sums={"update": UPDATE * np.nan})),
+            r"sums\['update'\] of its round",
+        ),
+        (Scheme(replace(WHOLE, updates={"a": [3, 0, 4]})), r"updates\['a'\] of its round"),
+        (Scheme(replace(WHOLE, clients=[])), "clients of its round: must be some of the cohort, each once"),
+        (Scheme(replace(WHOLE, clients=["a", "a"])), "clients of its round: must be some of the cohort"),
+        (Scheme(replace(WHOLE, clients=["z"], updates={"z": UPDATE})), "clients of its round"),
         (Scheme(WHOLE, rows=0), 'ledger of its round: must note what each of 1 clients sends to "server"'),
         (Scheme(replace(WHOLE, state=BEFORE)), "state of its round: must be the next round's"),
     ],
-    ids=["no update", "too short", "one client's", "no sum", "sum and updates", "no row", "same state"],
 )
 def test_a_result_that_hides_something_from_attacks_or_costs_is_refused(scheme, message):
     with pytest.raises(ConfigError, match=rf"protect\.scheme=scheme: {message}"):

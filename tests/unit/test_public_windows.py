@@ -5,6 +5,7 @@ import torch
 
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import DataError
+from fedproxy_secure.experiments import stages
 from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.stages import prepare
 from tests.support.tiny import tiny_settings
@@ -55,3 +56,20 @@ def test_without_healing_there_is_text_to_align_on_and_none_to_heal_with(tmp_pat
     found = prepared(tmp_path, plug_back={"align_windows": 6})
     assert len(found.healing_windows) == 0
     assert len(found.aligning_windows) >= 6
+
+
+@pytest.mark.parametrize("tokens", [20, 40])
+def test_texts_too_short_for_calibration_and_fidelity_are_not_made_up_for_by_those_to_align_on(
+    tmp_path, monkeypatch, tokens
+):
+    def short(_name, *, root, texts):
+        return "\n".join(f"{i:0{tokens - 1}d}" for i in range(texts))
+
+    monkeypatch.setattr(stages, "public_text", short)
+    changes = {"compress": {"calibration_sequences": 8}, "plug_back": {"align_windows": 64}}
+    if tokens == 20:
+        with pytest.raises(DataError, match=r"has 9 windows of 128 tokens; must have at least 18;"):
+            prepared(tmp_path, **changes)
+        return
+    found = prepared(tmp_path, **changes)
+    assert not any(torch.equal(a, b) for a in found.windows for b in found.fidelity_windows)

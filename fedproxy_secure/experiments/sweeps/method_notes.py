@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from fedproxy_secure.config import Config
@@ -12,7 +12,7 @@ from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.method import Method, method_of
 from fedproxy_secure.experiments.results import READ_BY_NORM, choice_notes, cut_notes, healing_note
 from fedproxy_secure.experiments.sweeps.method_cells import CellResult
-from fedproxy_secure.experiments.sweeps.method_rows import unresolved
+from fedproxy_secure.experiments.sweeps.method_rows import unresolved, unresolved_by_loss
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.measured import NO_GAP
 from fedproxy_secure.runtime.files.names import PROXIES, PROXY_RECORD
@@ -75,19 +75,24 @@ def proxy_notes(
     if unknown:
         notes.append(
             f"Not told: how like the LLM the proxy is {'; '.join(unknown)}. "
-            f"No {PROXIES}/NAME/{PROXY_RECORD} of these settings says it; "
+            f"No {PROXIES}/NAME/{PROXY_RECORD} of these settings and this version says it; "
             "cells that were copied come without."
         )
     return notes
 
 
-def unresolved_gaps(results: Sequence[CellResult]) -> list[str]:
-    """Return a line for each kind of gap closed that rows lack because the gap is not resolved."""
+def unresolved_gaps(results: Sequence[CellResult], counting: Collection[str] = ()) -> list[str]:
+    """Return a line for each kind of gap closed that rows lack because the gap is not resolved.
+
+    `counting`: the tasks of `gap_closed_counting`.
+    """
     scores: Mapping[str, Callable[[CellResult], Bits]] = {
         "gap_closed": lambda r: r.fused,
         "gap_closed_norm": lambda r: r.fused_norm,
+        "gap_closed_counting": lambda r: {task: bits for task, bits in r.fused.items() if task in counting},
     }
     rows = {key: unresolved(results, of) for key, of in scores.items()}
+    rows["loss_gap_closed"] = unresolved_by_loss(results)
     return [f"{key} of {', '.join(names)}: {NO_GAP}" for key, names in rows.items() if names]
 
 

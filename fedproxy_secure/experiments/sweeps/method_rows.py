@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from fedproxy_secure.evidence.answers import (
     Bits,
-    gap_closed,
     gap_over_seeds_or_records,
     over_seeds_or_records,
     resolved_gap,
@@ -17,9 +16,9 @@ from fedproxy_secure.evidence.answers import (
 )
 from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.losses import (
-    has_loss_gap,
+    Losses,
+    loss_gap_over_seeds_or_records,
     loss_of,
-    loss_over_seeds_or_records,
     losses_by_task,
     measured,
 )
@@ -197,20 +196,22 @@ def _with_losses(row: MethodRow, by_seed: BySeed, ends: Ends) -> MethodRow:
     tuned = {s: losses for s, r in by_seed.items() if (losses := r.tuned_loss)}
     if not all(map(measured, tuned.values())):
         tuned = {}
-    scale, gap = ends.scale(lambda r: r.fused_loss), None
-    ended = all(s in scale and all(map(measured, scale[s])) for s in fused)
-    if ended and has_loss_gap(scale[s] for s in fused):
-        models = {s: (f, *scale[s]) for s, f in fused.items()}
-        gap = loss_over_seeds_or_records(
-            models, gap_closed, f"gap closed by loss, {cell.row}", unit="share"
-        )
+    models, metric = _to_scale(by_seed, ends), f"gap closed by loss, {cell.row}"
     return replace(
         row,
         tasks_loss=losses_by_task(fused, cell.row),
         loss=loss_of(fused, f"loss, {cell.row}"),
-        loss_gap_closed=gap,
+        loss_gap_closed=loss_gap_over_seeds_or_records(models, metric) if models else None,
         tuned_proxy_loss=loss_of(tuned, f"tuned proxy loss, {cell.row}") if tuned else None,
     )
+
+
+def _to_scale(by_seed: BySeed, ends: Ends) -> dict[int, tuple[Losses, Losses, Losses]]:
+    """Return, by seed, losses of the method, of zero-shot and of the ceiling; {} unless all are finite."""
+    scale = ends.scale(lambda r: r.fused_loss)
+    models = {s: (r.fused_loss, *scale[s]) for s, r in by_seed.items() if s in scale}
+    whole = models.keys() == by_seed.keys() and all(all(map(measured, three)) for three in models.values())
+    return models if whole else {}
 
 
 def _with_effects(
@@ -275,5 +276,15 @@ def unresolved(results: Sequence[CellResult], of: Callable[[CellResult], Bits]) 
     for group in by_row(results).values():
         known = {s: scale[s] for s in group if s in scale and all(scale[s])}
         if known.keys() == group.keys() and not resolved_gap(known):
+            rows.append(next(iter(group.values())).cell.row)
+    return rows
+
+
+def unresolved_by_loss(results: Sequence[CellResult]) -> list[str]:
+    """Return the rows without a gap closed by loss whose seeds have all losses but resolve no gap."""
+    ends, rows = ends_of(results), []
+    for group in by_row(results).values():
+        models = _to_scale(group, ends)
+        if models and loss_gap_over_seeds_or_records(models, "gap") is None:
             rows.append(next(iter(group.values())).cell.row)
     return rows

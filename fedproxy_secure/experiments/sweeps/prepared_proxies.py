@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+VERSION = 1  # of how blocks are chosen and fidelity is measured; a record of another one does not count
 BEFORE = "before_healing"
 HEALING_NUMBERS = ("kl_before", "kl_after", "tokens", "seconds")  # numbers of healing that a report shows
 
@@ -122,7 +123,7 @@ class PreparedProxy:
 
     def write_record(self, out: Path, details: Mapping[str, Any], origin: Origin) -> None:
         """Write the proxy's details and origin, which stay after its weights are deleted."""
-        record = {"remove_ratio": self.remove_ratio, "seed": self.seed, **details}
+        record = {"version": VERSION, "remove_ratio": self.remove_ratio, "seed": self.seed, **details}
         RunFolder(path=self.folder(out)).write_json(PROXY_RECORD, {**record, "made_with": asdict(origin)})
 
     def read_record(self, out: Path) -> dict[str, Any] | None:
@@ -162,10 +163,12 @@ class PreparedProxy:
 
 
 def made_with(record: Mapping[str, Any], origin: Origin) -> bool:
-    """Return whether a proxy's record has the settings, LLM and public text of `origin`."""
+    """Return whether a proxy's record is of `VERSION` and has the settings, LLM and text of `origin`."""
     source = record.get("made_with")
     keys = ("settings", "llm", "public_text")  # a proxy depends on no records
-    return isinstance(source, Mapping) and all(source.get(key) == getattr(origin, key) for key in keys)
+    if record.get("version") != VERSION or not isinstance(source, Mapping):
+        return False
+    return all(source.get(key) == getattr(origin, key) for key in keys)
 
 
 def records_of(
@@ -173,7 +176,8 @@ def records_of(
 ) -> dict[float, dict[int, dict[str, Any]]]:
     """Read the records of a comparison's proxies, by remove ratio and seed.
 
-    Records of other settings, LLM or public text than `origin`, that of cells with a proxy, are left out.
+    Records of other settings, LLM or public text than `origin`, that of cells with a proxy, and of another
+    `VERSION` are left out.
 
     Raises `RunFolderError` for a damaged record.
     """

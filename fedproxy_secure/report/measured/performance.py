@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedproxy_secure.evidence.answers import alone, gap_closed, gap_over_seeds_or_records
+from fedproxy_secure.evidence.answers import alone, gap_over_seeds_or_records
 from fedproxy_secure.evidence.estimate import mean_interval
-from fedproxy_secure.evidence.losses import has_loss_gap, measured
+from fedproxy_secure.evidence.losses import loss_gap_over_seeds_or_records, measured
 from fedproxy_secure.evidence.measures import performance as kinds
 from fedproxy_secure.report.measured.joining import answers, losses, values
 from fedproxy_secure.report.measured.seed import SeedRun
@@ -56,12 +56,17 @@ def _on_free_text(seeds: Sequence[SeedRun]) -> list[Measure]:
     ]
     if all(s.ceiling_losses for s in seeds):
         measures += losses(seeds, kinds.LOSS_CENTRALISED, alone, ["ceiling"])
-        ends = [s.losses(model) for s in seeds for model in ("zero_shot", "ceiling")]
-        if all(map(measured, ends)) and has_loss_gap(
-            (s.losses("zero_shot"), s.losses("ceiling")) for s in seeds
-        ):
-            measures += losses(seeds, kinds.LOSS_GAP_CLOSED, gap_closed, ["fused", "zero_shot", "ceiling"])
+        measures += _loss_gap_closed(seeds)
     return measures
+
+
+def _loss_gap_closed(seeds: Sequence[SeedRun]) -> list[Measure]:
+    by_seed = {s.seed: [s.losses(model) for model in ("fused", "zero_shot", "ceiling")] for s in seeds}
+    if not all(measured(lost) for models in by_seed.values() for lost in models):
+        return []
+    estimate = loss_gap_over_seeds_or_records(by_seed, kinds.LOSS_GAP_CLOSED.estimate_name)
+    source = seeds[0].source(RESULT, "fused_loss")
+    return [] if estimate is None else [Measure.of_kind(kinds.LOSS_GAP_CLOSED, estimate, source)]
 
 
 def curves(seeds: Sequence[SeedRun]) -> tuple[Curve, ...]:

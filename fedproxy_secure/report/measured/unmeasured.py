@@ -42,11 +42,16 @@ def without_losses(
 
 
 def without_gap(configurations: Sequence[Configuration]) -> list[str]:
-    """Return a line for each configuration whose gap closed is left out because it is not resolved."""
+    """Return a line for each gap closed of a configuration that is left out because it is not resolved."""
+    needs = {
+        kinds.GAP_CLOSED: (kinds.ACCURACY_CENTRALISED,),
+        kinds.LOSS_GAP_CLOSED: (kinds.LOSS_FUSED, kinds.LOSS_ZERO_SHOT, kinds.LOSS_CENTRALISED),
+    }
     return [
-        f"{kinds.GAP_CLOSED.key} of {c.name}: {NO_GAP}"
+        f"{gap.key} of {c.name}: {NO_GAP}"
         for c in configurations
-        if c.measure(kinds.ACCURACY_CENTRALISED.key) is not None and c.measure(kinds.GAP_CLOSED.key) is None
+        for gap, needed in needs.items()
+        if c.measure(gap.key) is None and all(c.measure(kind.key) is not None for kind in needed)
     ]
 
 

@@ -198,7 +198,7 @@ def close_methods(key: str, *differences: tuple[str, str, float | None, float, f
     return replace(sample_comparison(), rows=rows, differences=pairs)
 
 
-LEVEL, NEAR = "not told apart", "without a paired difference"
+LEVEL, NEAR, BETTER = "not told apart", "without the interval of a paired difference", "better than it"
 
 
 def test_methods_that_their_paired_difference_tells_apart_are_not_called_level():
@@ -212,26 +212,44 @@ def test_methods_are_level_by_their_paired_difference_and_the_others_only_have_i
     found = close_methods("average", ("b", "a", 0.25, -0.09, 0.01), ("c", "a", 0.5, -0.03, -0.01))
     _, level, near = (said(line) for line in method_words.compared(found))
     assert level == "1 other method is not told apart from it by paired differences."
-    assert near == "1 other method without a paired difference to it has an interval that overlaps its own."
+    assert near == (
+        "1 other method without the interval of a paired difference to it has an interval that overlaps "
+        "the best method's."
+    )
     ((first, *others)) = (said(line) for line in method_words.compared(close_methods("average")))
     assert first.startswith("Most correct answers: a")
     assert [line.split(" ", 1)[1] for line in others] == [
-        "other methods without a paired difference to it have intervals that overlap its own."
+        "other methods without the interval of a paired difference to it have intervals that overlap "
+        "the best method's."
     ]
 
 
-def test_a_best_method_that_is_behind_on_common_seeds_or_has_no_interval_there_is_not_ahead():
-    behind = close_methods("average", ("a", "b", 0.25, -0.05, -0.01))
-    assert any(LEVEL in said(line) for line in method_words.compared(behind))
-    pair = replace(behind.differences[0], average=number(0.05, None, None, "share").estimate)
-    unsure = replace(behind, differences=(pair,))
-    assert any(LEVEL in said(line) for line in method_words.compared(unsure))
+@pytest.mark.parametrize("pair", [("a", "b", 0.25, -0.05, -0.01), ("b", "a", 0.25, 0.01, 0.05)])
+def test_a_method_that_is_better_than_the_best_on_common_seeds_is_said_to_be_so(pair):
+    found = close_methods("average", pair, ("a", "c", 0.25, -0.05, 0.05))
+    _, better, level = (said(line) for line in method_words.compared(found))
+    assert better == (
+        "1 other method is better than it by paired differences, on the seeds that both have."
+    )
+    assert level == "1 other method is not told apart from it by paired differences."
 
 
-@pytest.mark.parametrize(("low", "high", "level"), [(0.01, 0.05, 0), (-0.01, 0.05, 1), (-0.05, -0.01, 1)])
-def test_the_least_loss_is_ahead_where_the_paired_difference_is_below_zero(low, high, level):
+def test_a_paired_difference_without_an_interval_tells_no_more_than_none():
+    found = close_methods("average", ("a", "b", 0.25, -0.05, -0.01), ("a", "c", 0.25, 0.01, 0.05))
+    pair = replace(found.differences[0], average=number(0.05, None, None, "share").estimate)
+    _, near = (
+        said(x) for x in method_words.compared(replace(found, differences=(pair, found.differences[1])))
+    )
+    assert near.startswith(f"1 other method {NEAR} to it has an interval")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "level", "better"), [(0.01, 0.05, 0, 0), (-0.01, 0.05, 1, 0), (-0.05, -0.01, 0, 1)]
+)
+def test_the_least_loss_is_ahead_where_the_paired_difference_is_below_zero(low, high, level, better):
     found = close_methods("loss", ("c", "b", 0.25, low, high), ("b", "a", 0.25, -0.09, -0.01))
     sentences = [said(line) for line in method_words.compared(found)]
     assert sentences[0].startswith("Least loss on free text: b")
     assert sum(LEVEL in line for line in sentences) == level
+    assert sum(BETTER in line for line in sentences) == better
     assert not any(NEAR in line for line in sentences)
