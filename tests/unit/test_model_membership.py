@@ -176,7 +176,7 @@ def test_liras_shadows_pass_over_their_records_as_often_as_the_run_did(world):
 
 
 def test_shadows_that_have_too_little_time_are_called_short_and_the_finding_has_both_numbers(world):
-    told = shadows_of(world, steps=10_000, seconds=10.0)
+    told = shadows_of(world, steps=10_000, seconds=20.0)
     assert 1 <= told.shadow < 0.9 * told.run == 9_000
     assert told.name == "LiRA, 8 short shadows"
     labels = np.arange(2 * RECORDS) < RECORDS
