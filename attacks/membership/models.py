@@ -9,9 +9,10 @@ no reference, and the headline is Min-K%++.
 Other scores are reported beside it: the fall of the mean loss, the gain in probability of the hardest
 tokens, loss, loss/zlib, Min-K%, the slope over rounds, the gradient's norm, RMIA (offline: the round-0
 proxy as reference, set-aside records as population), and LiRA with few shadow adapters, which are called
-short if they passed over their records less often than the run (`shadows`). Only the headline was fixed
-beforehand, and it alone decides the outcome. The measures take the worst of all scores, with an interval
-that counts how many there are.
+short if they passed over their records less often than the run (`shadows`). Gradients, shadows and
+population are of fewer records if time is short, and shadows are left out if there is too little. Only the
+headline was fixed beforehand, and it alone decides the outcome. The measures take the worst of all scores
+that are of as many documents as the headline, with an interval that counts how many there are.
 
 A **blind** baseline sees the text and no model. It must be at chance; otherwise the split itself tells
 members from others, and the attack is inconclusive.
@@ -30,6 +31,7 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import (
+    KNOWN_BAD,
     NOBODY,
     Attack,
     AttackInfo,
@@ -63,6 +65,8 @@ MOST = 2000  # documents of an exam, half of them members
 FEWEST = 64  # documents that are read at once, under each adapter in turn; the first are always read
 VOTERS = 8  # median of learned tokens of a text; with these or more, its windows vote
 SHARE = 0.4  # of its seconds that the attack spends on reading; the controls as much, if time remains
+OTHERS_SHARE = 0.05  # of its seconds for reading the population, and again for gradients
+GRADIENTS = 400  # documents whose gradients are computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ class Scored:
         scores: the scores.
         headline: name of the score that decides.
         blind: bag-of-words counts of all documents, [n, V], for the scorer's blind baseline.
-        shadows: what LiRA's shadows told; None if none were trained.
+        shadows: what LiRA's shadows told; None if none were trained, or not in time.
     """
 
     scores: dict[str, np.ndarray]
@@ -156,8 +160,8 @@ class ModelMembership(Attack):
             results: list[Likelihoods] = []
             until = budget.until(SHARE)
             while len(results) < len(documents) and (not results or budget.used < until):
-                part = documents[len(results) : len(results) + FEWEST]
-                results += likelihoods(model, part, budget=budget)
+                at = len(results)
+                results += likelihoods(model, documents[at : at + FEWEST], budget=budget)
             scores = membership_scores(results, documents[: len(results)], tokenizer)
             headline = "Min-K%++"
         else:
@@ -177,22 +181,23 @@ class ModelMembership(Attack):
         population = question.population
         view = with_round_0(view)
         numbers = sorted(view.adapters)
-        headline = budget.profile == "smoke" or view.threat_model == NOBODY  # of a control it is enough
+        # of a control it is enough
+        headline = budget.profile == "smoke" or view.threat_model in (KNOWN_BAD, NOBODY)
         if headline:
             numbers = [numbers[0], numbers[-1]]
 
-        def under(adapter: np.ndarray, items: Sequence[Encoded]) -> list[Likelihoods]:
-            box.set(adapter)
-            return likelihoods(box.tuned, items, budget=budget)
+        def under(numbers: Sequence[int], items: Sequence[Encoded], share: float) -> Any:
+            by_round: dict[int, list[Likelihoods]] = {n: [] for n in numbers}
+            done, until = 0, budget.until(share)
+            while done < len(items) and (not done or budget.used < until):
+                for n, results in by_round.items():
+                    box.set(view.adapters[n])
+                    results += likelihoods(box.tuned, items[done : done + FEWEST], budget=budget)
+                done += FEWEST
+            return by_round
 
-        by_round: dict[int, list[Likelihoods]] = {n: [] for n in numbers}
-        done, until = 0, budget.until(SHARE)
-        while done < len(documents) and (done < FEWEST or budget.used < until):
-            part = documents[done : done + FEWEST]
-            for n in numbers:
-                by_round[n] += under(view.adapters[n], part)
-            done += len(part)
-        documents = documents[:done]
+        by_round = under(numbers, documents, SHARE)
+        documents = documents[: len(by_round[numbers[0]])]
         losses = {n: mean_losses(f) for n, f in by_round.items()}
         first, last = losses[numbers[0]], losses[numbers[-1]]
         scores = membership_scores(by_round[numbers[-1]], documents, box.tokenizer)
@@ -204,13 +209,16 @@ class ModelMembership(Attack):
             return scores, None
         scores["slope over rounds"] = -slopes(np.stack(list(losses.values())))
         if len(population) >= 8:
-            before, after = (mean_losses(under(view.adapters[numbers[i]], population)) for i in (0, -1))
+            others = under([numbers[0], numbers[-1]], population, OTHERS_SHARE)
+            before, after = (mean_losses(others[numbers[i]]) for i in (0, -1))
             scores["RMIA, offline"] = rmia(first, last, before, after)
-        norms = []  # at the last adapter, in parts: all gradients at once would need much memory
-        for at in range(0, min(len(documents), 400), 16):
-            part = documents[at : min(at + 16, 400)]
-            norms.append(-np.linalg.norm(record_gradients(box, part, budget=budget), axis=1))
-        scores["gradient norm"] = np.concatenate(norms)
+        norms: list[float] = []  # in parts: all gradients at once would need much memory
+        box.set(view.adapters[numbers[-1]])
+        most, until = min(len(documents), GRADIENTS), budget.until(OTHERS_SHARE)
+        while len(norms) < most and (len(norms) < FEWEST or budget.used < until):
+            part = documents[len(norms) : min(len(norms) + 16, most)]
+            norms += (-np.linalg.norm(record_gradients(box, part, budget=budget), axis=1)).tolist()
+        scores["gradient norm"] = np.array(norms)
         if budget.profile != "full":
             return scores, None
         assert view.settings is not None
@@ -218,7 +226,7 @@ class ModelMembership(Attack):
         shadows = shadowed(
             box, view.settings, start, documents, last, records=records, budget=budget, rng=rng
         )
-        return {**scores, shadows.name: shadows.scores}, shadows
+        return scores if shadows is None else {**scores, shadows.name: shadows.scores}, shadows
 
     def score(self, guess: Scored, answer: np.ndarray) -> tuple[Estimate, ...]:
         """Return the headline's AUC and TPR at fixed FPR, the blind baseline, the gap, other scores."""
@@ -234,9 +242,10 @@ class ModelMembership(Attack):
         ]
         for name, scores in guess.scores.items():
             if name != guess.headline:
-                judged = labels[: len(scores)]
-                estimates.append(auc_estimate(scores, judged, metric=f"auc, {name}"))
-                if len(scores) == len(values):  # of fewer documents a low rate could never be decided
+                judged, whole = labels[: len(scores)], len(scores) == len(values)
+                metric = f"auc, {name}" if whole else f"{name} of {len(scores)} documents, AUC"
+                estimates.append(auc_estimate(scores, judged, metric=metric))
+                if whole:  # of fewer documents, the measures would be undecided however many there are
                     estimates += tpr_estimates(scores, judged, rates=(0.01,), of=name)
         if guess.shadows is not None:
             told = ((guess.shadows.run, "the run"), (guess.shadows.shadow, "a shadow"))
@@ -247,16 +256,19 @@ class ModelMembership(Attack):
         return tuple(estimates)
 
     def effort(self, guess: Any) -> Mapping[str, int]:
-        """Return how many documents were read, and how long each of LiRA's shadows trained."""
+        """Return how many documents were read, how long LiRA's shadows trained, and on how many."""
         if not isinstance(guess, Scored):  # of an attack that has only the question and controls from here
             return {}
-        steps = {} if guess.shadows is None else {"steps of a shadow": guess.shadows.steps}
-        return {"documents": len(guess.scores[guess.headline]), **steps}
+        effort, shadows = {"documents": len(guess.scores[guess.headline])}, guess.shadows
+        if shadows is not None:
+            effort |= {"steps of a shadow": shadows.steps, "documents of shadows": len(shadows.scores)}
+        return effort
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return models that were trained until they know a dozen records by heart."""
         start = replace_view(view, api=None) if view.has_white_box else view
-        return overfitted(start, truth, what=control_records(truth))
+        control = overfitted(start, truth, what=control_records(truth))
+        return control and (replace_view(control[0], threat_model=KNOWN_BAD), control[1])
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Return the view with the adapter's steps since round 0 shuffled: a proxy that learned nothing.

@@ -1,9 +1,13 @@
 """LiRA's shadows for A6: adapters that train on random halves of an exam's documents.
 
 A shadow should know its records as well as the run does. It therefore passes over each of them as often as
-clients passed over theirs, if that fits into `SHARE` of the attack's seconds; with fewer passes it is
-**short**, and the score's name says so. A shadow trains from round 0 on in one go, with the run's local
-settings: it leaves out rounds, averaging over clients, and noise.
+clients passed over theirs, if that fits into the attack's seconds; with fewer passes it is **short**, and
+the score's name says so. A shadow trains from round 0 on in one go, with the run's local settings: it
+leaves out rounds, averaging over clients, and noise.
+
+All shadows together train and read for `SHARE` of the attack's seconds. If reading under every shadow
+would take more than `READING` of that, the shadows are of the first documents only, and there are none if
+these would be too few.
 
 Carlini et al. use up to 256 shadows; 8 leave four losses for each side of a document.
 """
@@ -25,7 +29,9 @@ from fedproxy_secure.federate.training import train
 from fedproxy_secure.record.view import PublicSettings
 
 SHADOWS = 8
-SHARE = 0.3  # of the attack's seconds that all shadows together may train
+SHARE = 0.3  # of the attack's seconds that all shadows together may train and read
+READING = 0.5  # of these, for reading
+FEWEST = 64  # documents of shadows, unless the exam has fewer; so many are read to see how long one takes
 WHOLE = 0.9  # share of the run's passes with which a shadow is not short
 TIMED = 3  # steps that show how long one takes
 
@@ -35,7 +41,7 @@ class Shadows:
     """What shadows told.
 
     Args:
-        scores: LiRA's scores, float64 [n].
+        scores: LiRA's scores of the first documents, float64 [n].
         run: passes over a record in the run.
         shadow: passes over a record in a shadow.
         steps: steps of a shadow.
@@ -69,14 +75,14 @@ def shadowed(
     records: float,
     budget: Budget,
     rng: np.random.Generator,
-) -> Shadows:
-    """Train the shadows and return LiRA's scores of documents.
+) -> Shadows | None:
+    """Train the shadows and return LiRA's scores of documents, or None if there is too little time.
 
     Args:
         box: the proxy.
         settings: the run's.
         start: the adapter of round 0, float32 [d].
-        documents: the exam's; each is in half of the shadows.
+        documents: the exam's; each that there is time for is in half of the shadows.
         observed: the mean loss of each document under the last adapter, [n].
         records: training records of a client, the mean over clients.
         budget: the attack's limits.
@@ -96,16 +102,26 @@ def shadowed(
             on_step=lambda _: budget.check(),
         )
 
-    local, passes, half = settings.local, passes_of(settings, records), len(documents) / 2
-    wanted = max(1, round(passes * half / local.batch_size))
     seconds = (budget.until(SHARE) - budget.used) * budget.seconds
+    fewest, began = min(FEWEST, len(documents)), time.monotonic()
+    likelihoods(box.tuned, documents[:fewest], budget=budget)
+    document_s = (time.monotonic() - began) / fewest
+    most = int(READING * seconds / SHADOWS / document_s)
+    if most < fewest:
+        return None
+    documents, observed = documents[:most], observed[:most]
     began = time.monotonic()
     trained(documents, TIMED, "shadow, timed")
     step_s = (time.monotonic() - began) / TIMED
-    steps = min(wanted, max(1, int(seconds / SHADOWS / step_s)))
+    local, passes, half = settings.local, passes_of(settings, records), len(documents) / 2
+    wanted = max(1, round(passes * half / local.batch_size))
+    for_steps = seconds / SHADOWS - document_s * len(documents)
+    steps = min(wanted, max(1, int(for_steps / step_s)))
     with_it = halves(SHADOWS, len(documents), rng)
     seen = np.zeros(with_it.shape)
     for s, inside in enumerate(with_it):
+        if budget.used > budget.last:  # slower than it seemed: the other scores must not be lost
+            return None
         trained([d for d, there in zip(documents, inside, strict=True) if there], steps, f"shadow {s}")
         seen[s] = [f.nll.mean() for f in likelihoods(box.tuned, documents, budget=budget)]
     return Shadows(

@@ -11,7 +11,7 @@ from attacks import white_box
 from attacks.base import Budget, Inconclusive, NotApplicable, Truth, replace_view
 from attacks.membership.blind import PERMUTATIONS, TELLS, bag_of_words, refuse_told
 from attacks.membership.gradients import record_gradients
-from attacks.membership.models import ModelMembership, Scored
+from attacks.membership.models import ModelMembership, ModelQuestion, Scored
 from attacks.membership.overfit import overfitted
 from attacks.membership.references import halves, hard_tokens, lira, rmia, slopes, window_votes
 from attacks.membership.scores import Likelihoods, continuation_losses, likelihoods, membership_scores
@@ -176,7 +176,7 @@ def test_liras_shadows_pass_over_their_records_as_often_as_the_run_did(world):
 
 
 def test_shadows_that_have_too_little_time_are_called_short_and_the_finding_has_both_numbers(world):
-    told = shadows_of(world, steps=10_000, seconds=10.0)
+    told = shadows_of(world, steps=10_000, seconds=20.0)
     assert 1 <= told.shadow < 0.9 * told.run == 9_000
     assert told.name == "LiRA, 8 short shadows"
     labels = np.arange(2 * RECORDS) < RECORDS
@@ -190,6 +190,99 @@ def test_shadows_that_have_too_little_time_are_called_short_and_the_finding_has_
     assert found["passes over a record in the run"] == 10_000
     assert found["passes over a record in a shadow"] == told.shadow
     assert "auc, LiRA, 8 short shadows" in found
+
+
+class Clock:
+    """A clock that only reading, gradients and steps advance, and fakes of these that take no time."""
+
+    def __init__(self, monkeypatch, *, document, step, slower=1):
+        self.now, self.document, self.step, self.slower = 0.0, document, step, slower
+        self.trained = 0
+        for module in ("budget", "membership.shadows"):
+            monkeypatch.setattr(f"attacks.{module}.time", self)
+        for module in ("models", "shadows"):
+            monkeypatch.setattr(f"attacks.membership.{module}.likelihoods", self.likelihoods)
+        monkeypatch.setattr("attacks.membership.models.record_gradients", self.record_gradients)
+        monkeypatch.setattr("attacks.membership.shadows.train", self.train)
+
+    def monotonic(self):
+        return self.now
+
+    def likelihoods(self, _model, items, *, budget):
+        self.now += self.document * len(items)
+        budget.check()
+        values = [rng(len(i.ids)).random(len(i.ids) - i.response_start) for i in items]
+        return [Likelihoods(nll=v, standard=-v) for v in values]
+
+    def record_gradients(self, _box, items, *, budget):
+        self.now += 4 * self.document * len(items)
+        budget.check()
+        return np.ones((len(items), 2))
+
+    def train(self, _tuned, _items, *, steps, on_step, **_):
+        for number in range(steps):
+            self.now += self.step * (self.slower if self.trained else 1)
+            on_step(number)
+        self.trained += 1
+
+
+def read_at(world, clock, *, rounds, seconds, documents=2000):
+    """The scores that the full profile has of so many documents and rounds, and the seconds it took."""
+    seen = world[0]
+    settings = seen.settings.changed(local=HARD.model_copy(update={"steps": 10_000}))
+    view = replace_view(seen, adapters={n: seen.adapters[0] for n in range(rounds)}, settings=settings)
+    items = records(rng(), documents + 200, tokens=40, length=12)
+    question = ModelQuestion(documents=items[:documents], population=items[documents:], records=16)
+    budget = Budget(profile="full", seconds=seconds, began=0.0)
+    return ModelMembership().guess(view, question, budget, rng()), clock.now
+
+
+@pytest.mark.parametrize("rounds", [3, 4, 6])
+def test_where_reading_takes_all_its_time_a6_still_ends_with_time_for_its_controls(
+    world, monkeypatch, rounds
+):
+    clock = Clock(monkeypatch, document=1.0, step=3.0)
+    guess, seconds = read_at(world, clock, rounds=rounds, seconds=10_000)
+    assert 0.5 * 10_000 < seconds < 0.85 * 10_000
+    read = len(guess.scores[guess.headline])
+    assert 64 <= len(guess.shadows.scores) < read < 2000
+    assert len(guess.scores[guess.shadows.name]) == len(guess.shadows.scores)
+    assert ModelMembership().effort(guess)["documents of shadows"] == len(guess.shadows.scores)
+
+
+def test_where_there_is_time_for_few_documents_alone_a6_keeps_its_other_scores_and_trains_no_shadow(
+    world, monkeypatch
+):
+    clock = Clock(monkeypatch, document=1.0, step=3.0)
+    guess, seconds = read_at(world, clock, rounds=3, seconds=2_000)
+    assert (guess.shadows, clock.trained) == (None, 0)
+    assert {"gradient norm", "RMIA, offline", "loss"} <= set(guess.scores)
+    assert seconds < 0.85 * 2_000
+
+
+def test_shadows_that_turn_out_slower_than_they_seemed_do_not_lose_the_other_scores(world, monkeypatch):
+    clock = Clock(monkeypatch, document=1.0, step=3.0, slower=4)
+    guess, seconds = read_at(world, clock, rounds=3, seconds=10_000)
+    assert clock.trained > 1
+    assert guess.shadows is None
+    assert "gradient norm" in guess.scores
+    assert seconds < 10_000
+
+
+def test_where_there_is_time_shadows_read_every_document_of_the_exam(world, monkeypatch):
+    guess, _ = read_at(world, Clock(monkeypatch, document=1e-3, step=3.0), rounds=3, seconds=10_000)
+    assert len(guess.shadows.scores) == len(guess.scores[guess.headline]) == 2000
+
+
+def test_a6_s_controls_have_the_headline_s_scores_alone_and_train_no_shadow(world, monkeypatch):
+    monkeypatch.setattr("attacks.membership.models.shadowed", None)
+    seen, truth = world
+    attack = ModelMembership()
+    open_view, open_truth = attack.positive(seen, truth)
+    exam = attack.exam(open_truth, open_view, rng())
+    guess = attack.guess(open_view, exam.question, Budget(profile="full"), rng())
+    assert attack.score(guess, exam.answer)[0].low > 0.55
+    assert "gradient norm" not in guess.scores
 
 
 # the question
@@ -248,7 +341,20 @@ def test_a_score_that_finds_more_than_the_headline_reaches_the_measures_and_the_
         fed = [e for e in estimates if feeds.takes(e.metric)]
         assert len(fed) == 2
         assert max(e.value for e in fed) == 1
+
+
+def test_a_score_of_fewer_documents_than_the_headline_is_told_and_feeds_no_measure():
+    """Of 200 and 200 documents chance alone reaches above .55, however many the others are."""
+    labels, generator = np.arange(800) % 2 == 0, rng()
+    scores = {n: generator.normal(size=800) for n in ("loss", "LiRA, 8 shadows")}
+    scored = Scored(scores=scores, headline="loss", blind=np.zeros((800, 1), np.float32))
     few = replace(scored, scores={**scores, "gradient norm": scores["loss"][:400]})
+    estimates = ModelMembership().score(few, labels)
+    assert [e.n for e in estimates if e.metric == "gradient norm of 400 documents, AUC"] == [400]
+    for feeds in ModelMembership.info.measures:
+        fed = [e for e in estimates if feeds.takes(e.metric)]
+        assert len(fed) == 2
+        assert not any("gradient norm" in e.metric for e in fed)
     rates = [e.metric for e in ModelMembership().score(few, labels) if e.metric.startswith("TPR at 1.0%")]
     assert rates == ["TPR at 1.0% FPR", "TPR at 1.0% FPR, LiRA, 8 shadows"]  # of 200 no rate is decided
 
