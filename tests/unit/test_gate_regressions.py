@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from attacks.reconstruction.sequences import MOST
 from attacks.statistics import share
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.evidence.finding import Outcome
@@ -70,10 +69,13 @@ def test_masks_off_without_a_stamp_is_caught_by_what_the_attacks_read(release):
     assert red_rules(judgement) == {"max_token_auc", "max_exact_sequence_recall", "resist"}
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("profile", "exit_code"), [("smoke", 3), ("standard", 3), ("full", 0)])
 def test_the_release_policy_s_bound_of_sequences_is_kept_with_the_full_profile_and_undecided_with_less(
     release, profile, exit_code
 ):
+    from attacks.reconstruction.sequences import MOST
+
     sums = max(1, MOST[profile] - 1)  # the first round may hold nothing
     none = share(0, 10 * sums, metric="exact recall", groups=sums)
     found = with_measure(SAFE, measure("exact_sequence_recall", 0.0, 0.0, none.high))
