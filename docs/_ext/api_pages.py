@@ -52,6 +52,11 @@ EXTENSION_POINTS: dict[str, tuple[str, ...]] = {
         "fedproxy_secure.protect.base.ClientRequest",
         "fedproxy_secure.protect.base.ServerRound",
         "fedproxy_secure.protect.base.RoundResult",
+        "fedproxy_secure.protect.gathering.gather",
+        "fedproxy_secure.protect.gathering.fuse_sum",
+        "fedproxy_secure.protect.gathering.check_reads_mean_alone",
+        "fedproxy_secure.protect.kept.keep",
+        "fedproxy_secure.protect.kept.take",
     ),
     "Fusion rules": (
         "fedproxy_secure.federate.fusion.rule.FusionRule",
@@ -82,8 +87,13 @@ def extension_points() -> str:
     for heading, names in EXTENSION_POINTS.items():
         here = [name for name in names if _object(name) not in public]
         if here:
-            parts += [f"### {heading}", *(_rst(f".. autoclass:: {name}\n   :members:") for name in here)]
+            parts += [f"### {heading}", *(_rst(_entry(name)) for name in here)]
     return "\n\n".join(parts)
+
+
+def _entry(name: str) -> str:
+    is_class = inspect.isclass(_object(name))
+    return f".. autoclass:: {name}\n   :members:" if is_class else f".. autofunction:: {name}"
 
 
 def _object(dotted: str) -> object:
