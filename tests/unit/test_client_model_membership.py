@@ -113,6 +113,7 @@ def test_the_control_finds_nothing_in_an_adapter_that_earlier_rounds_taught(worl
     assert aucs[1].low < 0.5 < aucs[1].high
 
 
+@pytest.mark.slow
 def test_updates_that_taught_nothing_are_resisted_because_the_control_finds_what_is_there(world):
     lab, updates, truth = world
     rng = np.random.default_rng(5)

