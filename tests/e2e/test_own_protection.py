@@ -1,6 +1,5 @@
 """The example of a protection from outside: one file, chosen in the settings, seen on the report."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,21 +14,15 @@ from fedproxy_secure.experiments.run import run
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.record.view import view
 from fedproxy_secure.report.report import Report
+from tests.support.examples import lines_of, load_example
 from tests.support.tiny import tiny_settings
 from threat_models import get
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_protection.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> object:
     """The example's protection, not yet one of the known ones."""
-    spec = importlib.util.spec_from_file_location("own_protection", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SIGNS
+    return load_example("own_protection").SIGNS
 
 
 @pytest.fixture
@@ -48,7 +41,7 @@ def ran(example, tmp_path_factory) -> tuple[Report, Path]:
 
 
 def test_the_example_is_short():
-    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 60
+    assert lines_of("own_protection") <= 60
 
 
 def test_a_run_under_it_is_stamped_and_counts_its_bytes(ran, tmp_path):

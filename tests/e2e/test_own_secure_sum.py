@@ -1,6 +1,5 @@
 """The example of a secure sum from outside: what the server, attacks and settings make of it."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,21 +18,16 @@ from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.record.view import view
 from fedproxy_secure.report.report import Report
+from tests.support.examples import load_example
 from tests.support.tiny import tiny_settings
 from threat_models import get
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_secure_sum.py"
 SCHEME = {"scheme": "two_servers"}
 
 
 @pytest.fixture(scope="module")
 def module() -> object:
-    spec = importlib.util.spec_from_file_location("own_secure_sum", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("own_secure_sum")
 
 
 @pytest.fixture
