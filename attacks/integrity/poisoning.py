@@ -213,7 +213,7 @@ def _played(box: WhiteBox, view: View, stage: Stage, budget: Budget) -> Damage:
 
 
 def beyond(rule: Rule, settings: PublicSettings, *, clients: int) -> Craft:
-    """Return the craft of a client that ignores the clip and sends the most that the sum can hold.
+    """Return what makes an update of a client that sends the largest values that do not overflow the sum.
 
     The signs are opposite to those of its update. It expects the others' values to be like its own, and
     leaves their sum two standard deviations of room, because a sum that exceeds one end of its range wraps

@@ -250,7 +250,10 @@ def _over_sums(
 
 
 def _weight(updates: Sequence[ClientUpdate], settings: PublicSettings, unclipped: Collection[str]) -> float:
-    """Return the sum of the clients' weights: those that do not clip claim the least that is accepted."""
+    """Return the sum of the clients' weights in the mean, each 1 unless H-TIES weighs clients.
+
+    Then a client in `unclipped` claims the least weight that the server accepts.
+    """
     weight = float(len(updates))
     if weighs_clients(settings.fusion) and settings.protect.weights != "uniform":
         weight -= sum(u.client in unclipped for u in updates) * (1 - LEAST_WEIGHT)

@@ -1,4 +1,6 @@
-"""A5: was this record drawn in that round, or never trained on? An update is made of gradients of records.
+"""A5: tell records that a round trained on from records that no round did, by their gradients.
+
+An update is made of gradients of records.
 
 The adversary computes the gradient g of each document (downhill, so with a minus sign) and compares it with
 the update or sum u that it saw of the round:

@@ -82,6 +82,6 @@ class AuditLog:
         return entry
 
     def of(self, event: str, **body: Any) -> list[Entry]:
-        """Return the entries of the kind `event` whose body has these values."""
+        """Return the log's entries of one event whose bodies hold all the given keys and values."""
         values = body.items()
         return [e for e in self.entries if e.event == event and values <= e.body.items()]

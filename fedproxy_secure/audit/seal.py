@@ -47,7 +47,7 @@ OTHERS = (*OWN_FOLDERS, AUDIT_LOG, SIGNATURE, RUNNING, *SETTINGS)
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """The signature of a report.
+    """A report's signature, with the hashes of the files that it covers.
 
     Attributes:
         head: the hash of the log's last line, hex.

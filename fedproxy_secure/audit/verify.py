@@ -51,7 +51,7 @@ NOTES = (ATTACK_EVENTS, CELL_DONE)
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """The outcome of a check.
+    """What checking a run's audit log found.
 
     Attributes:
         problems: tampering or damage, one line each.

@@ -93,7 +93,9 @@ def fidelity(llm: nn.Module, proxy: nn.Module, plan: BlockPlan | None, windows: 
 
 
 class LinearCka:
-    """Linear CKA of two sets of states that arrive in parts (Kornblith et al. 2019); it keeps the states.
+    """Measure how alike two models' hidden states are, by linear CKA (Kornblith et al. 2019).
+
+    States are added in parts, all of which are kept in memory.
 
     It is 1 for states that are equal up to rotation and scale. It is computed from products of states of
     the same set, [n, n], so that its cost grows with the hidden size and not with its square.

@@ -48,7 +48,7 @@ def split(secret: Secret, points: Sequence[int], coefficients: Sequence[Secret])
 
 
 class Combiner:
-    """Reconstructs secrets from shares at the same points, whose Lagrange weights are computed once.
+    """Reconstruct several secrets from shares at the same points; Lagrange weights are computed once.
 
     Raises `ProtocolAborted` for no points, or points out of range or given twice.
     """

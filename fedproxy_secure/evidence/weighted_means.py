@@ -45,9 +45,8 @@ def parts_of(models: Sequence[Losses], contrasts: np.ndarray) -> list[Part]:
         share = tokens / tokens.sum()
         residuals = contrasts @ (nats - np.outer(nats.sum(axis=1) / tokens.sum(), tokens))
         together = float(share @ share)
-        retained = (
-            1 - 2 * share + together
-        )  # share of a record's variance in its residual, for equal variances
+        # the share of a record's variance that its residual has, if variances are equal
+        retained = 1 - 2 * share + together
         moved = residuals / (tokens.sum() * np.sqrt(retained) * len(models[0]))
         weights = share**2 / retained
         # trace of M and of M @ M, where `weights` are M's quadratic form in records of equal variance

@@ -9,7 +9,6 @@ uses it, each before it answers.
 from __future__ import annotations
 
 from fedproxy_secure.journal.once import keep_until_taken, take_once
-from fedproxy_secure.journal.rounds import Journal
 from fedproxy_secure.protect.base import ClientRequest
 from fedproxy_secure.protect.secure_sum import attempt
 
@@ -36,7 +35,7 @@ def take(asked: ClientRequest, label: str) -> bytes:
     `ConfigError` if the client has no key.
     """
     identity, _ = attempt.own_keys(asked.job, asked.name)
-    journal: Journal = attempt.open_journal(asked.job, asked.name, asked.context)
+    journal = attempt.open_journal(asked.job, asked.name, asked.context)
     sealed = take_once(journal, run=_run(asked), label=label)
     attempt.note_written(asked.context, journal)
     return attempt.unseal(identity, sealed, label)

@@ -38,8 +38,29 @@ class OneMessage(Protection):
         return self.encode(train(asked), asked.job)
 
     def run_round(self, round: ServerRound) -> RoundResult:
-        """Gather the updates and fuse them by the job's rule, exactly."""
-        return gather_and_fuse(self, round)
+        """Ask the cohort, read the updates, and fuse them by the job's rule, exactly.
+
+        A client whose answer is malformed, or names another client, is left out.
+        """
+        from fedproxy_secure.federate.server import fuse_round
+
+        job, d = round.job, len(round.state.adapter)
+
+        def read(name: str, reply: RecordDict) -> ClientUpdate:
+            update = self.decode(reply, job, d=d)
+            if update.client != name:
+                raise DataError("its update names another client")
+            return update
+
+        size = self.upload_bytes(job, [d])
+        updates = gather(round, read, message="Update", reveals=self.reveals, payload_bytes=size)
+        new, metrics = fuse_round(round.state, list(updates.values()), job.fusion)
+        return RoundResult(
+            state=new,
+            metrics=metrics,
+            clients=list(updates),
+            updates={name: update.update for name, update in updates.items()},
+        )
 
 
 def train(asked: ClientRequest) -> ClientUpdate:
@@ -48,34 +69,3 @@ def train(asked: ClientRequest) -> ClientUpdate:
 
     client = asked.local_client()
     return train_from(client, agreed_broadcast(asked.content, asked.job, client.sizes))
-
-
-def gather_and_fuse(protection: OneMessage, round: ServerRound) -> RoundResult:
-    """Ask the cohort, read the updates, fuse them by the job's rule.
-
-    A client whose answer is malformed, or names another client, is left out.
-    """
-    from fedproxy_secure.federate.server import fuse_round
-
-    job, d = round.job, len(round.state.adapter)
-
-    def read(name: str, reply: RecordDict) -> ClientUpdate:
-        update = protection.decode(reply, job, d=d)
-        if update.client != name:
-            raise DataError("its update names another client")
-        return update
-
-    updates = gather(
-        round,
-        read,
-        message="Update",
-        reveals=protection.reveals,
-        payload_bytes=protection.upload_bytes(job, [d]),
-    )
-    new, metrics = fuse_round(round.state, list(updates.values()), job.fusion)
-    return RoundResult(
-        state=new,
-        metrics=metrics,
-        clients=list(updates),
-        updates={name: update.update for name, update in updates.items()},
-    )

@@ -39,7 +39,7 @@ class PrivateRound:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateState:
-    """One client's records, canaries, and state in each round in which it trained.
+    """What one client held in a recorded run: its records, its canaries, and each round's training.
 
     `train` ends with the canaries, each as often as it is repeated.
     """

@@ -45,7 +45,7 @@ class Roster:
         return digest(*(part for n in sorted(self.members) for part in (n.encode(), self.members[n])))
 
     def to_json(self) -> str:
-        """Return names and keys, in hex, as JSON."""
+        """Return the roster as JSON: an object of clients' names and their public keys in hex."""
         return json.dumps({n: self.members[n].hex() for n in sorted(self.members)}, indent=2) + "\n"
 
     @classmethod

@@ -5,7 +5,7 @@ from tests.support.superlink_state import State, named
 
 
 class PushedPart:
-    """A request of a node that pushes a part of an answer."""
+    """A request in which a node sends one part of its answer."""
 
     def __init__(self, name, size, node=7):
         self.object_id, self.object_content = named(name), bytes(size)

@@ -131,7 +131,6 @@ def sum_round(
         "clip": clip,
         "clipped": float(control.clipped),
         "vector_bytes": float(payload_bytes(terms.plan)),
-        "step_norm": float(np.linalg.norm(new.adapter - round.state.adapter)),
         "step_cut": cut,
     }
     return RoundResult(state=new, metrics=metrics, clients=list(aggregate.clients), sums=aggregate.sums)

@@ -74,7 +74,7 @@ class GramProducts(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class GramWeight:
-    """A client's weight and retention, and the hash by which all clients agree on the same cosines."""
+    """What a client reads from the cosines: its weight, its retention, and a hash of all cosines."""
 
     standing: Standing
     gram_sha256: bytes
