@@ -186,7 +186,9 @@ class ModelMembership(Attack):
         if headline:
             numbers = [numbers[0], numbers[-1]]
 
-        def under(numbers: Sequence[int], items: Sequence[Encoded], share: float) -> Any:
+        def under(
+            numbers: Sequence[int], items: Sequence[Encoded], share: float
+        ) -> dict[int, list[Likelihoods]]:
             by_round: dict[int, list[Likelihoods]] = {n: [] for n in numbers}
             done, until = 0, budget.until(share)
             while done < len(items) and (not done or budget.used < until):

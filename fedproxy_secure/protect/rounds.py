@@ -24,11 +24,13 @@ def run_round(protection: Protection, round: ServerRound) -> RoundResult:
     Raises `RoundAborted` if too few clients answer, and `ConfigError`, naming the protection, for a result
     that lacks what its class promises.
     """
+    from fedproxy_secure import wire
+
     in_the_clear: set[str] = set()
 
     def ask(kind: str, contents: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
         for name, reply in round.ask(kind, contents, group):
-            if "update" in reply.get("vectors", ()):  # as `wire.encode_update` writes it, where views look
+            if wire.holds_update(reply):
                 in_the_clear.add(name)
             yield name, reply
 

@@ -50,6 +50,7 @@ from fedproxy_secure.wire.training import (
     decode_update,
     encode_broadcast,
     encode_update,
+    holds_update,
 )
 
 SETUP, PART = "query.setup", "query.part"
@@ -94,6 +95,7 @@ __all__ = [
     "encode_setup",
     "encode_terms",
     "encode_update",
+    "holds_update",
     "gram_of",
     "read_job",
     "step_of",

@@ -84,6 +84,11 @@ def decode_broadcast(content: RecordDict, *, d: int | None = None) -> Broadcast:
     return Broadcast(round=round_number, adapter=adapter, conflict=conflict, **weights)
 
 
+def holds_update(content: RecordDict) -> bool:
+    """Return whether a message has an update in the clear, as `encode_update` writes it."""
+    return "update" in content.get("vectors", ())
+
+
 def encode_update(update: ClientUpdate) -> RecordDict:
     """Encode an update: its vector as one array, its metrics as scalars."""
     return RecordDict(
