@@ -25,8 +25,8 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.finding import Finding, Outcome, Profile, write_findings
 from fedproxy_secure.evidence.kept import Key, forget_events, kept_findings, key_of, read_events
 from fedproxy_secure.models.memory import free_memory
-from fedproxy_secure.record.private import read_private
-from fedproxy_secure.record.view import View, client_names, view
+from fedproxy_secure.record.private import client_names, read_private
+from fedproxy_secure.record.view import View, view
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, FEDERATION, SEED_PREFIX, TRANSCRIPT
 from fedproxy_secure.runtime.progress import NoProgress, Progress

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, Truth, replace_view
+from attacks.reconstruction.vectors import own_contributions
 from attacks.registry import attack
 from attacks.statistics import auc_value, over_targets, share
 from fedproxy_secure.evidence.estimate import Estimate
@@ -176,12 +177,9 @@ class Apart:
 
 
 def _known(view: View, round_number: int) -> dict[str, np.ndarray]:
-    """Return the corrupted clients' own updates in a round's sum, float64 [d], by name."""
-    return {
-        name: state.rounds[round_number].update.astype(np.float64)
-        for name, state in view.own.items()
-        if name in view.sums[round_number].clients and round_number in state.rounds
-    }
+    """Return what corrupted clients added to a round's sum themselves, float64 [d], by name."""
+    own = own_contributions(view, round_number, view.sums[round_number].clients)
+    return {name: values.astype(np.float64) for name, values in own.items()}
 
 
 def _of_others(view: View, round_number: int) -> Sums:

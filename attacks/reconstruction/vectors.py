@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from attacks import white_box
 from attacks.base import replace_view
+from fedproxy_secure.config import cohort_size
 from fedproxy_secure.models.adapters import get_vector
+from fedproxy_secure.record.contribution import contribution
 from fedproxy_secure.record.view import Sums, View
 
 Vector = tuple[int, tuple[str, ...], np.ndarray]  # round, clients in it, the mean of their updates
@@ -45,20 +49,35 @@ def with_round_0(view: View) -> View:
 
 
 def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: np.ndarray) -> np.ndarray:
-    """Return the mean update of the honest clients: corrupted clients subtract their own updates.
+    """Return the mean of the honest clients' parts: corrupted clients subtract what they sent themselves.
 
-    It is zero if all clients were corrupted.
+    It is zero if all clients were corrupted. In a round whose clients were not seen, `mean` counts as one
+    over as many clients as the settings say.
     """
-    updates = [
-        state.rounds[round_number].update
+    own = own_contributions(view, round_number, clients)
+    if not own:
+        return mean
+    count = _clients_in(view, round_number, clients)
+    if len(own) >= count:
+        return np.zeros_like(mean)
+    honest_mean: np.ndarray = (mean * count - np.sum([*own.values()], axis=0)) / (count - len(own))
+    return honest_mean.astype(np.float32)
+
+
+def own_contributions(view: View, round_number: int, clients: Collection[str]) -> dict[str, np.ndarray]:
+    """Return what corrupted clients among `clients` added to a round in which they trained, by name."""
+    return {
+        name: contribution(state, round_number, view.settings, view.adapters)
         for name, state in view.own.items()
         if name in clients and round_number in state.rounds
-    ]
-    if not updates:
-        return mean
-    honest = max(1, len(clients) - len(updates))
-    honest_mean: np.ndarray = ((mean * len(clients) - np.sum(updates, axis=0)) / honest).astype(np.float32)
-    return honest_mean if len(updates) < len(clients) else np.zeros_like(honest_mean)
+    }
+
+
+def _clients_in(view: View, round_number: int, clients: tuple[str, ...]) -> int:
+    """Return how many clients a round's mean is of; `clients` are all that there are if none was seen."""
+    if round_number in view.cohorts or view.settings is None:
+        return len(clients)
+    return cohort_size(len(view.settings.clients), view.settings.federate.participation)
 
 
 def shuffled(view: View, rng: np.random.Generator) -> View:

@@ -100,6 +100,17 @@ def has_records(folder: Path, client: str) -> bool:
     return (folder / CLIENTS / client / "canaries.json").exists()
 
 
+def client_names(transcript: Path) -> tuple[str, ...]:
+    """Return the names of all clients of a recorded run, sorted.
+
+    Raises `RunFolderError` if the run was not recorded.
+    """
+    folder = transcript / CLIENTS
+    if not folder.is_dir():
+        raise RunFolderError(f"{transcript}: holds no transcript; run with --record")
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+
+
 def read_private(folder: Path, client: str) -> PrivateState:
     """Read the state of `client`. Raises `RunFolderError` if it is missing or damaged."""
     client_folder = folder / CLIENTS / client

@@ -1,11 +1,12 @@
-"""A view: what corrupted parties sent, received or held in a recorded run, and nothing else.
+"""A view: what corrupted parties sent, received, held or could decrypt in a recorded run, and nothing else.
 
 A threat model says who is corrupted; `view` reads the transcript and keeps what those parties saw. Attacks
 take a view, never the run. Only the scorer reads the truth, which is the state of honest parties.
 
 The settings of a run are public to server and clients, because the server sends them, except for the paths
 of records, keys and ledgers. The API's policy (`api` in the settings) is known to its customers. A client
-also gets the final adapter, as the tuned proxy, though no message contains it.
+also gets the final adapter, as the tuned proxy, though no message contains it. Under CKKS, whoever reads
+all messages and has one client's key decrypts every update (`fedproxy_secure.record.contribution`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import yaml
 from fedproxy_secure.config import ApiConfig
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.job import AgreedSettings, FederationJob
-from fedproxy_secure.record.private import CLIENTS, PrivateState, read_private
+from fedproxy_secure.record.contribution import contributions
+from fedproxy_secure.record.private import PrivateState, client_names, read_private
 from fedproxy_secure.record.transcript import SERVER, STATE, Event, read_events
 from fedproxy_secure.runtime.files.names import FEDERATION, FUSED, PROXY, SETTINGS_FILE, TRANSCRIPT
 from fedproxy_secure.runtime.untrusted import parse_json, parse_yaml, read_bytes
 
 SETUP = "query.setup"  # goes to every client before any has a name
+ENCRYPTED = "query.mask.reply"  # brings whole updates under CKKS; other encrypted arrays are sketches
 # message -> its value with clients' names: those invited, then those still in the round, then those fused
 COHORT_NAMED_BY = {
     "train": "terms/cohort",
@@ -93,7 +96,7 @@ class View:
         threat_model: name of the threat model.
         settings: the run's public settings; None if it does not know them.
         adapters: by round, the adapter that was broadcast; after the last round, the final one.
-        updates: (round, client) -> that client's update, honest clients only.
+        updates: (round, client) -> that client's update, or what it encrypted, honest clients only.
         sums: the sums that protected rounds revealed, by round.
         cohorts: the clients of each round, as far as seen.
         masked: (round, client) -> packed ring words, uint8, honest clients only.
@@ -172,6 +175,7 @@ class _Seen:
     Args:
         bad: names of the corrupted clients.
         job: the run's job as JSON.
+        encrypted: (round, client) of the CKKS vectors of honest clients.
         adapters, updates, masked, sums, cohorts: as in `View`.
     """
 
@@ -182,6 +186,7 @@ class _Seen:
     masked: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
     sums: dict[int, Sums] = field(default_factory=dict)
     cohorts: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    encrypted: set[tuple[int, str]] = field(default_factory=set)
 
     def take(self, event: Event) -> None:
         """Add the content of one event."""
@@ -193,6 +198,8 @@ class _Seen:
                 self.updates[event.round, event.sender] = arrays["vectors/update"]
             if "protocol/masked" in arrays:
                 self.masked[event.round, event.sender] = arrays["protocol/masked"]
+            if "protocol/encrypted" in arrays and event.kind == ENCRYPTED:
+                self.encrypted.add((event.round, event.sender))
         names = event.values.get(COHORT_NAMED_BY.get(event.kind, ""))
         if names is not None:
             self.cohorts[event.round] = tuple(names)
@@ -209,17 +216,6 @@ class _Seen:
             name = key.removeprefix("updates/")
             if key != name and name not in self.bad:
                 self.updates[round, name] = update
-
-
-def client_names(transcript: Path) -> tuple[str, ...]:
-    """Return the names of all clients of a recorded run, sorted.
-
-    Raises `RunFolderError` if the run was not recorded.
-    """
-    folder = transcript / CLIENTS
-    if not folder.is_dir():
-        raise RunFolderError(f"{transcript}: holds no transcript; run with --record")
-    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
 
 
 def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) -> View:
@@ -253,9 +249,12 @@ def view(seed_folder: Path, corrupted: Corruption, *, llm: str | None = None) ->
     raw = seen.job
     if last is not None and raw is not None and last.round + 1 == parse_json(raw)["federate"]["rounds"]:
         seen.adapters[last.round + 1] = last.arrays()["adapter"]
+    settings = None if raw is None else _settings(raw, names, seen.adapters)
+    if bad and settings is not None:  # with one client's key
+        seen.updates |= contributions(transcript, seen.encrypted, settings, seen.adapters)
     return View(
         threat_model=corrupted.name,
-        settings=None if raw is None else _settings(raw, names, seen.adapters),
+        settings=settings,
         adapters=seen.adapters,
         updates=seen.updates,
         sums=seen.sums,

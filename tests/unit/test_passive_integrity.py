@@ -24,7 +24,9 @@ from attacks.integrity.passive_sums import (
     coordinate_sums,
     disaggregate,
 )
+from fedproxy_secure.config import FusionConfig
 from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.federate.fusion.algorithms import keep_largest
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import Sums, View
 from tests.support.integrity import masked_run, rng, seen_by, tried
@@ -284,3 +286,16 @@ def test_clients_that_work_with_the_server_take_their_own_part_out_of_the_sums(s
     assert set(found.means) == {"b", "c"}
     for name in "bc":
         np.testing.assert_allclose(found.means[name], updates[name], atol=1e-5)
+
+
+def test_what_a_colluder_takes_out_of_a_sum_is_trimmed_as_it_was_sent(settings):
+    truth = truth_of({n: rng(i).normal(0, 1, 64) for i, n in enumerate("abc")})
+    sent = {n: keep_largest(s.rounds[0].update, 0.2) for n, s in truth.clients.items()}
+    trimming = settings.model_copy(update={"fusion": FusionConfig(rule="ties"), "d": 64})
+    seen = View(threat_model="t", settings=trimming, own={"a": truth.clients["a"]})
+    seen = replace_view(seen, sums=coordinate_sums(seen, truth_of(sent)))
+    ((_, at, values, near),) = SignCounts().guess(seen, None, Budget(), rng()).named
+    others = np.stack([sent["b"], sent["c"]])
+    alone = np.flatnonzero(((others > 0).sum(axis=0) == 1) | ((others < 0).sum(axis=0) == 1))
+    assert at.tolist() == alone.tolist()
+    assert (np.abs(others[:, at] - values).min(axis=0) <= near).all()

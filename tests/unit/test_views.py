@@ -16,9 +16,11 @@ from fedproxy_secure.config import (
     ProtectConfig,
 )
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.record.private import read_private
+from fedproxy_secure.federate.fusion.algorithms import keep_largest
+from fedproxy_secure.record.contribution import contribution
+from fedproxy_secure.record.private import PrivateRound, PrivateState, read_private
 from fedproxy_secure.record.transcript import STATE, read_events
-from fedproxy_secure.record.view import PublicSettings, View, view
+from fedproxy_secure.record.view import PublicSettings, Sums, View, view
 from tests.support.recorded import prepared, record_run
 from tests.support.tampering import federate_tampered
 from threat_models import ThreatModel, get
@@ -205,23 +207,106 @@ def test_a_client_that_trained_and_dropped_out_is_not_taken_off_the_sum(masked):
     np.testing.assert_allclose(vector, sums.segments["update"] / 3, atol=1e-6)
 
 
+def made_settings(clients=("a", "b"), **changes):
+    made = {
+        "seed": 0,
+        "d": 2,
+        "adapter": AdapterConfig(),
+        "local": LocalConfig(),
+        "fusion": FusionConfig(),
+        "federate": FederateConfig(),
+        "protect": ProtectConfig(),
+        "privacy": PrivacyConfig(),
+        "max_tokens": 8,
+        "blocks": None,
+    }
+    return PublicSettings(**{**made, **changes}, clients=clients)
+
+
 def test_more_vectors_than_asked_for_are_thinned_evenly():
     adapters = {r: np.full(2, r, dtype=np.float32) for r in range(11)}
-    settings = PublicSettings(
-        seed=0,
-        d=2,
-        adapter=AdapterConfig(),
-        local=LocalConfig(),
-        fusion=FusionConfig(),
-        federate=FederateConfig(),
-        protect=ProtectConfig(),
-        privacy=PrivacyConfig(),
-        max_tokens=8,
-        blocks=None,
-        clients=("a", "b"),
-    )
-    one = View(threat_model="x", settings=settings, adapters=adapters)
+    one = View(threat_model="x", settings=made_settings(), adapters=adapters)
     assert [r for r, _, _ in vectors(one, most=3)] == [0, 4, 9]
+
+
+# what clients sent
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fusion": {"rule": "ties"}},
+        {"fusion": {"rule": "h_ties"}, "protect": {"weights": "self"}},
+        {"fusion": FEDAVG, "protect": {"clip": 1e-3}},
+    ],
+    ids=["trimmed", "weighed", "clipped"],
+)
+def test_what_clients_are_said_to_have_added_makes_up_the_sum(tmp_path, changes):
+    run = record_run(tmp_path, clients=3, federate={"rounds": 2}, **changes)
+    one = seen(run, "server")
+    assert sorted(one.sums) == [0, 1]
+    for number, sums in one.sums.items():
+        clients = [read_private(transcript(run), c) for c in sums.clients]
+        parts = [contribution(c, number, one.settings, one.adapters) for c in clients]
+        np.testing.assert_allclose(sum(parts), sums.segments["update"], atol=1e-6)
+        trained = sum(c.rounds[number].update for c in clients)
+        assert np.abs(trained - sums.segments["update"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("unit", ["none", "client"])
+def test_colluders_take_off_what_they_sent_and_not_what_they_trained(unit):
+    rng, names = np.random.default_rng(0), ("a", "b", "c", "d")
+    updates = {n: rng.normal(size=1000).astype(np.float32) for n in names}
+    if unit == "none":
+        settings = made_settings(names, fusion=FusionConfig(rule="ties"))
+        sent = {n: keep_largest(u, 0.2) for n, u in updates.items()}
+    else:
+        privacy = PrivacyConfig(unit="client", clip_norm=0.5)
+        settings = made_settings(names, fusion=FusionConfig(rule="fedavg"), privacy=privacy)
+        sent = {n: u / np.linalg.norm(u) / 2 for n, u in updates.items()}
+    one = View(
+        threat_model="x",
+        settings=settings,
+        sums={0: Sums(clients=names, segments={"update": sum(sent.values())})},
+        cohorts={0: names},
+        own={n: state_of(n, updates[n]) for n in "ab"},
+    )
+    ((_, clients, vector),) = vectors(one, most=9)
+    assert clients == names
+    np.testing.assert_allclose(vector, (sent["c"] + sent["d"]) / 2, atol=1e-5)
+
+
+def test_a_client_that_saw_no_cohort_takes_its_part_off_as_many_clients_as_the_settings_say():
+    names, update, rest = ("a", "b", "c", "d"), np.ones(2, np.float32), np.array([4, -2], np.float32)
+    settings = made_settings(
+        names,
+        fusion=FusionConfig(rule="fedavg"),
+        federate=FederateConfig(participation=0.5),
+        protect=ProtectConfig(scheme="unsafe_plaintext"),
+    )
+    adapters = {0: np.zeros(2, np.float32), 1: (update + rest) / 2}
+    one = View(threat_model="x", settings=settings, adapters=adapters, own={"a": state_of("a", update)})
+    ((_, clients, vector),) = vectors(one, most=9)
+    assert clients == names  # who the other is was not seen
+    np.testing.assert_allclose(vector, rest, atol=1e-6)
+
+
+def state_of(name, update):
+    done = PrivateRound(update=update, used=np.arange(1))
+    return PrivateState(client=name, train=(), holdout=(), canaries=(), rounds={0: done})
+
+
+def test_a_server_decrypts_every_update_under_ckks_with_a_clients_help_and_none_without(tmp_path):
+    pytest.importorskip("tenseal")
+    run = record_run(tmp_path, clients=3, federate={"rounds": 1}, protect={"scheme": "ckks"})
+    alone, helped = seen(run, "server"), seen(run, "active_server_with_clients")
+    assert (alone.updates, list(helped.own), list(helped.updates)) == ({}, ["c0"], [(0, "c1"), (0, "c2")])
+    assert "IND" in helped.surfaces - alone.surfaces
+    own = contribution(helped.own["c0"], 0, helped.settings, helped.adapters)
+    total = sum(helped.updates.values()) + own
+    np.testing.assert_allclose(total, helped.sums[0].segments["update"], atol=1e-5)
+    for name in ("client", "colluding_clients", "network"):  # without the messages, or without a key
+        assert not seen(run, name).updates
 
 
 # tampering

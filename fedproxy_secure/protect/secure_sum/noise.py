@@ -171,14 +171,6 @@ def trained_or_zero(client: LocalClient, broadcast: Broadcast) -> ClientUpdate:
     return zeros
 
 
-def clip_to_norm(update: np.ndarray, norm: float) -> np.ndarray:
-    """Return `update`, float32 [d], shortened to the length `norm` if it is longer."""
-    length = float(np.linalg.norm(update.astype(np.float64)))
-    if length <= norm:
-        return update
-    return (update * (norm / length * (1 - 1e-6))).astype(np.float32)
-
-
 def add_noise(
     words: np.ndarray,
     plan: RingPlan,

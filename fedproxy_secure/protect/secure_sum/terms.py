@@ -8,11 +8,10 @@ import numpy as np
 
 from fedproxy_secure.config import LocalConfig, cohort_size
 from fedproxy_secure.errors import ProtocolAborted
-from fedproxy_secure.federate.fusion.algorithms import keep_largest
-from fedproxy_secure.federate.fusion.elections import election_of, weighs_clients
+from fedproxy_secure.federate.fusion.elections import weighs_clients
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.sent import trimmed
 from fedproxy_secure.federate.update import ClientUpdate
-from fedproxy_secure.protect.secure_sum.noise import clip_to_norm
 from fedproxy_secure.secagg.control import MOST_OVER_CLIP, SEGMENTS, Control, Expected
 from fedproxy_secure.secagg.granularity import Layout, contribution, segments_of
 from fedproxy_secure.secagg.ring import RingPlan
@@ -98,28 +97,15 @@ def parts_of(
 ) -> tuple[dict[str, np.ndarray], Control]:
     """Return a client's values for the ring, and its control numbers.
 
-    `previous` is for weights `self`: it is the last round's fused step as this client saw it, and H-TIES'
-    weight and retention (Eq. 5, 6, 10) are computed with it in place of the other clients. `standing` is
-    for weights `encrypted_gram`: weight and retention that follow from the clients' cosines.
+    `previous` and `standing` are what weights other than `uniform` follow from (`federate.sent.trimmed`).
 
     Raises `ProtocolAborted` if a clip that the server proposed cuts more than `MOST_CUT` of the values. A
     value that is cut becomes the clip or minus the clip, so the sum of many such values tells how many
     clients were above zero, which only `granularity: coordinate` may reveal.
     """
-    tau, weight = update.update, 1.0
-    fusion, election = job.fusion, election_of(job.fusion)
-    if election is not None:
-        retention = election.kept_share(fusion)
-        if election.weighs_clients and standing is not None:
-            weight, retention = standing.weight, standing.retention
-        elif election.weighs_clients and job.protect.weights == "self" and previous is not None:
-            cosine = _cosine(tau, previous)
-            weight = float(np.exp(abs(cosine) - 1))
-            retention = fusion.r0 - fusion.delta * (1 - max(cosine, 0.0))
-        tau = keep_largest(tau, retention)
+    tau, weight = trimmed(update.update, job, previous=previous, standing=standing)
     if job.privacy.unit == "client":
         # nothing but the noisy sum may depend on the update, so the control numbers are constant
-        tau = clip_to_norm(tau, job.privacy.clip_norm)
         numbers = Control(weight=1.0, loss=0.0, steps=update.steps, clipped=0, largest=0.0)
         layout = Layout(sizes=tuple(sizes))
         return contribution(tau, job.granularity, layout, plan), numbers
@@ -137,13 +123,6 @@ def parts_of(
     )
     layout = Layout(sizes=tuple(sizes))
     return contribution(tau, job.granularity, layout, plan, weight=weight), numbers
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the cosine in [-1, 1], even for vectors as small or as large as float32 allows."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    scale = float(np.linalg.norm(x)) * float(np.linalg.norm(y))
-    return float(np.clip(np.dot(x, y) / scale, -1.0, 1.0)) if scale else 0.0
 
 
 def expected_numbers(job: FederationJob, *, d: int) -> Expected:
