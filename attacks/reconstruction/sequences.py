@@ -6,20 +6,18 @@ causal, so a prefix is right or wrong whatever follows it, and the search never 
 
 The attack is exact for one step of SGD within capacity: all positions of all sequences together must be
 fewer than `min(k, r x maps)`. Over several steps block 0's adapter moves, and hidden states move with it,
-so the tolerance is wider. Beyond capacity every prefix fits, and nothing is named; if that is so for all
-vectors, the attack cannot tell.
+so the tolerance is wider. Beyond capacity every prefix fits, and nothing is named. Such a vector does not
+count, and without any other the attack cannot tell.
 
-Updates of AdamW are not combinations of gradients, and their row space holds no inputs: the attack does not
-apply to them.
+It does not apply to updates of AdamW: they are no combinations of gradients, and span no inputs.
 
 If block 0 is not adapted, or only its MLP is, the first adapted maps take the place of block 1, and the
 whole vocabulary takes the place of A2's tokens. Everything below those maps is then frozen: the search
 takes longer, and it stays exact over many steps.
 
-The last token of a record is predicted but never read, so it is no part of what can be found.
-
-Each found sequence is matched to at most one record, and each record to at most one sequence. A found
-sequence that is the beginning of another one is dropped.
+The last token of a record is predicted but never read, so it is no part of what can be found. Each found
+sequence is matched to at most one record, and each record to at most one sequence. A found sequence that is
+the beginning of another one is dropped.
 
 After DAGER (Petrov et al. 2024, arXiv 2405.15586), here for adapters and sums.
 """
@@ -257,9 +255,8 @@ class LoraSpanSequences(Attack):
                         longest=settings.max_tokens,
                         budget=budget,
                     )
-                results.append(
-                    Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full)
-                )
+                result = Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full)
+                results.append(result)
         if not results:
             raise Inconclusive("no update changes A of the first adapted block")
         if all(found.full for found in results):
@@ -267,20 +264,24 @@ class LoraSpanSequences(Attack):
         return tuple(results)
 
     def score(self, guess: tuple[Found, ...], answer: Truth) -> tuple[Estimate, ...]:
-        """Return exact recall and precision over all records, ROUGE of the best match, and the cost."""
-        hits = records = named = 0
-        telling = sum(not result.full for result in guess)
-        rouge: list[tuple[float, float, float]] = []
+        """Return exact recall and precision over records, ROUGE of the best match, and the cost.
+
+        Vectors beyond capacity or of which no record is known do not count; intervals count the others.
+        """
+        hits = named = telling = 0
+        rouge: list[tuple[float, float, float]] = []  # of each record
         for result in guess:
-            true = [item.ids[:-1] for item in answer.used(result.round, result.clients)]
-            true = list(dict.fromkeys(true))
+            true = list(dict.fromkeys(i.ids[:-1] for i in answer.used(result.round, result.clients)))
+            if result.full or not true:
+                continue
+            telling, named = telling + 1, named + len(result.sequences)
             hits += matched(result.sequences, true)
-            records, named = records + len(true), named + len(result.sequences)
             rouge += best_rouge(true, result.sequences)
+        if not telling:
+            raise Inconclusive("of no vector within capacity is a record known: nothing to compare with")
         columns = list(zip(*rouge, strict=True))
         return (
-            # records of one update or sum are found or missed together, and a full span tells nothing
-            share(hits, records, metric="exact recall", groups=telling),
+            share(hits, len(rouge), metric="exact recall", groups=telling),
             share(hits, named, metric="exact precision", groups=telling),
             *(
                 over_targets(values, metric=name, unit="share", within=(0, 1))

@@ -78,7 +78,28 @@ def test_an_update_beyond_capacity_makes_a3_no_surer():
     truth = truth_of({n: np.zeros(1) for n in "ab"}, {n: (row,) for n in "ab"})
     full, told = (Found(round=0, clients=(n,), sequences=(), evaluations=5, full=n == "a") for n in "ab")
     one, both = (LoraSpanSequences().score(g, truth)[0] for g in ((told,), (told, full)))
-    assert (both.n, both.value, both.high) == (2, 0, one.high)
+    assert (both.n, both.value, both.high) == (1, 0, one.high)
+
+
+def test_records_of_vectors_beyond_capacity_do_not_hide_one_that_was_found():
+    rows = {n: tuple(Encoded(ids=(1, i, i, 7), response_start=2) for i in range(2, 50)) for n in "bcd"}
+    rows["a"] = (Encoded(ids=(1, 2, 3, 7), response_start=2),)
+    truth = truth_of({n: np.zeros(1) for n in rows}, rows)
+    found = tuple(
+        Found(round=0, clients=(n,), sequences=((1, 2, 3),) * (n == "a"), evaluations=1, full=n != "a")
+        for n in "abcd"
+    )
+    recall, precision, *_ = LoraSpanSequences().score(found, truth)
+    assert (recall.value, recall.n, precision.value) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_vectors_that_tell_nothing_or_whose_records_nobody_knows_leave_a3_inconclusive(full):
+    found = Found(round=0, clients=("a",), sequences=(), evaluations=0, full=full)
+    items = {"a": (Encoded(ids=(1, 2, 3, 7), response_start=2),)} if full else {}
+    truth = truth_of({n: np.zeros(1) for n in items}, items)
+    with pytest.raises(Inconclusive, match="of no vector within capacity is a record known"):
+        LoraSpanSequences().score((found,), truth)
 
 
 def test_where_rounding_hides_sequences_a3_is_not_resisted(labs):
