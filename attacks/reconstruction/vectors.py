@@ -74,8 +74,8 @@ def own_contributions(view: View, round_number: int, clients: Collection[str]) -
 
 
 def _clients_in(view: View, round_number: int, clients: tuple[str, ...]) -> int:
-    """Return how many clients a round's mean is of; `clients` are all that there are if none was seen."""
-    if round_number in view.cohorts or view.settings is None:
+    """Return how many clients a round's mean is of; `clients` are all clients of a run if none was seen."""
+    if view.settings is None or round_number in view.cohorts or clients != view.settings.clients:
         return len(clients)
     return cohort_size(len(view.settings.clients), view.settings.federate.participation)
 
