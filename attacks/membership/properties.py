@@ -100,9 +100,11 @@ class PropertyInference(Attack):
             targets, answer = train_rounds(state.train, count=TARGETS)
             without, _ = train_rounds(state.train, count=TARGETS, chosen=False)
             if not view.updates:  # a sum holds the other clients' parts, which the adversary does not know
-                for peer, peer_state in usable.items():
+                for peer, peer_state in truth.clients.items():
                     if peer != name:
-                        shadows += _parts(box, settings, start, peer, peer_state.holdout, len(shadows), rng)
+                        # a client that set none aside is imitated by the records that this one did
+                        aside = peer_state.holdout or state.holdout
+                        shadows += _parts(box, settings, start, peer, aside, len(shadows), rng)
                         targets += _parts(box, settings, start, peer, peer_state.train, len(targets), rng)
                         without += _parts(box, settings, start, peer, peer_state.train, len(without), rng)
         question = Rounds(shadows=shadows, labels=labels, targets=targets, without=without)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from attacks import white_box
 from attacks.base import Budget, Exam, NotApplicable, replace_view
+from attacks.membership import properties
 from attacks.membership.properties import RECORDS, SHADOWS, TARGETS, PropertyInference, Rounds, features
 from attacks.statistics import auc_estimate
 from attacks.suite import read_truth
@@ -104,6 +105,28 @@ def test_in_a_sum_the_others_parts_are_added_to_every_round(world, exam):
     parts = summed.question.targets - exam.question.targets
     assert (np.linalg.norm(parts, axis=1) > 0).all()
     assert len(np.unique(parts.round(6), axis=0)) > 3
+
+
+@pytest.mark.parametrize("aside", [0, 3])
+def test_a_sum_holds_the_parts_of_clients_that_set_few_records_aside_too(world, monkeypatch, aside):
+    seen, truth = world
+    first, second, third = truth.clients.items()
+    few = dict([first, (second[0], replace(second[1], holdout=second[1].holdout[:aside])), third])
+    parts = []
+
+    def counted(box, settings, start, name, items, count, rng):
+        parts.append((name, items))
+        return np.zeros((count, 1))
+
+    def rounds(box, settings, start, items, *, count, **more):
+        return np.zeros((count, 1)), np.arange(count) % 2 == 1
+
+    monkeypatch.setattr(properties, "_parts", counted)
+    monkeypatch.setattr(properties, "_train", rounds)
+    PropertyInference().exam(replace(truth, clients=few), seen, rng())
+    assert [name for name, _ in parts] == [second[0]] * 3 + [third[0]] * 3
+    pool = first[1].holdout if aside == 0 else second[1].holdout[:aside]
+    assert [items for _, items in parts[:3]] == [pool, second[1].train, second[1].train]
 
 
 def test_features_are_the_log_norms_of_tensors_one_by_one(world):
