@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
@@ -164,6 +165,24 @@ class Truth:
                 state = self.clients[name]
                 records += [state.train[i] for i in state.drawn(round_number)]
         return records
+
+    @cached_property
+    def trained(self) -> frozenset[tuple[int, ...]]:
+        """The token ids of all training records of honest clients, canaries included."""
+        return frozenset(item.ids for state in self.clients.values() for item in state.train)
+
+    def nonmembers(self, name: str) -> list[Encoded]:
+        """Return the records that a client set aside, without texts that an honest client trains on."""
+        return [item for item in self.clients[name].holdout if item.ids not in self.trained]
+
+    def no_nonmembers(self) -> str:
+        """Return why membership cannot be asked about, for truths with too few records to ask about."""
+        if not any(state.holdout for state in self.clients.values()):
+            return "no records were set aside; run with --set audit.holdout=0.3"
+        return (
+            "too few records were drawn, or set aside that no client trains on as well; run with a larger "
+            "audit.holdout, more records, or records without duplicates"
+        )
 
     def tokens(self, round_number: int, clients: tuple[str, ...]) -> set[int]:
         """Return the tokens of those records that a model read.

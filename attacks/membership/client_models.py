@@ -67,26 +67,31 @@ class ClientModelMembership(Attack):
     """The attack that reads every client's update as a model of its own."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return for each client as many records drawn in its last round as set-aside ones, mixed."""
+        """Return for each client as many records drawn in its last round as set-aside ones, mixed.
+
+        It is the last round of which the view has the client's update or the mean.
+        """
         questions, labels = [], []
-        for name, state in sorted(truth.clients.items()):
-            rounds = [r for r in state.rounds if r in view.adapters]
-            if not rounds:
-                continue
-            drawn = state.own_drawn(max(rounds))
-            count = min(len(drawn), len(state.holdout), MOST_DOCUMENTS // 2)
+        names = sorted(truth.clients)
+        last_seen = {name: last for name in names if (last := _last_seen(truth, view, name)) is not None}
+        if not last_seen:
+            raise NotApplicable("this view has no update and no sum of a round that a client trained in")
+        for name, last in last_seen.items():
+            state, aside = truth.clients[name], truth.nonmembers(name)
+            drawn = state.own_drawn(last)
+            count = min(len(drawn), len(aside), MOST_DOCUMENTS // 2)
             if count < 2:
                 continue
             members = [state.train[i] for i in rng.permutation(drawn)[:count]]
-            nonmembers = [state.holdout[i] for i in rng.permutation(len(state.holdout))[:count]]
+            nonmembers = [aside[i] for i in rng.permutation(len(aside))[:count]]
             order = rng.permutation(2 * count)
             documents = [*members, *nonmembers]
             questions.append(
-                ClientQuestion(round=max(rounds), client=name, documents=tuple(documents[i] for i in order))
+                ClientQuestion(round=last, client=name, documents=tuple(documents[i] for i in order))
             )
             labels.append(order < count)
         if not questions:
-            raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
+            raise NotApplicable(truth.no_nonmembers())
         check_blind([d for part in questions for d in part.documents], np.concatenate(labels))
         return Exam(question=tuple(questions), answer=tuple(labels))
 
@@ -153,6 +158,14 @@ def _scores(
         return window_votes([f.nll for f in before], [f.nll for f in after])
     fall: np.ndarray = mean_losses(before) - mean_losses(after)
     return fall
+
+
+def _last_seen(truth: Truth, view: View, name: str) -> int | None:
+    """Return the last round of which the view has the client's update, or a mean that holds it."""
+    for r in sorted(set(truth.clients[name].rounds) & set(view.adapters), reverse=True):
+        if (r, name) in view.updates or (name in view.cohort_of(r) and view.aggregate(r) is not None):
+            return r
+    return None
 
 
 def _update(view: View, question: ClientQuestion) -> np.ndarray:

@@ -125,16 +125,15 @@ class ModelMembership(Attack):
         members: list[Encoded] = []
         nonmembers: list[Encoded] = []
         population: list[Encoded] = []
-        for state in truth.clients.values():
-            drawn = state.own_drawn()
-            reserve = len(state.holdout) // 4
-            count = min(len(drawn), len(state.holdout) - reserve, MOST // 2 // len(truth.clients))
+        for name, state in truth.clients.items():
+            drawn, aside = state.own_drawn(), truth.nonmembers(name)
+            count = min(len(drawn), len(aside) - len(aside) // 4, MOST // 2 // len(truth.clients))
             members += [state.train[i] for i in rng.permutation(drawn)[:count]]
-            order = rng.permutation(len(state.holdout))
-            nonmembers += [state.holdout[i] for i in order[:count]]
-            population += [state.holdout[i] for i in order[count : count + 200 // len(truth.clients)]]
+            order = rng.permutation(len(aside))
+            nonmembers += [aside[i] for i in order[:count]]
+            population += [aside[i] for i in order[count : count + 200 // len(truth.clients)]]
         if len(members) < 4:
-            raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
+            raise NotApplicable(truth.no_nonmembers())
         chosen, count = [*members, *nonmembers], len(members)
         mixed = rng.permutation(2 * count)
         question = ModelQuestion(

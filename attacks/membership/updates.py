@@ -143,15 +143,16 @@ class UpdateMembership(Attack):
                 state = truth.clients.get(name)
                 if state is None or r not in state.rounds:
                     continue
+                pool = truth.nonmembers(name)
                 drawn = np.setdiff1d(state.own_drawn(r), used[name][0])
-                aside = np.setdiff1d(np.arange(len(state.holdout)), used[name][1])
-                share = len(state.holdout) // times[name]
+                aside = np.setdiff1d(np.arange(len(pool)), used[name][1])
+                share = len(pool) // times[name]
                 count = min(len(drawn), len(aside), share, MOST_DOCUMENTS // 2 // len(clients))
                 present, absent = rng.permutation(drawn)[:count], rng.permutation(aside)[:count]
                 used[name][0].extend(present)
                 used[name][1].extend(absent)
                 members += [state.train[i] for i in present]
-                nonmembers += [state.holdout[i] for i in absent]
+                nonmembers += [pool[i] for i in absent]
             order = rng.permutation(len(members) + len(nonmembers))
             documents = [*members, *nonmembers]
             if len(members) >= FEWEST_DRAWN:
@@ -159,12 +160,12 @@ class UpdateMembership(Attack):
                 questions.append(RoundQuestion(round=r, clients=clients, documents=chosen))
                 labels.append(order < len(members))
         if not questions:
-            shares = [len(truth.clients[n].holdout) // times[n] for n in times if n in truth.clients]
+            shares = [len(truth.nonmembers(n)) // times[n] for n in times if n in truth.clients]
             if max(shares, default=0) >= FEWEST_DRAWN:
                 raise NotApplicable(
                     f"fewer than {FEWEST_DRAWN} records were drawn in the rounds asked about"
                 )
-            raise NotApplicable("no records were set aside; run with --set audit.holdout=0.3")
+            raise NotApplicable(truth.no_nonmembers())
         check_blind([d for part in questions for d in part.documents], np.concatenate(labels))
         return Exam(question=tuple(questions), answer=tuple(labels))
 

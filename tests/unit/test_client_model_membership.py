@@ -140,3 +140,30 @@ def test_without_set_aside_records_there_is_nothing_to_tell_apart(world):
     bare = Truth(clients={n: replace(s, holdout=()) for n, s in truth.clients.items()})
     with pytest.raises(NotApplicable, match="set aside"):
         ClientModelMembership().exam(bare, lab.view(updates), np.random.default_rng(0))
+    repeated = {n: replace(s, holdout=s.train) for n, s in truth.clients.items()}
+    with pytest.raises(NotApplicable, match="set aside that no client trains on as well"):
+        ClientModelMembership().exam(Truth(clients=repeated), lab.view(updates), np.random.default_rng(0))
+
+
+def test_a_text_that_another_client_trains_on_is_no_nonmember(world):
+    lab, updates, truth = world
+    first, second = truth.clients["c0"], truth.clients["c1"]
+    mixed = replace(first, holdout=(*first.holdout[:6], *second.train[:6]))
+    both = Truth(clients={"c0": mixed, "c1": second})
+    exam = ClientModelMembership().exam(both, lab.view(updates), np.random.default_rng(0))
+    asked, labels = exam.question[0].documents, exam.answer[0]
+    assert {d for d, label in zip(asked, labels, strict=True) if not label} == set(first.holdout[:6])
+
+
+def test_a_client_is_asked_about_the_last_round_that_the_view_shows_anything_of(world):
+    """A client that took part in rounds 0, 1 and 3 of 6 knows what round 0 moved, not what 3 did."""
+    lab, updates, truth = world
+    adapters = {r: lab.start + r for r in (0, 1, 3, 6)}
+    seen = replace(lab.view(updates), adapters=adapters, updates={}, cohorts={})
+    state = truth.clients["c0"]
+    later = Truth(clients={"c0": replace(state, rounds={0: state.rounds[0], 3: state.rounds[0]})})
+    (asked,) = ClientModelMembership().exam(later, seen, np.random.default_rng(0)).question
+    assert (asked.client, asked.round) == ("c0", 0)
+    unseen = Truth(clients={"c0": replace(state, rounds={3: state.rounds[0]})})
+    with pytest.raises(NotApplicable, match="no update and no sum of a round"):
+        ClientModelMembership().exam(unseen, seen, np.random.default_rng(0))

@@ -140,8 +140,25 @@ def test_the_question_mixes_drawn_records_with_others_evenly_and_leaves_out_cana
 def test_without_records_set_aside_there_is_no_question():
     items = records(rng(), 30, tokens=40, length=12)
     truth = Truth(clients={"c0": state(items[:28], items[28:])})
-    with pytest.raises(NotApplicable, match="no records were set aside"):
+    with pytest.raises(NotApplicable, match="too few records were drawn, or set aside"):
         ModelMembership().exam(truth, View(threat_model="toy"), rng())
+    bare = Truth(clients={"c0": state(items[:28], ())})
+    with pytest.raises(NotApplicable, match="no records were set aside"):
+        ModelMembership().exam(bare, View(threat_model="toy"), rng())
+
+
+def test_a_text_that_an_honest_client_trains_on_is_neither_a_nonmember_nor_in_the_population():
+    items = records(rng(), 64, tokens=40, length=12)
+    first, second = items[:16], items[16:32]
+    truth = Truth(
+        clients={"c0": state(first, (*items[32:48], *second)), "c1": state(second, (*items[48:], *first))}
+    )
+    for seed in range(9):
+        exam = ModelMembership().exam(truth, View(threat_model="toy"), rng(seed))
+        absent = {d for d, label in zip(exam.question.documents, exam.answer, strict=True) if not label}
+        assert absent
+        assert exam.question.population
+        assert (absent | set(exam.question.population)) <= set(items[32:])
 
 
 def test_a_view_without_a_model_is_not_applicable(world):

@@ -231,6 +231,24 @@ def test_members_are_records_that_were_drawn_and_no_canary(labs):
     assert labels.sum() == len(labels) - labels.sum() == 6
 
 
+def test_a_text_that_an_honest_client_trains_on_is_asked_about_as_a_member_alone(labs):
+    lab = labs()
+    items = records(np.random.default_rng(0), 32, tokens=60, length=10)
+    done = {0: PrivateRound(update=lab.start, used=np.arange(8))}
+    held = {"c0": (items[:8], items[8:24]), "c1": (items[16:24], (*items[:8], *items[24:]))}
+    clients = {
+        n: PrivateState(client=n, train=train, holdout=aside, canaries=(), rounds=done)
+        for n, (train, aside) in held.items()
+    }
+    view = lab.view({n: lab.start for n in clients}, summed=True)
+    for seed in range(9):
+        exam = UpdateMembership().exam(Truth(clients=clients), view, np.random.default_rng(seed))
+        (asked,), (labels,) = exam.question, exam.answer
+        assert labels.sum() * 2 == len(labels) == 32
+        absent = {d for d, label in zip(asked.documents, labels, strict=True) if not label}
+        assert absent == {*items[8:16], *items[24:]}
+
+
 def test_without_records_set_aside_there_is_nothing_to_compare_with(labs):
     lab = labs()
     updates, truth = rounds_of(lab, 1)
