@@ -104,8 +104,8 @@ def world_sha256(configs: Iterable[Config]) -> str:
 
     The digest does not depend on the order of the settings, nor on how often they name a client.
     """
-    from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
     from fedproxy_secure.data.tasks import load_task
+    from fedproxy_secure.data.worlds.demo_tasks import PUBLIC_SEED
     from fedproxy_secure.world.stories import stories
 
     parts: dict[str, str] = {"public text": _digest(list(islice(stories(PUBLIC_SEED), STORIES)))}

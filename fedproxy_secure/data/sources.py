@@ -11,7 +11,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
+from fedproxy_secure.data.worlds.demo_tasks import PUBLIC_SEED
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.untrusted import MOST_LINE_BYTES, parse_json
 from fedproxy_secure.world.real_texts import real_texts

@@ -109,13 +109,13 @@ def _counts_from_the_front(part: slice) -> bool:
 
 def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:
     if client.source == "demo":
-        from fedproxy_secure.data.demo_notes import NOTE_TASKS, note_records
-        from fedproxy_secure.data.demo_tasks import demo_records
+        from fedproxy_secure.data.worlds.demo_notes import NOTE_TASKS, note_records
+        from fedproxy_secure.data.worlds.demo_tasks import demo_records
 
         of_task = note_records if client.task in NOTE_TASKS else demo_records
         return _part(of_task, client.task, split, limit)
     if client.source == "real_things":
-        from fedproxy_secure.data.real_tasks import real_records
+        from fedproxy_secure.data.worlds.real_tasks import real_records
 
         return _part(real_records, client.task, split, limit)
     rows = read_rows(client.source, split, root=root, limit=limit)
