@@ -111,7 +111,7 @@ def world_sha256(configs: Iterable[Config]) -> str:
     parts: dict[str, str] = {"public text": _digest(list(islice(stories(PUBLIC_SEED), STORIES)))}
     for config in configs:
         for client in config.data.clients:
-            key = client.model_dump_json()
+            key = client.model_dump_json(exclude={"part"} if client.part is None else None)
             if key not in parts:
                 task = load_task(client, root=config.data.root)
                 parts[key] = _digest([[asdict(r) for r in part] for part in (task.train, task.test)])
