@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.report.html.charts import Chart, figures, write_pngs
+from fedproxy_secure.report.html.charts import figures, write_pngs
 from fedproxy_secure.report.html.drawing import LIGHT, RAMP, theme, to_png, to_svg, vega_script
+from fedproxy_secure.report.html.figure import Chart
 from fedproxy_secure.report.html.page import page
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import Span, front_in_words, may_be_beaten, on_front, upward
