@@ -54,8 +54,9 @@ class Targets:
     scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(v) for v in (*self.values, *self.scores)):
-            raise DataError("targets: values and scores must be finite")
+        for name, numbers in (("values", self.values), ("scores", self.scores)):
+            if not all(math.isfinite(v) for v in numbers):
+                raise DataError(f"targets: {name} must be finite")
         if self.scores and len(self.scores) != len(self.kinds):
             raise DataError(f"targets: scores: must be {len(self.kinds)}, one for each of an AUC's targets")
         if self.kinds and (len(self.kinds) != len(self.values) or set(self.kinds) - {"0", "1"}):

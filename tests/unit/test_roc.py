@@ -113,7 +113,7 @@ def test_counts_that_no_curve_has_are_refused(steps, says):
 def test_scores_of_another_number_than_targets_are_refused():
     with pytest.raises(DataError, match=r"^targets: scores: must be 4, one for each of an AUC's targets$"):
         Targets(exam="e", kinds="1100", values=(1, 2, 3, 4), scores=(1, 2))
-    with pytest.raises(DataError, match="values and scores must be finite"):
+    with pytest.raises(DataError, match="targets: scores must be finite"):
         Targets(exam="e", kinds="1100", values=(1, 2, 3, 4), scores=(1, 2, 3, float("nan")))
 
 
