@@ -54,12 +54,13 @@ def test_no_point_of_the_front_is_beaten_and_every_other_is(points: list[tuple[i
         assert there != any(beats(other, point) for other in points)
 
 
-def test_a_report_has_a_glance_two_fronts_and_a_figure_a_curve(report: Report):
+def test_a_report_has_a_glance_two_fronts_a_figure_a_curve_and_one_of_roc_curves(report: Report):
     assert [(f.id, len(f.charts)) for f in figures(report)] == [
         ("glance", 3),
         ("pareto", 2),
         ("curves-loss", 2),
         ("curves-step_norm", 2),
+        ("roc", 1),
     ]
     assert [f.id for f in figures(sample_comparison())] == ["methods"]
     assert figures(replace(report, configurations=())) == []

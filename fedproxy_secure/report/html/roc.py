@@ -115,7 +115,7 @@ def roc_spec(lines: Sequence[_Line], kinds: Sequence[str], *, description: str) 
     ]
     points = [point for line in lines for point in _points(line, edge)]
     return {
-        **frame([], kinds, description),
+        **frame(points, kinds, description),
         "height": 300,
         "layer": [
             {
@@ -135,7 +135,6 @@ def roc_spec(lines: Sequence[_Line], kinds: Sequence[str], *, description: str) 
                 },
             },
             {
-                "data": {"values": points},
                 "mark": {"type": "point", "filled": True, "size": 40, "opacity": 1},
                 "encoding": {
                     "x": x,

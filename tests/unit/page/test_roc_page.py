@@ -40,7 +40,8 @@ def with_rates(found: Finding) -> Finding:
 def test_each_attack_has_a_chart_and_a_line_for_each_configuration():
     drawn = charts(report_of(three()))
     assert [c.title for c in drawn] == ["X6 secret", "X8 from sum", "X10 from model", "X11 from update"]
-    _, steps, points = (layer["data"]["values"] for layer in drawn[1].specs[0][1]["layer"])
+    spec = drawn[1].specs[0][1]
+    steps, points = spec["layer"][1]["data"]["values"], spec["data"]["values"]
     assert {(s["line"], s["kind"]) for s in steps} == {
         (0, "no protection"),
         (1, "masking"),
@@ -56,7 +57,8 @@ def test_the_line_has_the_steps_in_percent_from_the_left_edge_to_the_right():
     (chart,) = charts(replace(report, configurations=(shown,)))
     (_, spec), *none = chart.specs
     assert not none
-    chance, steps, points = (layer["data"]["values"] for layer in spec["layer"])
+    chance, steps = (layer["data"]["values"] for layer in spec["layer"][:2])
+    points = spec["data"]["values"]
     edge = 50 / 3  # half a target
     assert [(s["x"], s["y"]) for s in steps] == [
         (pytest.approx(edge, abs=1e-4), 50),
