@@ -1,6 +1,7 @@
 """The ROC curve of a finding's targets: known answers, ties, few targets, and what reports keep of it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,11 +121,12 @@ def test_scores_of_another_number_than_targets_are_refused():
 # what is kept where
 
 
-def test_findings_keep_scores_in_a_file_that_only_the_owner_reads(tmp_path):
+def test_findings_keep_scores_in_a_file_that_only_the_owner_reads(tmp_path: Path):
     path = write_findings(tmp_path, OPEN)
     assert path.stat().st_mode & 0o777 == 0o600
     (first, *_) = read_findings(tmp_path)
     assert first == OPEN[0]
+    assert first.targets is not None
     assert len(first.targets.scores) == 200
     assert all(score == float(f"{score:.6g}") for score in first.targets.scores)
     assert first.without_scores().targets == replace(first.targets, scores=())
