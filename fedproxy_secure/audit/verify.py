@@ -26,6 +26,7 @@ from fedproxy_secure.audit.vouched import (
     erased_files,
     is_outside,
     link_on_the_way,
+    names_below,
     vouched_files,
 )
 from fedproxy_secure.errors import AuditError
@@ -249,13 +250,12 @@ def _inner(
 ) -> list[Verified]:
     """Verify the logs below this one, such as those of a matrix's cells; their lines name their folders."""
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in log.entries if e.event == INNER}
-    verified = []
+    above, verified = sorted(vouched), []
     for name, head in heads.items():
         problems: list[str] = []
         try:
             check_inner(folder, name, below)
-            above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
-            inner = verify_run(folder / name, key=key, elsewhere=above, below=below)
+            inner = verify_run(folder / name, key=key, elsewhere=names_below(above, name), below=below)
         except AuditError as error:
             unreadable = Verified(
                 problems=(str(error),), unsettled=(), public=None, pinned=False, lines=0, files=0, head=head
