@@ -104,14 +104,14 @@ def world_sha256(configs: Iterable[Config]) -> str:
 
     The digest does not depend on the order of the settings, nor on how often they name a client.
     """
-    from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
     from fedproxy_secure.data.tasks import load_task
+    from fedproxy_secure.data.worlds.demo_tasks import PUBLIC_SEED
     from fedproxy_secure.world.stories import stories
 
     parts: dict[str, str] = {"public text": _digest(list(islice(stories(PUBLIC_SEED), STORIES)))}
     for config in configs:
         for client in config.data.clients:
-            key = client.model_dump_json()
+            key = client.model_dump_json(exclude={"part"} if client.part is None else None)
             if key not in parts:
                 task = load_task(client, root=config.data.root)
                 parts[key] = _digest([[asdict(r) for r in part] for part in (task.train, task.test)])

@@ -33,8 +33,8 @@ from torch import nn
 from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.data.encode import Encoded, batch_loss, encode_records, training_batch
-from fedproxy_secure.data.real_tasks import real_records
 from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.worlds.real_tasks import real_records
 from fedproxy_secure.dp.accounting import spent
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.ledger import read_all
