@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, Truth, replace_view
-from attacks.reconstruction.vectors import own_contributions
+from attacks.reconstruction.vectors import as_sent, own_contributions
 from attacks.registry import attack
 from attacks.statistics import auc_value, over_targets, share
 from fedproxy_secure.evidence.estimate import Estimate
@@ -67,6 +67,10 @@ class SignCounts(Attack):
 
     Clients that work with the adversary first subtract their own signs and values.
     """
+
+    def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
+        """Return no question; the answer is what clients sent, trimmed and weighed."""
+        return Exam(answer=as_sent(view, truth))
 
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> SignsGuess:
         """Return the values and signs that all coordinates of all rounds reveal."""
@@ -132,7 +136,7 @@ class SignCounts(Attack):
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
         """Return sums as granularity `coordinate` would have revealed them."""
-        sums = coordinate_sums(view, truth)
+        sums = coordinate_sums(view, as_sent(view, truth))
         return (replace_view(view, sums=sums), truth) if sums else None
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:

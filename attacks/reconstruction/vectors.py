@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
 from attacks import white_box
-from attacks.base import replace_view
+from attacks.base import Truth, replace_view
 from fedproxy_secure.config import cohort_size
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.contribution import contribution
+from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import Sums, View
 
 Vector = tuple[int, tuple[str, ...], np.ndarray]  # round, clients in it, the mean of their updates
@@ -71,6 +73,16 @@ def own_contributions(view: View, round_number: int, clients: Collection[str]) -
         for name, state in view.own.items()
         if name in clients and round_number in state.rounds
     }
+
+
+def as_sent(view: View, truth: Truth) -> Truth:
+    """Return the truth with what clients added to sums in place of the updates that training left."""
+
+    def sent(state: PrivateState) -> PrivateState:
+        updates = {r: contribution(state, r, view.settings, view.adapters) for r in state.rounds}
+        return replace(state, rounds={r: replace(state.rounds[r], update=u) for r, u in updates.items()})
+
+    return Truth(clients={name: sent(state) for name, state in truth.clients.items()})
 
 
 def _clients_in(view: View, round_number: int, clients: tuple[str, ...]) -> int:

@@ -215,10 +215,14 @@ def test_coordinate_sums_give_lone_values_away_and_block_sums_do_not(world):
 
 
 @pytest.mark.slow
-def test_a_run_at_granularity_coordinate_is_found_to_reveal_them(tmp_path):
-    folder = record_run(tmp_path, federate={"rounds": 1}, protect={"granularity": "coordinate"})
+@pytest.mark.parametrize("weights", ["uniform", "self"])
+def test_a_run_at_granularity_coordinate_is_found_to_reveal_them(tmp_path, weights):
+    protect = {"granularity": "coordinate", "weights": weights}
+    folder = record_run(tmp_path, federate={"rounds": 2}, protect=protect)
     found = tried(SignCounts(), *seen_by(folder, "server"))
     assert found.outcome == Outcome.SUCCEEDED
+    lone = {e.metric: e.value for e in found.estimates}["share of coordinates with a lone contributor"]
+    assert found.headline.value == pytest.approx(lone, abs=0.02)
     assert found.headline.value == pytest.approx(found.positive.value, abs=0.02)
 
 
