@@ -145,13 +145,11 @@ class SignCounts(Attack):
 
 
 def coordinate_sums(view: View, truth: Truth) -> dict[int, Sums]:
-    """Return what granularity `coordinate` reveals of rounds in which all clients in `truth` trained."""
-    names = tuple(truth.clients)
+    """Return what granularity `coordinate` reveals of the best attended rounds; needs 2 clients."""
+    names, rounds = truth.best_attended()
     if view.settings is None or len(names) < 2:
         return {}
-    bits = view.settings.protect.bits
-    rounds = set.intersection(*(set(s.rounds) for s in truth.clients.values()))
-    return {r: _coordinate_sums(names, truth, r, bits) for r in sorted(rounds)}
+    return {r: _coordinate_sums(names, truth, r, view.settings.protect.bits) for r in rounds}
 
 
 def _coordinate_sums(names: tuple[str, ...], truth: Truth, round_number: int, bits: int) -> Sums:
@@ -268,16 +266,13 @@ class CohortDifferencing(Attack):
         return (over_targets(aucs, metric="auc", unit="AUC", within=(0, 1)), rank)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return one more sum for every client, in which that client is left out."""
-        names = tuple(truth.clients)
+        """Return the sum of the best attended round, and one more for each of its clients, without it."""
+        names, rounds = truth.best_attended()
         if len(names) < 3:
             return None
-        rounds = set.intersection(*(set(s.rounds) for s in truth.clients.values()))
-        if not rounds:
-            return None
-        r = min(rounds)
-        alone = {n: replace(s, rounds={r: s.rounds[r]}) for n, s in truth.clients.items()}
-        updates = {n: truth.clients[n].rounds[r].update for n in names}
+        r = rounds[0]
+        alone = {n: replace(truth.clients[n], rounds={r: truth.clients[n].rounds[r]}) for n in names}
+        updates = {n: s.rounds[r].update for n, s in alone.items()}
         cohorts = [names, *(tuple(n for n in names if n != absent) for absent in names)]
         sums = {
             i: Sums(clients=c, segments={"update": np.sum([updates[n] for n in c], axis=0)})

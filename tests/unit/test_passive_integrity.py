@@ -212,6 +212,41 @@ def test_coordinate_sums_give_lone_values_away_and_block_sums_do_not(world):
     assert found.negative.value == 0
 
 
+ATTENDED = {0: "abcde", 1: "bcdef", 2: "abc", 3: "abcde"}  # no round has all six clients
+
+
+def attended(*rounds_):
+    """Six clients, each of which trained in those of the rounds that it attended."""
+    all_rounds = truth_of({n: rng(i).normal(0, 1, 64) for i, n in enumerate("abcdef")}, rounds_)
+    return Truth(
+        clients={
+            n: replace(s, rounds={r: done for r, done in s.rounds.items() if n in ATTENDED[r]})
+            for n, s in all_rounds.clients.items()
+        }
+    )
+
+
+def test_where_no_round_has_all_clients_the_controls_have_those_of_the_best_attended_round(settings):
+    seen, truth = View(threat_model="server", settings=settings.changed(d=64)), attended(*ATTENDED)
+    counted, whole = SignCounts().positive(seen, truth)
+    assert whole is truth
+    assert {r: s.clients for r, s in counted.sums.items()} == dict.fromkeys((0, 3), tuple("abcde"))
+    assert tried(SignCounts(), counted, truth).positive.value > 0.1
+    apart, alone = CohortDifferencing().positive(seen, truth)
+    assert {n: set(s.rounds) for n, s in alone.clients.items()} == {n: {0} for n in "abcde"}
+    assert tried(CohortDifferencing(), apart, alone).positive.value > 0.99
+
+
+def test_where_no_round_has_enough_clients_there_is_no_control(settings):
+    seen = View(threat_model="server", settings=settings)
+    two = Truth(clients={n: s for n, s in attended(2).clients.items() if n in "ab"})
+    assert SignCounts().positive(seen, two) is not None
+    assert CohortDifferencing().positive(seen, two) is None
+    for truth in (Truth(clients={"a": two.clients["a"]}), Truth(clients={}), attended()):
+        assert SignCounts().positive(seen, truth) is None
+        assert CohortDifferencing().positive(seen, truth) is None
+
+
 @pytest.mark.slow
 def test_a_run_at_granularity_coordinate_is_found_to_reveal_them(tmp_path):
     folder = record_run(tmp_path, federate={"rounds": 1}, protect={"granularity": "coordinate"})
