@@ -100,10 +100,11 @@ def test_known_bad_masks_are_those_of_flowers_secagg_plus(bits, seed):
 
 
 @pytest.mark.parametrize("bits", [16, 24, 32])
-def test_the_right_seed_opens_a_known_bad_message_and_no_other_seed_does(bits):
+@pytest.mark.parametrize("sign", [1, -1], ids=["added", "subtracted"])
+def test_the_right_seed_opens_a_known_bad_message_and_no_other_seed_does(bits, sign):
     update = rng().normal(0, 1, 100).astype(np.float32)
-    message = words_of(masked_by_seed(update, 300, bits=bits, clients=3), bits)[None, :64]
-    for seeds, expected in ((range(1000), {0: 300}), (range(300), {}), (range(301, 1000), {})):
+    message = words_of(masked_by_seed(update, 300, bits=bits, clients=3, sign=sign), bits)[None, :64]
+    for seeds, expected in ((range(1000), {0: (300, sign)}), (range(300), {}), (range(301, 1000), {})):
         assert search(message, bits=bits, clients=3, seeds=seeds, budget=Budget()) == expected
 
 
