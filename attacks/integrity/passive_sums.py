@@ -18,6 +18,7 @@ import numpy as np
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, Truth, replace_view
 from attacks.registry import attack
 from attacks.statistics import auc_value, over_targets, share
+from fedproxy_secure.config import cohort_size
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import Sums, View
 from fedproxy_secure.secagg.signs import pack_signs, unpack_signs
@@ -72,8 +73,9 @@ class SignCounts(Attack):
         settings = view.settings
         if settings is None or not view.sums:
             raise NotApplicable("this view holds no sums")
-        # half a step per client: n clients share 2^(bits - 1) levels per side
-        rounding = 2 * len(settings.clients) ** 2 / 2**settings.protect.bits
+        # half a step per client: the n clients of a round share 2^(bits - 1) levels per side
+        asked = cohort_size(len(settings.clients), settings.federate.participation)
+        rounding = 2 * asked**2 / 2**settings.protect.bits
         lone = unanimous = total = 0
         named = []
         for r, sums in sorted(view.sums.items()):

@@ -24,6 +24,7 @@ from attacks.integrity.passive_sums import (
     coordinate_sums,
     disaggregate,
 )
+from fedproxy_secure.config import FederateConfig, ProtectConfig
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import Sums, View
@@ -190,6 +191,18 @@ def test_values_named_wrongly_do_not_count(settings):
     guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
     moved = tuple((r, at, values + 0.01, near) for r, at, values, near in guess.named)
     assert SignCounts().score(replace(guess, named=moved), truth)[0].value == 0
+
+
+def test_how_far_rounding_moves_values_follows_from_the_clients_of_a_round(settings):
+    """Were it from all clients, 16 bits would round every value of 200 clients away."""
+    few_of_many = settings.changed(
+        clients=tuple(f"c{i}" for i in range(200)),
+        protect=ProtectConfig(bits=16),
+        federate=FederateConfig(participation=0.015),
+    )
+    truth, seen = truth_of(UPDATES), View(threat_model="server", settings=few_of_many)
+    guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
+    assert SignCounts().score(guess, truth)[0].value == 0.5
 
 
 def test_signs_of_rounds_whose_clients_are_unknown_are_not_judged(settings):
