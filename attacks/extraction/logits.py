@@ -41,7 +41,7 @@ from fedproxy_secure.record.view import View
 
 TRIES = {"smoke": 4, "standard": 8, "full": 8}
 QUERY_TOKENS = 64
-FEWEST, MOST = 256, 8192  # rows of a matrix: positions queried in one try; the largest takes some 4 GiB
+FEWEST, MOST = 256, 8192  # rows of a matrix: positions queried in one try; the most take 4 GiB, and minutes
 COLUMNS = 2  # tokens used, for each row; of a large vocabulary they are drawn at random
 CLIFF = 10.0  # factor by which the next singular value must be smaller
 NOISE = 0.01  # of the root mean square of all singular values, which the next one must not exceed
