@@ -92,7 +92,7 @@ def search(
 
 def _signed(words: np.ndarray, bits: int) -> np.ndarray:
     """Return ring words, int64, as signed numbers from -2^(bits - 1)."""
-    return (words + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+    return np.asarray((words + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1), dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class MaskSeedSearch(Attack):
         if settings is None:
             return None
         rng = np.random.default_rng(settings.seed)
-        masked = {}
+        masked: dict[tuple[int, str], np.ndarray] = {}
         for r, name in sorted(view.masked)[:MESSAGES]:
             if name in truth.clients and r in truth.clients[name].rounds:
                 masked[r, name] = masked_by_seed(
