@@ -36,6 +36,7 @@ from attacks.base import (
 from attacks.integrity.masked_words import packed_update, random_bytes, words_of
 from attacks.integrity.passive_sums import SECURE_AGGREGATION
 from attacks.judging.power import SharePower
+from attacks.reconstruction.vectors import as_sent
 from attacks.registry import attack
 from attacks.statistics import share
 from fedproxy_secure.config import cohort_size
@@ -126,6 +127,10 @@ class Opened:
 class MaskSeedSearch(Attack):
     """The attack that tries seeds from 0 upwards on all messages at once."""
 
+    def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
+        """Return no question; the answer is what clients sent, trimmed and weighed."""
+        return Exam(answer=as_sent(view, truth))
+
     def guess(self, view: View, question: object, budget: Budget, rng: np.random.Generator) -> Opened:
         """Return the messages that some seed opens."""
         settings = view.settings
@@ -190,11 +195,12 @@ class MaskSeedSearch(Attack):
         if settings is None:
             return None
         rng = np.random.default_rng(settings.seed)
+        sent = as_sent(view, truth).clients
         masked: dict[tuple[int, str], np.ndarray] = {}
         for r, name in sorted(view.masked)[:MESSAGES]:
-            if name in truth.clients and r in truth.clients[name].rounds:
+            if name in sent and r in sent[name].rounds:
                 masked[r, name] = masked_by_seed(
-                    truth.clients[name].rounds[r].update,
+                    sent[name].rounds[r].update,
                     int(rng.integers(FEWEST_TRIED)),
                     bits=settings.protect.bits,
                     clients=_clients(settings),

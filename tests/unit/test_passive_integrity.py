@@ -140,6 +140,22 @@ def test_what_a_search_reads_counts_only_if_it_is_the_clients_update(world):
     assert MaskSeedSearch().score(replace(read, vectors=others), open_truth)[0].value == 0
 
 
+def test_a_search_of_seeds_reads_messages_of_clients_that_trim_their_updates(world):
+    seen, truth = seen_by(world, "server")
+    settings = seen.settings.changed(fusion=FusionConfig(rule="ties"))
+    masked = {
+        (r, name): masked_by_seed(
+            keep_largest(truth.clients[name].rounds[r].update, 0.2),
+            300,
+            bits=settings.protect.bits,
+            clients=4,
+        )
+        for r, name in seen.masked
+    }
+    found = tried(MaskSeedSearch(), replace_view(seen, settings=settings, masked=masked), truth)
+    assert (found.outcome, found.headline.value, found.positive.value) == (Outcome.SUCCEEDED, 1, 1)
+
+
 def test_a_message_whose_update_nobody_kept_is_no_error_of_the_search(world):
     seen, truth = seen_by(world, "server")
     open_view, _ = MaskSeedSearch().positive(seen, truth)
