@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from fedproxy_secure.config import ANSWERS
+from fedproxy_secure.crypto.primitives import key_id
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
     AUDIT_SCOPE,
@@ -269,7 +270,9 @@ def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
         if signed.problems:
             verdict, why = Verdict.FAILED, signed.problems[0]
         elif policy.signer is not None and signed.signer != policy.signer:
-            verdict, why = Verdict.FAILED, f"signed by {signed.signer}, not by {policy.signer}"
+            expected = key_id(bytes.fromhex(policy.signer))[:16]  # a wrong key in its place may be private
+            verdict = Verdict.FAILED
+            why = f"signed by {signed.signer}, not by the expected key, whose id begins with {expected}"
         elif signed.unsettled:
             why = signed.unsettled[0]
         elif policy.signer is None:
