@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fedproxy_secure.errors import ModelError
+from fedproxy_secure.errors import ModelError, reason_of
 from fedproxy_secure.models import gguf
 from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.models.mixed import mix_products
@@ -192,12 +192,9 @@ def _check_folder(source: str, path: str | Path) -> None:
 
 
 def _cannot_be_loaded(path: str | Path, error: Exception, source: str | None = None) -> ModelError:
-    reason, *more = (str(error).strip() or type(error).__name__).splitlines()
-    if reason.rstrip().endswith(":"):  # it begins a list
-        reason = " ".join(line.strip() for line in (reason, *more))
     made_here = source is not None and Path(source).parent == cache_folder("llms")
     remedy = f"; remove {source}, which is then made anew" if made_here else ""
-    return ModelError(f"model.path={path}: cannot be loaded: {reason}{remedy}")
+    return ModelError(f"model.path={path}: cannot be loaded: {reason_of(error)}{remedy}")
 
 
 @contextmanager
