@@ -85,3 +85,15 @@ class FolderInUse(RunFolderError):
 
 class AuditError(FedProxyError):
     """The audit log of a run, or a file that it vouches for, is not as it was written."""
+
+
+def reason_of(error: BaseException) -> str:
+    r"""Return what a library's error says, in one line: its first line, or all if that begins a list.
+
+    >>> reason_of(ValueError("no such file\nlong advice")), reason_of(ValueError("one of: \n(1) a"))
+    ('no such file', 'one of: (1) a')
+    """
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    if first.rstrip().endswith(":"):
+        return " ".join(line.strip() for line in (first, *more))
+    return first

@@ -5,7 +5,7 @@ rest of the run: the log names the files that were erased, with the hashes that 
 signed again.
 
 Each folder with a log, the cells of a matrix first, goes through these steps: the log names the files, the
-files are deleted, `report.json` gets the log's new head, and the report is signed. If the command is killed
+files are deleted, the report gets the log's new head, and is signed. If the command is killed
 after any of them, it goes on when it is called again. Until then, `audit verify` names what is left to do.
 
 Guarantees: a run that has not finished, or differs from its log or signature, loses nothing and is not
@@ -16,13 +16,11 @@ are unlinked, not overwritten, and backups are not touched.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import Examined, examine, read_log
@@ -39,12 +37,16 @@ from fedproxy_secure.runtime.files.names import (
     CELLS,
     FEDERATION,
     REPORT_JSON,
+    REPORT_PAGE,
+    REPORT_SARIF,
     SEED_PREFIX,
     SIGNATURE,
     TRANSCRIPT,
 )
 from fedproxy_secure.runtime.only_one import only_run_in
-from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
+from fedproxy_secure.runtime.untrusted import read_plain_file
+
+NAME_THE_HEAD = (REPORT_PAGE, REPORT_SARIF, REPORT_JSON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class _Place:
     folder: Path
     log: Examined
     seal: Seal
-    report: Mapping[str, Any]  # the values of `report.json`
+    report: Mapping[str, bytes]  # the files of the report that name the log's head, as they were signed
 
     @property
     def tail(self) -> Sequence[Entry]:
@@ -166,16 +168,12 @@ def _place(whole: Path, name: str, *, elsewhere: Set[str] = frozenset()) -> _Pla
     unvouched = [n for n in files.unvouched if name or not n.startswith(f"{CELLS}/")]
     if differences := [*files.problems, *files.unfinished, *files.links, *unvouched]:
         raise AuditError(f"{folder}: {differences[0]}: is not as {AUDIT_LOG} has it; {_SIGN}")
-    place = _Place(name=name, folder=folder, log=log, seal=seal, report=_report(folder))
+    place = _Place(name=name, folder=folder, log=log, seal=seal, report={})
     if any(e.event not in (ERASED, INNER) for e in place.tail):
         raise AuditError(f"{folder / AUDIT_LOG}: goes on after the report was signed; {_SIGN}")
-    for file, sha256 in seal.files.items():
-        if file == REPORT_JSON:  # a killed erasure may have written it, with another head of the log
-            if hashlib.sha256(_with_head(place.report, seal.head)).hexdigest() != sha256:
-                raise AuditError(f"{folder / REPORT_JSON}: was altered; nothing was erased")
-        else:
-            check_file(folder, file, sha256, SIGNATURE)
-    return place
+    for file in (f for f in seal.files if f not in NAME_THE_HEAD):
+        check_file(folder, file, seal.files[file], SIGNATURE)
+    return replace(place, report=_signed_report(place))
 
 
 def _after(entries: Sequence[Entry], head: str) -> Sequence[Entry]:
@@ -203,7 +201,8 @@ def _erase(place: _Place, logs: Mapping[str, AuditLog], key: Secret) -> None:
             f"{error.filename}: cannot be deleted: {error.strerror}; call it again"
         ) from error
     if log.head != place.seal.head:
-        write_bytes(place.folder / REPORT_JSON, _with_head(place.report, log.head))
+        for name, signed in place.report.items():
+            write_bytes(place.folder / name, signed.replace(place.seal.head.encode(), log.head.encode()))
         sign_report(place.folder, key, log.head, names=place.seal.files)
 
 
@@ -213,17 +212,22 @@ def _new_heads_of_cells(whole: _Place, heads: Mapping[str, str]) -> list[tuple[s
     return [(name, heads[name]) for name in logged if name in heads and heads[name] != logged[name]]
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """Return the values of a report; only the log's head among them matters here."""
-    try:
-        values = parse_json(read_plain_file(folder / REPORT_JSON))
-        if isinstance(values, dict):
-            return values
-    except (OSError, ValueError):
-        pass
-    raise AuditError(f"{folder / REPORT_JSON}: is missing or damaged; nothing was erased")
+def _signed_report(place: _Place) -> dict[str, bytes]:
+    """Return the files that name the log's head, as they were signed.
 
+    A killed erasure may have written some of them with a later head of the log.
 
-def _with_head(report: Mapping[str, Any], head: str) -> bytes:
-    """Return a report's JSON, as `Report` writes it, with another head of the log and no other change."""
-    return (json.dumps({**report, "audit_head": head}, indent=2, sort_keys=True) + "\n").encode()
+    Raises `AuditError` if one of them is missing or was altered.
+    """
+    files = {}
+    for name in (n for n in NAME_THE_HEAD if n in place.seal.files or n == REPORT_JSON):
+        try:
+            content = read_plain_file(place.folder / name)
+        except (OSError, ValueError) as error:
+            raise AuditError(f"{place.folder / name}: is missing or damaged; nothing was erased") from error
+        for entry in place.tail:
+            content = content.replace(entry.hash.encode(), place.seal.head.encode())
+        if hashlib.sha256(content).hexdigest() != place.seal.files.get(name):
+            raise AuditError(f"{place.folder / name}: was altered; nothing was erased")
+        files[name] = content
+    return files

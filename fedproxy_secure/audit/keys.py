@@ -1,4 +1,4 @@
-"""Signing keys of audit logs: Ed25519, hex in a file that only its owner may read (mode 0600).
+"""Signing keys of audit logs: Ed25519, in a file that only its owner may read (mode 0600).
 
 A run without a key makes one, `NAME.audit.key` beside its folder `NAME`. To someone who noted its public
 key when the run ended, a signature by it proves that nothing has changed since. A signature by a key that
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedproxy_secure.crypto.key_file import read_key, write_key
+from fedproxy_secure.crypto.key_file import PRIVATE_KEY, read_key, write_key
 from fedproxy_secure.crypto.primitives import KEY_BYTES, fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.runtime.artifacts import write_bytes
 
 PUBLIC_SUFFIX = ".pub"
+_NAME_THE_PUBLIC = f"must be the public key; give its hex digits or its file, such as me.key{PUBLIC_SUFFIX}"
 
 
 def make_key(file: Path) -> bytes:
@@ -60,14 +61,19 @@ def run_key(run: Path, named: str | None, *, make: bool) -> Secret:
 def parse_public(text: str) -> bytes:
     """Return a public key, 32 bytes, from 64 hex digits or the name of a file with them.
 
-    Raises `ConfigError` for anything else.
+    Raises `ConfigError` for anything else. A private key, by mistake in the place of the public one, is
+    refused and not shown.
     """
     digits = text
+    if PRIVATE_KEY in text:
+        raise ConfigError(f"the key given is a private one; {_NAME_THE_PUBLIC}")
     if len(text) != 2 * KEY_BYTES:
         try:
             digits = Path(text).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{text}: is no public key, nor a file that holds one") from error
+        if PRIVATE_KEY in digits:
+            raise ConfigError(f"{text}: holds a private key; {_NAME_THE_PUBLIC}")
     try:
         public = bytes.fromhex(digits)
     except ValueError:

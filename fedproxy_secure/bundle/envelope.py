@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedproxy_secure.crypto.primitives import sign, signing_public, verify
+from fedproxy_secure.crypto.primitives import key_id, sign, signing_public, verify
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, ProtocolAborted
 from fedproxy_secure.runtime.artifacts import json_bytes
@@ -35,12 +34,6 @@ def pae(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
     """
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-
-
-def key_id(public: bytes) -> str:
-    """Return the id of an Ed25519 public key, hex: SHA-256 of its canonical JSON in securesystemslib."""
-    form = {"keytype": "ed25519", "keyval": {"public": public.hex()}, "scheme": "ed25519"}
-    return hashlib.sha256(json.dumps(form, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def seal_statement(statement: Mapping[str, Any], key: Secret) -> bytes:

@@ -75,6 +75,7 @@ def verify_command(
     with plain_errors(again=None, verdict=True):
         from fedproxy_secure.audit.keys import parse_public
         from fedproxy_secure.bundle.verify import verify_bundle
+        from fedproxy_secure.crypto.primitives import key_id
         from fedproxy_secure.runtime.escape import printable
 
         public = parse_public(key)
@@ -85,5 +86,7 @@ def verify_command(
             f"{result.files} files, {result.statements} statements verified, "
             f"head {printable(result.head) or '-'}"
         )
-        typer.echo(f"expected signer: {public.hex()}")
+        # of a key that did not sign, the id alone: it may be a private key, given by mistake
+        signer = f"the key whose id begins with {key_id(public)[:16]}" if result.problems else public.hex()
+        typer.echo(f"expected signer: {signer}")
     raise typer.Exit(BROKEN if result.problems else 0)

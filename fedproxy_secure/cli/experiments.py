@@ -220,6 +220,7 @@ def _work(command: str) -> _Work:
 
 def show_report(report: Report, folder: Path) -> None:
     """Print a report's tables, what is unsafe or failed, its notes, and where it lies."""
+    from fedproxy_secure.report.tables.measures import comparison_lines
     from fedproxy_secure.report.text.table import rich_tables
     from fedproxy_secure.report.text.trilemma_table import rich_trilemma
     from fedproxy_secure.runtime.escape import printable
@@ -232,6 +233,8 @@ def show_report(report: Report, folder: Path) -> None:
     for configuration in report.configurations:
         for line in (*configuration.unsafe, *configuration.failed):
             console.print(printable(f"{configuration.name}: {line}"), markup=False, highlight=False)
+    for line in comparison_lines(report):
+        console.print(printable(line), markup=False, highlight=False)
     for note in (*report.composition, *report.notes):
         console.print(printable(f"note: {note}"), markup=False, highlight=False)
     console.print(f"report: {folder / REPORT_PAGE}", markup=False, highlight=False, soft_wrap=True)

@@ -19,6 +19,8 @@ may stay in memory until the memory is reused.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -48,6 +50,12 @@ def fresh_secret() -> Secret:
 def signing_public(private: Secret) -> bytes:
     """Return the Ed25519 public key of a private key, 32 bytes."""
     return Ed25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
+
+
+def key_id(public: bytes) -> str:
+    """Return the id of an Ed25519 public key, hex: SHA-256 of its canonical JSON in securesystemslib."""
+    form = {"keytype": "ed25519", "keyval": {"public": public.hex()}, "scheme": "ed25519"}
+    return hashlib.sha256(json.dumps(form, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sign(private: Secret, message: bytes) -> bytes:

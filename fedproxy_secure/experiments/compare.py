@@ -31,10 +31,16 @@ from fedproxy_secure.experiments.sweeps.method_folder import (
     check_origins,
     devices_of,
     folder_notes,
+    missing_cells,
     open_folder,
     read_cells,
 )
-from fedproxy_secure.experiments.sweeps.method_notes import comparison_notes, proxy_notes, unresolved_gaps
+from fedproxy_secure.experiments.sweeps.method_notes import (
+    comparison_notes,
+    proxy_notes,
+    stamps_of_methods,
+    unresolved_gaps,
+)
 from fedproxy_secure.experiments.sweeps.method_rows import costs_of, proxy_rows, rows_of, scales_of
 from fedproxy_secure.experiments.sweeps.method_tasks import (
     read_constant,
@@ -43,11 +49,7 @@ from fedproxy_secure.experiments.sweeps.method_tasks import (
     tasks_that_count,
     write_constant,
 )
-from fedproxy_secure.experiments.sweeps.prepared_proxies import (
-    PreparedProxy,
-    forget_weights,
-    records_of,
-)
+from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights, records_of
 from fedproxy_secure.experiments.sweeps.schedule import run_cells
 from fedproxy_secure.report.measured import rows_without_losses
 from fedproxy_secure.report.publish import publish
@@ -148,7 +150,7 @@ def _compare(config: Config, out: Path, *, resume: bool, display: Progress, comm
 def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
     """Write and return the report of the finished cells in `out`, without running any.
 
-    It needs neither the model nor the records. A note says which cells are missing.
+    It needs neither the model nor the records. Its `unfinished` says which cells are missing.
 
     Raises `RunFolderError` if there is no cell of these settings, or one that is damaged or was made with
     other settings.
@@ -176,6 +178,8 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
         differences=tuple(differences_of(results, config.compare.against)),
         task_scales=tuple(scales),
         proxies=tuple(proxy_rows(results, records)),
+        unsafe=stamps_of_methods(config),
+        unfinished=tuple(missing_cells(cells, results)),
         notes=(
             *folder_notes(out, cells, results),
             *comparison_notes(config, truncated),

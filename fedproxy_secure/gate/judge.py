@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 
 from fedproxy_secure.config import ANSWERS
+from fedproxy_secure.crypto.primitives import key_id
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
     AUDIT_SCOPE,
@@ -234,33 +236,22 @@ def _api(rule: Rule, configuration: Configuration) -> Judged:
 
 def _total(report: Report, rule: Rule) -> Judged:
     """Return the judgement of the total epsilon of all configurations on the same records."""
-    total = report.total_epsilon
-    simulated = next((c.name for c in report.configurations if c.simulated_noise), None)
+    row = partial(Judged, rule=rule.text, configuration=WHOLE_REPORT)
+    total, trained = report.total_epsilon, [c for c in report.configurations if c.trained]
+    simulated = next((c.name for c in trained if c.simulated_noise), None)
+    bare = next((c.name for c in trained if c.privacy_unit == "none"), None)
     if simulated is not None:
-        return Judged(
-            rule=rule.text,
-            configuration=WHOLE_REPORT,
-            verdict=Verdict.FAILED,
-            why=f"{SIMULATED} in {simulated}: epsilon_total is infinite",
-        )
+        return row(verdict=Verdict.FAILED, why=f"{SIMULATED} in {simulated}: epsilon_total is infinite")
     if total is not None and rule.limit is not None:
         verdict, excess = compare(total, rule.limit.side, rule.bound)
-        how_much = _by_how_much(rule.limit, verdict, excess)
-        return Judged(
-            rule=rule.text,
-            configuration=WHOLE_REPORT,
-            verdict=verdict,
-            why=f"{len(report.configurations)} configurations together: {how_much}",
-            measured=total,
-            excess=excess,
-            source=pointer("total_epsilon"),
-        )
-    bare = next((c.name for c in report.configurations if c.privacy_unit == "none"), None)
+        counted = f"{len(trained)} of {len(report.configurations)} configurations began to train"
+        why = f"{counted}; together: {_by_how_much(rule.limit, verdict, excess)}"
+        source = pointer("total_epsilon")
+        return row(verdict=verdict, why=why, measured=total, excess=excess, source=source)
     if bare is not None:
-        verdict, why = Verdict.FAILED, f"no differential privacy in {bare}: epsilon_total is infinite"
-    else:
-        verdict, why = Verdict.MISSING, "epsilon_total is not known"
-    return Judged(rule=rule.text, configuration=WHOLE_REPORT, verdict=verdict, why=why)
+        why = f"no differential privacy in {bare}: epsilon_total is infinite"
+        return row(verdict=Verdict.FAILED, why=why)
+    return row(verdict=Verdict.MISSING, why="epsilon_total is not known")
 
 
 def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
@@ -269,7 +260,9 @@ def _audit(report: Report, policy: Policy, signed: Signed | None) -> Judged:
         if signed.problems:
             verdict, why = Verdict.FAILED, signed.problems[0]
         elif policy.signer is not None and signed.signer != policy.signer:
-            verdict, why = Verdict.FAILED, f"signed by {signed.signer}, not by {policy.signer}"
+            expected = key_id(bytes.fromhex(policy.signer))[:16]  # a wrong key in its place may be private
+            verdict = Verdict.FAILED
+            why = f"signed by {signed.signer}, not by the expected key, whose id begins with {expected}"
         elif signed.unsettled:
             why = signed.unsettled[0]
         elif policy.signer is None:

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import yaml
 
 from fedproxy_secure.config import ANSWERS
+from fedproxy_secure.crypto.key_file import PRIVATE_KEY
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.gate.rules import OTHERS, TOTAL_EPSILON, Limit, limit_names, limit_of
 from fedproxy_secure.runtime.nearest import file_or_shipped, nearest
@@ -137,15 +138,17 @@ def _policy(raw: Any, sha256: str, stem: str) -> Policy:
     for key in raw:
         if key not in TOP:
             raise ConfigError(f"{key}: unknown key; {nearest(str(key), TOP)}")
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        raise ConfigError(f"schema_version={raw.get('schema_version')}: must be {SCHEMA_VERSION}")
+    version = raw.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:  # `true` and `1.0` equal 1
+        raise ConfigError(f"schema_version={version}: must be {SCHEMA_VERSION}")
     flags = {name: raw.get(name, False) for name in FLAGS}
     for name, value in flags.items():
         if not isinstance(value, bool):
             _refuse(name, value, "true or false")
     signer = raw.get("signer")
     if signer is not None and not (_is_key(signer) and flags["require_signed_audit"]):
-        _refuse("signer", signer, "64 hex digits, with require_signed_audit: true")
+        shown = "a private key" if PRIVATE_KEY in str(signer) else signer
+        _refuse("signer", shown, "64 hex digits of a public key, with require_signed_audit: true")
     rules = raw.get("rules")
     if not isinstance(rules, list) or not rules:
         _refuse("rules", rules, "a list of at least one rule")

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fedproxy_secure.errors import ModelError
+from fedproxy_secure.errors import ModelError, reason_of
 from fedproxy_secure.models import gguf
 from fedproxy_secure.models.cache import cache_folder
 from fedproxy_secure.models.mixed import mix_products
@@ -78,6 +78,7 @@ def load_llm(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> 
 
     place = pick_device(device)
     source = _source(path)
+    _check_folder(source, path)
     try:
         with without_library_bars():
             model = AutoModelForCausalLM.from_pretrained(
@@ -104,6 +105,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     source = _source(path, weights=False)
+    _check_folder(source, path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=Path(source).is_dir()
@@ -182,11 +184,17 @@ def _source(path: str | Path, *, weights: bool = True) -> str:
         raise _cannot_be_loaded(path, error) from error
 
 
+def _check_folder(source: str, path: str | Path) -> None:
+    """Raise `ModelError` if a folder of the user's has no model; the libraries do not say that."""
+    own = source == str(path) and Path(source).is_dir()
+    if own and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"model.path={path}: has no config.json; must be a folder with a model in it")
+
+
 def _cannot_be_loaded(path: str | Path, error: Exception, source: str | None = None) -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     made_here = source is not None and Path(source).parent == cache_folder("llms")
     remedy = f"; remove {source}, which is then made anew" if made_here else ""
-    return ModelError(f"model.path={path}: cannot be loaded: {reason}{remedy}")
+    return ModelError(f"model.path={path}: cannot be loaded: {reason_of(error)}{remedy}")
 
 
 @contextmanager

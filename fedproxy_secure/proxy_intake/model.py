@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from fedproxy_secure.data.encode import ENDS_THE_PROCESS
-from fedproxy_secure.errors import FedProxyError, ModelError
+from fedproxy_secure.errors import FedProxyError, ModelError, reason_of
 from fedproxy_secure.models.llm import (
     Tokenizer,
     load_tokenizer,
@@ -292,7 +292,5 @@ def _alone() -> Iterator[None]:
 
 
 def _cannot_be_loaded(folder: Path, error: BaseException) -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(
-        f"proxy: cannot be loaded: {one_line(reason.replace(str(folder.resolve()), 'its folder'))}"
-    )
+    reason = reason_of(error).replace(str(folder.resolve()), "its folder")
+    return ModelError(f"proxy: cannot be loaded: {one_line(reason)}")

@@ -171,8 +171,9 @@ class Report:
         differences: pairs of its methods: each method minus those that `compare.against` names.
         task_scales: the scale of each task of a comparison, if it is known.
         proxies: a comparison's proxies, one for each remove ratio.
-        notes: what a reader must know to interpret the numbers, such as truncated prompts or unsafe
-            settings.
+        unsafe: stamps of a comparison: warnings that every form shows, each with the methods it is about.
+        unfinished: what an interrupted comparison lacks, in sentences that every form shows.
+        notes: what a reader must know to interpret the numbers, such as truncated prompts.
         guarantees: what holds and what does not, in sentences.
         configurations: the trilemma's configurations with their measures.
         attack_differences: each attack under each protection, compared with no protection.
@@ -195,6 +196,8 @@ class Report:
     differences: tuple[MethodDifference, ...] = ()
     task_scales: tuple[TaskScale, ...] = ()
     proxies: tuple[ProxyRow, ...] = ()
+    unsafe: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unfinished: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     guarantees: tuple[str, ...] = ()
     configurations: tuple[Configuration, ...] = ()

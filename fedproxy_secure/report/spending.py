@@ -56,17 +56,20 @@ class SpentTotal:
 def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
     """Return the training of a seed that did not finish, because it used the same records, too.
 
-    The result is empty if the seed did not begin to train. An unreadable ledger gives a training of unknown
-    cost.
+    The result is empty if the seed did not begin to train: it has no folder of rounds, or no event in its
+    ledgers. The cost of a training is unknown without differential privacy, without ledgers, as in a
+    deployment, and if a ledger cannot be read.
     """
-    folder, delta = run / seed_folder(seed) / FEDERATION / PRIVACY, config.privacy.target_delta
-    if config.privacy.unit == "none" or not folder.is_dir():
+    rounds, unknown = run / seed_folder(seed) / FEDERATION, Training(delta=config.privacy.target_delta)
+    if not rounds.is_dir():
         return []
+    if config.privacy.unit == "none" or not (rounds / PRIVACY).is_dir():
+        return [unknown]
     try:
-        events = {name: spent for name, spent in all_events(folder).items() if spent}
+        events = {name: spent for name, spent in all_events(rounds / PRIVACY).items() if spent}
     except (DataError, RunFolderError):
-        return [Training(delta=delta)]
-    return [Training(delta=delta, events=events)] if events else []
+        return [unknown]
+    return [replace(unknown, events=events)] if events else []
 
 
 def epsilons(
@@ -128,12 +131,14 @@ def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, .
 def total(configurations: Sequence[Configuration], *, same_records: bool) -> SpentTotal:
     """Return the cost of all configurations of a report together, as they train on the same records.
 
+    A configuration counts as soon as it began to train, with or without a finished seed.
+
     Args:
         configurations: the report's configurations.
         same_records: whether the records are known to be the same; if not, this is assumed, and epsilons
             are added up.
     """
-    ran = [c for c in configurations if c.seeds or c.spends]
+    ran = [c for c in configurations if c.trained]
     private = [c for c in ran if c.privacy_unit != "none"]
     if not private:
         return SpentTotal()
@@ -156,6 +161,8 @@ def total(configurations: Sequence[Configuration], *, same_records: bool) -> Spe
             f"All configurations together: no finite epsilon, because {'; '.join(open_ones)} {verb} on the "
             "same records without differential privacy."
         )
+    if idle := [c.name for c in configurations if not c.trained]:
+        says.append(f"Not counted, because they did not begin to train: {'; '.join(idle)}.")
     if cost is None or open_ones or not cost.finite:
         return SpentTotal(says=tuple(says))
     seeds = sorted({s for c in private for s in c.seeds}) or [0]

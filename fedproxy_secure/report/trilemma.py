@@ -149,6 +149,7 @@ class Configuration:
         api_answers: what an API of the fused LLM is assumed to return; None if that is not known.
         spends: privacy events of all trainings by client, equal ones joined into one; {} if not all are
             known.
+        trained: whether training on the records began, on any seed, finished or not.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Configuration:
     simulated_noise: bool = False
     api_answers: Answers | None = None
     spends: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
+    trained: bool = True
 
     def measure(self, key: str) -> Measure | None:
         """Return the measure with this key, or None if it was not measured."""

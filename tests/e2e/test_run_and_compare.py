@@ -209,8 +209,8 @@ def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_
     assert not (tmp_path / "joined").exists()
     left = Report.load(tmp_path)
     assert len(left.rows) == 2
-    assert left.notes[0] == (
-        "Not finished: 3 of 6 cells are missing: zero_shot (seed 1); fedproxy_h_ties at 0.5 (seeds 0, 1)."
+    assert left.unfinished == (
+        "3 of 6 cells are missing: zero_shot (seed 1); fedproxy_h_ties at 0.5 (seeds 0, 1).",
     )
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(settings))

@@ -134,7 +134,18 @@ def test_only_reports_logs_and_signatures_change(whole):
     after = contents(whole)
     assert {n for n in before if n not in after} == {n for n in before if "/transcript/" in n}
     changed = {n.rpartition("/")[2] for n in after if after[n] != before.get(n)}
-    assert changed <= {"report.json", "report.sig", AUDIT_LOG, "running.json"}
+    reports = {"report.json", "report.html", "report.sarif", "report.sig"}
+    assert changed <= {*reports, AUDIT_LOG, "running.json"}
+
+
+def test_every_form_of_an_erased_runs_report_names_the_end_of_its_log(whole):
+    before = json.loads((whole / "report.json").read_bytes())["audit_head"].encode()
+    named = {n for n, content in contents(whole).items() if before in content}
+    erase(whole)
+    after = json.loads((whole / "report.json").read_bytes())["audit_head"].encode()
+    now = contents(whole)
+    assert {n for n in named if before in now[n]} == {AUDIT_LOG}  # whose next line names it
+    assert {n for n in named if after in now[n]} == {n for n in named if "/" not in n}
 
 
 def test_a_signature_names_the_files_that_it_named_before(matrix):
@@ -194,7 +205,7 @@ def test_another_key_erases_nothing(whole, tmp_path):
 
 ADD, DELETE = (AuditLog, "add"), (shutil, "rmtree")
 WRITE, SIGN = (erasing, "write_bytes"), (erasing, "sign_report")
-CALLS = {"run": {ADD: 1, DELETE: 1, WRITE: 1, SIGN: 1}, "matrix": {ADD: 4, DELETE: 2, WRITE: 3, SIGN: 3}}
+CALLS = {"run": {ADD: 1, DELETE: 1, WRITE: 1, SIGN: 1}, "matrix": {ADD: 4, DELETE: 2, WRITE: 5, SIGN: 3}}
 KILLS = [
     pytest.param(kind, step, call, True, id=f"{kind}-{step[1]}-{call}-before")
     for kind, calls in CALLS.items()

@@ -15,6 +15,7 @@ from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.vouched import erased_files
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
+from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -197,7 +198,7 @@ def test_a_whole_forgery_by_another_key_falls_to_the_pinned_key(run):
 
 
 def test_a_line_of_another_run_of_the_same_signer_does_not_fit(run, tmp_path):
-    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(own_key_file(run).read_text()))
+    key = Ed25519PrivateKey.from_private_bytes(read_key(own_key_file(run)).reveal())
     assert key.public_key().public_bytes_raw() == public_of(run)
     other = RunFolder.create(tmp_path / "other", CONFIG)
     shutil.copy(own_key_file(run), own_key_file(other.path))

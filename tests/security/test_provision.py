@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from fedproxy_secure.crypto.key_file import read_key, write_key
+from fedproxy_secure.crypto.key_file import PRIVATE_KEY, read_key, write_key
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError
@@ -99,23 +99,28 @@ def test_a_key_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name(tmp
 
     monkeypatch.setattr(os, "fsync", synced)
     write_key(tmp_path / "a.key", fresh_secret())
-    assert seen == [(65, False), ("folder", True)]
+    assert seen == [(86, False), ("folder", True)]
 
 
-@pytest.mark.parametrize("content", [b"zz", b"00", b"00" * 31, b"00" * 33, b""])
+@pytest.mark.parametrize("content", [b"zz", b"00", b"00" * 31, b"00" * 33, b"", b"\xff", b"PK\x03\x04"])
 def test_a_file_that_is_no_key_is_refused(tmp_path, content):
-    (tmp_path / "a.key").write_bytes(content)
-    (tmp_path / "a.key").chmod(0o600)
-    with pytest.raises(ConfigError, match=r"a\.key: is not a key"):
-        read_key(tmp_path / "a.key")
+    for word in (b"", PRIVATE_KEY.encode() + b" "):
+        (tmp_path / "a.key").write_bytes(word + content)
+        with pytest.raises(
+            ConfigError, match=rf"a\.key: is not a private key; must hold {PRIVATE_KEY} and 64"
+        ):
+            read_key(tmp_path / "a.key")
 
 
-@pytest.mark.parametrize("content", [b"\xff", None])
-def test_a_file_that_cannot_be_read_as_text_or_is_not_there_is_refused(tmp_path, content):
-    if content is not None:
-        (tmp_path / "a.key").write_bytes(content)
-        (tmp_path / "a.key").chmod(0o600)
-    with pytest.raises(ConfigError, match="cannot be read as a key"):
+def test_a_public_key_in_the_place_of_a_private_one_is_named_as_that_and_not_by_its_mode(tmp_path):
+    (tmp_path / "me.key.pub").write_text("ab" * 32 + "\n")
+    (tmp_path / "me.key.pub").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"me\.key\.pub: is not a private key"):
+        read_key(tmp_path / "me.key.pub")
+
+
+def test_a_key_file_that_is_not_there_is_one_line_with_its_name_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"a\.key: cannot be read as a key: No such file or directory$"):
         read_key(tmp_path / "a.key")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,15 @@ def test_files_that_cannot_be_used_are_named_in_one_line(files, tmp_path):
         attack_folder(files / "llm", profile="huge")
     with pytest.raises(ModelError, match="cannot be loaded"):
         attack_folder(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    for folders in ((tmp_path / "empty", None), (files / "llm", tmp_path / "empty")):
+        with pytest.raises(ModelError, match=r"model\.path=.*empty: has no config\.json; must be a folder"):
+            attack_folder(folders[0], proxy=folders[1])
+    (tmp_path / "half").mkdir()
+    shutil.copy(files / "llm/config.json", tmp_path / "half")
+    with pytest.raises(ModelError, match=r"half: cannot be loaded: .* of: \(1\) .*\(3\)") as raised:
+        attack_folder(tmp_path / "half")
+    assert "\n" not in str(raised.value)
     with pytest.raises(
         ConfigError, match="its vocabulary of 1536 tokens is not the victim's of 259; both must be the same"
     ):

@@ -44,6 +44,24 @@ def test_verify_says_who_signed_and_whether_that_was_pinned(finished, tmp_path):
     assert invoke("verify", tmp_path).exit_code == 2
 
 
+def test_a_command_never_shows_a_private_key_that_was_given_for_the_public_one(finished):
+    digits = own_key_file(finished).read_text().split()[-1]
+    wrong_file = invoke("verify", finished, "--key", own_key_file(finished))
+    assert wrong_file.exit_code == 2
+    assert "holds a private key" in wrong_file.stderr
+    bare_digits = invoke("verify", finished, "--key", digits)  # nothing tells these from a public key
+    assert bare_digits.exit_code == 1
+    policy = ["--policy", "research"]
+    gate = CliRunner().invoke(
+        app,
+        ["gate", "--report", str(finished / "report.json"), *policy, "--key", digits, "--format", "json"],
+    )
+    assert gate.exit_code == 1
+    assert "not by the expected key, whose id begins with" in gate.output
+    for shown in (wrong_file, bare_digits, gate):
+        assert digits not in shown.output
+
+
 def test_help_says_what_exit_code_3_means():
     shown = " ".join(invoke("verify", "--help").stdout.replace("│", " ").split())
     assert "but --key was not given, so the signer is unverified" in shown

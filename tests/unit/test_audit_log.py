@@ -115,6 +115,15 @@ def test_a_key_without_its_public_half_is_none(tmp_path, monkeypatch):
     make_key(tmp_path / "me.key")
 
 
+def test_a_private_key_in_the_place_of_the_public_one_is_refused_and_not_shown(tmp_path):
+    make_key(tmp_path / "me.key")
+    written = (tmp_path / "me.key").read_text()
+    for text in (str(tmp_path / "me.key"), written, written.strip()):
+        with pytest.raises(ConfigError, match=r"private.*must be the public key") as raised:
+            parse_public(text)
+        assert written.split()[-1] not in str(raised.value)
+
+
 @pytest.mark.parametrize("text", ["abc", "zz" * 32, "no/such/file"])
 def test_what_is_no_public_key_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)

@@ -21,6 +21,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
 from fedproxy_secure.experiments.sweeps.method_folder import (
     check_origins,
     folder_notes,
+    missing_cells,
     open_folder,
     read_cells,
 )
@@ -236,8 +237,9 @@ def test_notes_say_what_is_missing_what_is_left_over_and_where_cells_were_made(t
         write_cell(tmp_path, result)
     missing = [Cell(method="fedot", remove_ratio=0.5, seed=s) for s in (0, 1)]
     cells = [*(r.cell for r in there), *missing]
+    assert missing_cells(cells, there) == ["2 of 4 cells are missing: fedot at 0.5 (seeds 0, 1)."]
+    assert missing_cells([r.cell for r in there], there) == []
     assert folder_notes(tmp_path, cells, there) == [
-        "Not finished: 2 of 4 cells are missing: fedot at 0.5 (seeds 0, 1).",
         "Cells in the folder that these settings do not include, left out: fedot-0.5-seed9.",
         "Cells were made on several devices: cpu, cuda.",
     ]

@@ -130,12 +130,16 @@ def report(*configurations, same_records=True):
     )
 
 
-def judged(made, *rules):
+def rows_of(made, *rules):
     text = "schema_version: 1\nrules:\n" + "".join(f"- {rule}\n" for rule in rules)
     with NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
-        return {row.verdict for row in judge(made, load_policy(Path(file.name))).rows}
+        return judge(made, load_policy(Path(file.name))).rows
+
+
+def judged(made, *rules):
+    return {row.verdict for row in rows_of(made, *rules)}
 
 
 def test_all_configurations_together_cost_what_all_their_events_cost(tmp_path):
@@ -159,6 +163,47 @@ def test_a_configuration_without_differential_privacy_leaves_no_finite_total(tmp
     assert "no finite epsilon, because bare trains on the same records" in made.composition[-1]
     assert judged(made, "max_total_epsilon: 1000") == {Verdict.FAILED}
     assert report(bare).composition == ()
+
+
+def beside_a_finished_one(place: Path, died_in: Path, **settings):
+    """A report of a private configuration, and of one whose only seed died in the folder `died_in`."""
+    config = parse_config({**PRIVATE, **settings})
+    died = configuration_of(
+        [], config, name="died", settings={}, besides=unfinished_training(died_in, 0, config)
+    )
+    return report(configuration(private_run(place / "whole"), name="whole"), died)
+
+
+def test_a_training_without_privacy_leaves_no_finite_total_even_if_it_died(tmp_path):
+    (tmp_path / "died/seed-0/federation").mkdir(parents=True)
+    made = beside_a_finished_one(tmp_path, tmp_path / "died", privacy={"unit": "none"})
+    assert made.total_epsilon is None
+    assert "no finite epsilon, because died trains on the same records" in made.composition[-1]
+    assert judged(made, "max_total_epsilon: 1000") == {Verdict.FAILED}
+    made.write(tmp_path)
+    assert judged(Report.load(tmp_path), "max_total_epsilon: 1000") == {Verdict.FAILED}
+
+
+@pytest.mark.parametrize("ledger", ["not JSON\n", None])
+def test_a_private_training_that_died_without_a_readable_ledger_leaves_no_known_total(tmp_path, ledger):
+    (tmp_path / "died/seed-0/federation").mkdir(parents=True)
+    if ledger is not None:
+        RunFolder(path=tmp_path).write_text("died/seed-0/federation/privacy/c0.ledger.jsonl", ledger)
+    made = beside_a_finished_one(tmp_path, tmp_path / "died")
+    assert made.total_epsilon is None
+    assert "not known, because died does not say what it spent" in " ".join(made.composition)
+    assert judged(made, "max_total_epsilon: 1000") == {Verdict.MISSING}
+
+
+@pytest.mark.parametrize("unit", ["none", "record"])
+def test_a_configuration_that_did_not_begin_to_train_costs_nothing_and_is_named(tmp_path, unit):
+    privacy = {**PRIVATE["privacy"], "unit": unit} if unit != "none" else {"unit": unit}
+    made = beside_a_finished_one(tmp_path, tmp_path / "died", privacy=privacy)
+    assert made.total_epsilon.value == pytest.approx(spent([replace(WHOLE, steps=6)], delta=DELTA).epsilon)
+    assert "Not counted, because they did not begin to train: died." in made.composition
+    rows = rows_of(made, "max_total_epsilon: 1000")
+    assert [row.verdict for row in rows] == [Verdict.PASSED]
+    assert rows[0].why.startswith("1 of 2 configurations began to train; together: within the bound")
 
 
 def test_a_total_that_is_not_known_does_not_pass(tmp_path):

@@ -98,6 +98,8 @@ def test_a_wrong_policy_is_refused_in_one_line(tmp_path, text, line):
         ("schema_version: 1\nrequire_signed_audit: 1", "require_signed_audit=1: must be true or false"),
         ("schema_version: 1\nsigner: " + "ab" * 32, "with require_signed_audit: true"),
         ("schema_version: 1\nrequire_signed_audit: true\nsigner: no", "must be 64 hex digits"),
+        ("schema_version: true\nrules:\n- max_epsilon: 1", "schema_version=True: must be 1"),
+        ("schema_version: 1.0\nrules:\n- max_epsilon: 1", "schema_version=1.0: must be 1"),
         ("schema_version: 1", "rules=None"),
         ("schema_version: 1\nrules: []", "rules=[]: must be a list of at least one rule"),
     ],

@@ -14,6 +14,7 @@ from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.tracing import find_leak
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.crypto.key_file import PRIVATE_KEY
 from fedproxy_secure.crypto.primitives import fresh_secret
 from fedproxy_secure.data.evaluate import text_windows
 from fedproxy_secure.errors import AuditError
@@ -139,7 +140,7 @@ def test_a_key_or_proxy_that_the_log_does_not_know_traces_nothing(traced_run, tm
     other = shutil.copytree(traced_run, tmp_path / "run")
     key, model = other / "seed-0/trace.key", other / "seed-0/proxy"
     kept = key.read_text()
-    key.write_text("00" * 32 + "\n")
+    key.write_text(f"{PRIVATE_KEY} {'00' * 32}\n")
     with pytest.raises(AuditError, match="commitment"):
         find_leak(other, model, seed=0)
     key.write_text(kept)

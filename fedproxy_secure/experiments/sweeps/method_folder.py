@@ -95,19 +95,20 @@ def check_origins(out: Path, results: Sequence[CellResult], origin: Origin | Non
                 )
 
 
+def missing_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> list[str]:
+    """Return a sentence on the cells without a result; [] if there are none."""
+    finished = {r.cell for r in results}
+    missing = [c for c in cells if c not in finished]
+    return [f"{len(missing)} of {len(cells)} cells are missing: {_grouped(missing)}."] if missing else []
+
+
 def folder_notes(out: Path, cells: Sequence[Cell], results: Sequence[CellResult]) -> list[str]:
     """Return the report's notes on the cells.
 
-    They say which are missing, which are in the folder but not in the report, and on which devices they
-    were made if there are several.
+    They say which are in the folder but not in the report, and on which devices they were made if there are
+    several.
     """
-    finished = {r.cell for r in results}
-    missing = [c for c in cells if c not in finished]
     notes = []
-    if missing:
-        notes.append(
-            f"Not finished: {len(missing)} of {len(cells)} cells are missing: {_grouped(missing)}."
-        )
     expected = {f"{c.name}.json" for c in cells}
     extra = sorted(f.name for f in (out / CELLS).glob("*.json") if f.name not in expected)
     if extra:

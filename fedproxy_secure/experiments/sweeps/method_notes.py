@@ -1,4 +1,4 @@
-"""The notes in the report of a comparison: guarantees, what is unsafe, the budget, cut prompts."""
+"""The notes and stamps of a comparison's report: guarantees, what is unsafe, the budget, cut prompts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ def comparison_notes(config: Config, truncated: int) -> tuple[str, ...]:
         simulated=privacy.randomness == "unsafe_simulated",
     )
     return (
-        *_stamps(config, methods),
         *promised,
         *(() if privacy.unit == "none" else _limits_of_privacy(config, methods)),
         *(method.note for method in methods if method.note),
@@ -122,15 +121,15 @@ def _norm_notes(config: Config) -> list[str]:
     ]
 
 
-def _stamps(config: Config, methods: Sequence[Method]) -> list[str]:
+def stamps_of_methods(config: Config) -> dict[str, tuple[str, ...]]:
     """Return the unsafe aspects of the methods' protection, each with the methods' names."""
     names: dict[str, list[str]] = {}
-    for method in methods:
+    for method in (method_of(name) for name in config.compare.methods):
         settings = method.federation(config)
         if settings is not None:
             for stamp in protection_of(settings.protect).unsafe(settings.protect):
                 names.setdefault(stamp, []).append(method.name)
-    return [f"{stamp} Methods: {', '.join(whose)}." for stamp, whose in names.items()]
+    return {stamp: tuple(whose) for stamp, whose in names.items()}
 
 
 def _limits_of_privacy(config: Config, methods: Sequence[Method]) -> list[str]:

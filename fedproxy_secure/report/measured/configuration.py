@@ -63,6 +63,7 @@ def configuration_of(
         failed=tuple(failed),
         commands=tuple(commands),
         spends=joined(trainings),
+        trained=bool(seeds or besides),
     )
     if not seeds:
         return configuration

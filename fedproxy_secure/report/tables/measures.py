@@ -77,8 +77,15 @@ def guarantee_groups(report: Report) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def stamps(report: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """Return each stamp with the names of its configurations."""
-    return _whose((stamp, c.name) for c in report.configurations for stamp in c.unsafe)
+    """Return each stamp with the names of its configurations, or of a comparison's methods."""
+    whose = _whose((stamp, c.name) for c in report.configurations for stamp in c.unsafe)
+    return [*report.unsafe.items(), *whose]
+
+
+def comparison_lines(report: Report) -> list[str]:
+    """Return the stamps of a comparison and what it lacks, for the top of a text."""
+    unsafe = [f"{stamp} Methods: {', '.join(names)}." for stamp, names in report.unsafe.items()]
+    return [*unsafe, *(f"Not finished: {line}" for line in report.unfinished)]
 
 
 def failures(report: Report) -> list[tuple[str, tuple[str, ...]]]:

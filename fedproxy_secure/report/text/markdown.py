@@ -8,6 +8,7 @@ from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.tables.comparison import comparison_tables
+from fedproxy_secure.report.tables.measures import comparison_lines
 from fedproxy_secure.report.text import trilemma_table
 from fedproxy_secure.report.text.owner import owner_lines
 from fedproxy_secure.report.text.protections import side_lines, verdict_lines
@@ -18,6 +19,7 @@ from fedproxy_secure.runtime.escape import code, escaped, printable
 def markdown_report(report: Report) -> str:
     """Return the whole report as Markdown: methods, tasks, other estimates, notes, the command."""
     parts = [f"# {escaped(report.name)}"]
+    parts += [markdown_items(told)] if (told := comparison_lines(report)) else []
     parts += verdict_lines(report)
     if report.configurations:
         parts += [

@@ -38,9 +38,10 @@ def pull_request_summary(report: Report) -> str:
         f"> [!CAUTION]\n> **Unsafe.** {escaped(stamp)}\n> {escaped_line('; '.join(names))}"
         for stamp, names in stamps(report)
     ]
-    failed = [f"{c.name}: {line}" for c in report.configurations for line in c.failed]
-    if failed:
-        parts.append("> [!WARNING]\n" + "\n".join(f"> Failed: {escaped(line)}" for line in failed))
+    lacking = [f"Not finished: {line}" for line in report.unfinished]
+    lacking += [f"Failed: {c.name}: {line}" for c in report.configurations for line in c.failed]
+    if lacking:
+        parts.append("> [!WARNING]\n" + "\n".join(f"> {escaped(line)}" for line in lacking))
     if report.configurations:
         parts.append(_trilemma(report))
     if report.composition:

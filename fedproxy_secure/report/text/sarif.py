@@ -63,7 +63,12 @@ def sarif(report: Report) -> Json:
     results += [
         _stamp(c, stamp, positions[UNSAFE_RULE]) for c in report.configurations for stamp in c.unsafe
     ]
+    results += [
+        _stamp_of_methods(report, stamp, names, positions[UNSAFE_RULE])
+        for stamp, names in report.unsafe.items()
+    ]
     failed = [f"{c.name}: {line}" for c in report.configurations for line in c.failed]
+    failed += [f"{report.name}: not finished: {line}" for line in report.unfinished]
     run = {
         "tool": {
             "driver": {
@@ -170,15 +175,25 @@ def _result(configuration: Configuration, finding: Finding, rule: int) -> Json:
 def _stamp(configuration: Configuration, stamp: str, rule: int) -> Json:
     folder = next(iter(configuration.folders.values()), ".")
     path = SETTINGS_FILE if folder in ("", ".") else f"{folder}/{SETTINGS_FILE}"
+    return _unsafe(configuration.name, stamp, rule, path) | {
+        "properties": {"configuration": configuration.name}
+    }
+
+
+def _stamp_of_methods(report: Report, stamp: str, names: Sequence[str], rule: int) -> Json:
+    made = _unsafe(", ".join(names), stamp, rule, SETTINGS_FILE)
+    return made | {"properties": {"comparison": report.name, "methods": list(names)}}
+
+
+def _unsafe(whose: str, stamp: str, rule: int, path: str) -> Json:
     return {
         "ruleId": UNSAFE_RULE,
         "ruleIndex": rule,
         "kind": "fail",
         "level": "warning",
-        "message": {"text": f"{configuration.name}: {stamp}"},
+        "message": {"text": f"{whose}: {stamp}"},
         "locations": [_location(path)],
-        "partialFingerprints": {"finding/v1": _digest((configuration.name, stamp))},
-        "properties": {"configuration": configuration.name},
+        "partialFingerprints": {"finding/v1": _digest((whose, stamp))},
     }
 
 

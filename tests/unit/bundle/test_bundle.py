@@ -9,11 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from attacks.registry import every as every_attack
-from fedproxy_secure.audit.keys import make_key
+from fedproxy_secure.audit.keys import make_key, own_key_file
 from fedproxy_secure.bundle import archive, claims
 from fedproxy_secure.bundle.archive import read_archive
 from fedproxy_secure.bundle.build import make_bundle
 from fedproxy_secure.cli.app import app
+from fedproxy_secure.crypto.primitives import key_id
 from fedproxy_secure.errors import AuditError, ConfigError
 from tests.support.bundles import RESEARCH, STATEMENTS
 from tests.support.signed_run import signed_run
@@ -78,6 +79,25 @@ def test_a_key_of_ones_own_signs_the_bundle_as_it_signed_the_run(tmp_path):
     assert done.exit_code == 0, done.output
     assert command("verify", tmp_path / "b.zip", "--key", tmp_path / "me.key.pub").exit_code == 0
     assert public.hex() in done.output
+
+
+def test_a_private_key_given_for_the_signers_is_not_shown(run, bundle):
+    digits = run.key.reveal().hex()
+    bare_digits = command("verify", bundle, "--key", digits)
+    assert bare_digits.exit_code == 1
+    assert (
+        f"expected signer: the key whose id begins with {key_id(run.key.reveal())[:16]}"
+        in bare_digits.output
+    )
+    wrong_file = command("verify", bundle, "--key", own_key_file(run.folder))
+    assert wrong_file.exit_code == 2
+    assert digits not in bare_digits.output + wrong_file.output
+
+
+def test_a_file_that_is_no_key_signs_no_bundle_and_is_named(run, bundle, tmp_path):
+    done = command("bundle", run.folder, "--out", tmp_path / "b.zip", "--signing-key", bundle)
+    assert done.exit_code == 2
+    assert "is not a private key; must hold" in " ".join(done.output.split())
 
 
 # --- claims

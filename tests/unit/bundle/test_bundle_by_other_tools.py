@@ -16,11 +16,11 @@ from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 
 from fedproxy_secure.bundle import archive
-from fedproxy_secure.bundle.envelope import key_id, open_envelope, pae, seal_statement
+from fedproxy_secure.bundle.envelope import open_envelope, pae, seal_statement
 from fedproxy_secure.bundle.findings import SCHEMA
 from fedproxy_secure.bundle.model_signature import root_digest
 from fedproxy_secure.bundle.source import read_source
-from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
+from fedproxy_secure.crypto.primitives import fresh_secret, key_id, signing_public
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.artifacts import json_bytes
 from tests.support.bundles import STATEMENTS

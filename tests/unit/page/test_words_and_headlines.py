@@ -1,10 +1,12 @@
 """Numbers, headlines and protections in words, on the page and in the summary of a pull request."""
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 
+from fedproxy_secure.cli.experiments import show_report
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number, interval_overlaps
@@ -15,6 +17,7 @@ from fedproxy_secure.report.report import MethodDifference, MethodRow, Report
 from fedproxy_secure.report.sweep import headline, kinds_of, labelled, on_front
 from fedproxy_secure.report.text.markdown import markdown_report
 from fedproxy_secure.report.text.pull_request import pull_request_summary
+from fedproxy_secure.report.text.sarif import sarif
 from tests.support.page_walk import parse
 from tests.support.sample_report import sample_comparison, sample_report
 
@@ -38,6 +41,30 @@ def test_the_pull_request_summary_has_stamps_numbers_and_red_findings(report: Re
     assert not any("RESISTED" in r for r in rows)
     assert len(text) < 6000
     assert len({r.count(" | ") for r in rows if r.startswith("| A")}) == 1
+
+
+def test_every_form_of_an_interrupted_comparison_says_what_it_lacks_and_what_is_unsafe(tmp_path, capsys):
+    lacks = "2 of 18 cells are missing: fedot at 0.25 (seeds 0, 1)."
+    stamp = "unsafe_plaintext: the server sees each update."
+    made = replace(sample_comparison(), unfinished=(lacks,), unsafe={stamp: ("fedot", "fedproxy_h_ties")})
+    made.write(tmp_path)
+    show_report(Report.load(tmp_path), tmp_path)
+    (top,) = parse(page(made)).every("aside", css="stamps")
+    (run,) = sarif(made)["runs"]
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] is False
+    assert lacks in invocation["toolExecutionNotifications"][0]["message"]["text"]
+    assert [r["level"] for r in run["results"]] == ["warning"]
+    forms = (
+        pull_request_summary(made).replace("\\", ""),
+        markdown_report(made).replace("\\", ""),
+        " ".join(capsys.readouterr().out.split()),
+        top.text,
+        json.dumps(run),
+    )
+    for form in forms:
+        for told in (lacks, stamp, "fedot", "fedproxy_h_ties"):
+            assert told in form
 
 
 def test_pipes_and_markup_in_names_do_not_break_the_summary(report: Report):
