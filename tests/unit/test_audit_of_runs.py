@@ -64,12 +64,13 @@ def told(folder):
     return [(e.event, e.body.get("seed"), e.body.get("round")) for e in events(folder)]
 
 
+OPENED = [("opened", None, None), ("inputs", None, None)]
 SEED = [("started", None), ("roster", None), ("round", 0), ("round", 1), ("finished", None)]
 
 
 def test_a_run_tells_everything_once(finished, settings):
     seeds = [(e, s, r) for s in (0, 1) for e, r in SEED]
-    assert told(finished) == [("opened", None, None), *seeds, ("files", None, None)]
+    assert told(finished) == [*OPENED, *seeds, ("files", None, None)]
     opened = events(finished)[0].body
     assert opened["config_sha256"] == parse_config(settings).sha256()
     assert opened["command"] == "fedproxy-secure run tiny"
@@ -77,7 +78,7 @@ def test_a_run_tells_everything_once(finished, settings):
     rounds = [e.body for e in events(finished) if e.event == "round"]
     assert all(b["participants"] == ["c0", "c1", "c2"] for b in rounds)
     roster = load_roster(finished / "seed-1" / "federation")
-    assert events(finished)[7].body["sha256"] == roster.sha256().hex()
+    assert events(finished)[8].body["sha256"] == roster.sha256().hex()
 
 
 def test_every_file_of_a_seed_is_vouched_for_and_the_rest_is_signed(finished):
@@ -234,7 +235,7 @@ def test_a_run_that_cannot_go_on_says_why_in_its_log(settings, tmp_path):
     RunFolder.create(tmp_path / "run", parse_config(broken))  # there were records when it began
     with pytest.raises(Exception, match="cannot be read"):
         run(parse_config(broken), tmp_path / "run", resume=True)
-    assert [e.event for e in events(tmp_path / "run")] == ["opened", "started", "aborted"]
+    assert [e.event for e in events(tmp_path / "run")] == ["opened", "aborted"]
     assert "cannot be read" in events(tmp_path / "run")[-1].body["reason"]
 
 
