@@ -104,7 +104,7 @@ def test_the_report_is_signed_over_the_head_and_verifies(finished):
     found = verify_run(finished, key=parse_public(signer_of(finished)))
     assert (found.problems, found.unsettled, found.pinned) == ((), (), True)
     assert found.whole
-    assert found.lines == 12
+    assert found.lines == 13
 
 
 def test_neither_the_key_nor_its_place_gets_into_the_folder(finished):
