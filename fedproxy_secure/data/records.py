@@ -39,6 +39,11 @@ class Record:
     def __post_init__(self) -> None:
         if not 0 <= self.label < len(self.choices):
             raise DataError(f"label: must be the index of one of {len(self.choices)} choices")
+        try:
+            for text in (self.prompt, *self.choices, *(m.content for m in self.messages)):
+                text.encode()
+        except UnicodeEncodeError:  # such as "\ud800" in JSON, which no tokenizer reads
+            raise DataError("has half of a surrogate pair; its texts must be whole UTF-8") from None
 
 
 @dataclass(frozen=True, kw_only=True)

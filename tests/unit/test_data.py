@@ -76,7 +76,7 @@ def test_a_broken_line_is_named(tmp_path):
         ("arc_easy", {"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]},
                       "answerKey": "1"}, " x"),
         ("arc_challenge", {"question": "q", "choices": ["x", "y"], "label": 1}, " y"),
-        ("commonsenseqa", {"question": "q", "choices": {"text": ["x"], "label": ["A"]},
+        ("commonsenseqa", {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]},
                            "answerKey": "A"}, " x"),
         ("sst2", {"sentence": "s", "label": 1}, " positive"),
         ("sst2", {"text": "s", "choices": ["bad", "good"], "label": 0}, " bad"),
