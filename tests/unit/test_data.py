@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedproxy_secure.config import ClientConfig
+from fedproxy_secure.config import ClientConfig, parse_config
 from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import batch_loss, encode_records, training_batch
 from fedproxy_secure.data.evaluate import choice_correct, perplexity, text_windows
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.data.sources import read_rows
-from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.data.tasks import load_task, load_tasks, truncated_prompts
 from fedproxy_secure.data.templates import TEMPLATES, to_records
 from fedproxy_secure.errors import DataError
-from tests.support.tiny import tiny_llama, tiny_tokenizer, write_records
+from tests.support.tiny import tiny_llama, tiny_settings, tiny_tokenizer, write_records
 
 ROWS = [{"text": "good", "choices": ["no", "yes"], "label": 1}, {"text": "bad", "label": 0}]
 
@@ -140,6 +140,22 @@ def test_a_long_prompt_loses_its_beginning_and_is_counted():
     assert text.endswith("END c</s>")
     assert len(found.items[0].ids) == 10
     assert found.items[0].ids[0] == 1
+
+
+def test_prompts_that_evaluation_cuts_for_the_longest_choice_are_counted(tmp_path):
+    """Training makes room for the right choice alone."""
+    row = {"text": "0123456789", "choices": ["a", "b" * 20], "label": 0}
+    rows = {"train": [row] * 2, "test": [row, {**row, "choices": ["a", "b"]}]}
+    for split, lines in rows.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"c.{split}.jsonl").write_text(text)
+    raw = tiny_settings(tmp_path)
+    client = {"name": "c", "task": "classification", "source": f"{tmp_path}/c.{{split}}.jsonl"}
+    raw["data"] |= {"clients": [client], "max_tokens": 32}
+    config = parse_config(
+        {**raw, "federate": {"min_clients": 1}, "protect": {"scheme": "unsafe_plaintext"}}
+    )
+    assert truncated_prompts(config, load_tasks(config.data)) == 1
 
 
 def test_a_response_without_room_for_a_prompt_is_refused():
