@@ -9,7 +9,7 @@ import torch
 from fedproxy_secure.config import ClientConfig, parse_config
 from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import batch_loss, encode_records, training_batch
-from fedproxy_secure.data.evaluate import choice_correct, perplexity, text_windows
+from fedproxy_secure.data.evaluate import _per_character, choice_correct, perplexity, text_windows
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.data.sources import read_rows
 from fedproxy_secure.data.tasks import load_task, load_tasks, truncated_prompts
@@ -201,6 +201,21 @@ def test_loglikelihoods_equal_a_plain_loop_with_one_token_choices_and_longer_one
                 log_p = model(torch.tensor([prompt + tokens])).logits[0].double().log_softmax(-1)
             want = sum(float(log_p[len(prompt) + i - 1, t]) for i, t in enumerate(tokens))
             assert score == pytest.approx(want, abs=1e-4)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_model_whose_scores_are_no_numbers_answers_nothing_right(broken):
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(broken)
+    found = choice_correct(model, tiny_tokenizer(), [record(label=0), record(label=1)], max_tokens=16)
+    assert not found.acc.any()
+    assert not found.acc_norm.any()
+
+
+def test_a_choice_without_characters_is_never_the_likeliest_by_character():
+    scores = np.array([0.0, -3.0])
+    assert _per_character(scores, record(choices=(" ", " c"))).tolist() == [-np.inf, -3.0]
 
 
 def test_evaluation_leaves_the_training_mode_as_it_was():
