@@ -91,10 +91,10 @@ def identity_of(grid: Grid, *, model: str, profile: Profile) -> Identity:
 def run_settings(config: Config) -> Any:
     """Return the settings that can change a cell's numbers, without the model's path, as plain values.
 
-    Settings that are None are left out, so that a setting which a later version adds, with None as its
-    default, changes no id.
+    Settings that are None are left out, and those marked `LATER` that have their default, so that a setting
+    which a later version adds changes no id.
     """
-    raw = config.without(NO_EFFECT, OWN, SWEEP)
+    raw = config.without(NO_EFFECT, OWN, SWEEP, said_only=True)
     raw["model"].pop("path")
     return without_nulls({name: value for name, value in raw.items() if name not in _NOT_OF_A_RUN})
 

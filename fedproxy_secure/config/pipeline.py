@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -119,7 +120,9 @@ class AdapterConfig(Section):
 class LocalConfig(Section):
     """One client's training in one round.
 
-    The loss is the mean over records of the mean over response tokens.
+    The loss is the mean over records of the mean over response tokens. `schedule` says how the learning
+    rate falls from `learning_rate` over the whole training, all rounds together. With t of T steps taken, a
+    step's share of it is 1 (`constant`), 1 - t / T (`linear`) or (1 + cos(pi t / T)) / 2 (`cosine`).
     """
 
     steps: Positive = 40
@@ -128,6 +131,27 @@ class LocalConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    schedule: Annotated[Literal["constant", "linear", "cosine"], LATER] = "constant"
+
+    def shares(self, *, steps: int, round: int = 0, rounds: int = 1) -> list[float]:
+        """Return the share of `learning_rate` at each of a round's `steps` steps, in (0, 1].
+
+        By default the round is the whole training. Before step s of round r, t = r x steps + s of all
+        T = rounds x steps steps were taken:
+
+            constant   1
+            linear     1 - t / T
+            cosine     (1 + cos(pi t / T)) / 2, computed as sin^2(pi / 2 (1 - t / T))
+
+        So the first step has the full rate, and the last one a small rate above zero: 1 / T of the full one
+        (linear), about (pi / 2T)^2 (cosine). The shares follow from public numbers, never from records, so
+        differential privacy is the same under every schedule.
+        """
+        if self.schedule == "constant":
+            return [1.0] * steps
+        assert 0 <= round < rounds
+        left = [1 - (round * steps + step) / (rounds * steps) for step in range(steps)]
+        return left if self.schedule == "linear" else [math.sin(math.pi / 2 * x) ** 2 for x in left]
 
 
 class FusionConfig(Section):
