@@ -16,7 +16,7 @@ from fedproxy_secure.config import Config, PlugBackConfig
 from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.primitives import derive
 from fedproxy_secure.data.encode import encode_records
-from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.records import Task, records_sha256
 from fedproxy_secure.data.sources import public_text_sha256
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import ConfigError, RunFolderError
@@ -32,7 +32,6 @@ from fedproxy_secure.experiments.stages import (
     tune,
     windows_by_use,
 )
-from fedproxy_secure.experiments.sweeps.method_cells import records_sha256
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes

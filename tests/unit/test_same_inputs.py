@@ -8,12 +8,12 @@ import pytest
 from fedproxy_secure.audit.keys import make_key
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.data.records import records_sha256
 from fedproxy_secure.data.tasks import load_tasks
 from fedproxy_secure.errors import DataError, RunFolderError
 from fedproxy_secure.experiments.inputs import check_same_inputs
 from fedproxy_secure.experiments.matrix import matrix
 from fedproxy_secure.experiments.run import run
-from fedproxy_secure.experiments.sweeps.method_cells import records_sha256
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import AUDIT_LOG
 from tests.support.matrix import PLAINTEXT
