@@ -1,6 +1,7 @@
 """The events that a run writes into its audit log, and when.
 
     opened     settings' hash, environment, command, signer
+    inputs     keyed hashes of records, LLM and public text (`experiments.inputs`)
     resumed    another process continues the run; which seeds were finished
     started    a seed begins, or continues after `rounds` rounds
     traced     what a traced proxy's code depends on: the commitment to its key, and the clients' names
@@ -90,12 +91,9 @@ class Witness:
 
     @classmethod
     def open(cls, folder: RunFolder, config: Config, *, command: str) -> Witness:
-        """Begin the folder's log or continue it; files that the log vouches for must not have changed.
+        """Begin the log of a run or matrix or continue it; files that it vouches for must not have changed.
 
         Findings and baselines may be missing: they are made again, or left out of the report.
-
-        Args:
-            folder, config, command: those of the run or matrix.
 
         Raises `AuditError` if the log or a finished seed was altered, `ConfigError` without the key.
         """
@@ -133,6 +131,12 @@ class Witness:
         """The signer's key, 32 bytes."""
         return signing_public(self.log.key)
 
+    def once(self, event: str, facts: Mapping[str, Any], **of: Any) -> Mapping[str, Any]:
+        """Log facts unless the log has such an event `of` this seed, or of the run; return what it has."""
+        if not self.log.of(event, **of):
+            self._add(event, **facts)
+        return self.log.of(event, **of)[0].body
+
     def started(self, seed: int) -> None:
         """Log that a seed begins, or continues where it was killed; its earlier findings are forgotten.
 
@@ -146,10 +150,7 @@ class Witness:
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:
         """Log, once, the facts of a seed's traced proxy. Raises `AuditError` if the log has other facts."""
-        logged = self.log.of(TRACED, seed=seed)
-        if not logged:
-            self._add(TRACED, seed=seed, **facts)
-        elif logged[0].body != {"seed": seed, **facts}:
+        if self.once(TRACED, {"seed": seed, **facts}, seed=seed) != {"seed": seed, **facts}:
             raise AuditError(
                 f"{AUDIT_LOG}: seed {seed} is traced with another key, proxy or clients than now"
             )
@@ -226,9 +227,8 @@ class Witness:
     def settle(self, *more: str, findings: bool = True) -> str:
         """Log the other files that the report depends on, if new, changed or gone; return the log's head.
 
-        Args:
-            more: paths of evidence besides the run's own, relative to its folder.
-            findings: whether to log findings of attacks, too; if not, a log above vouches for them.
+        `more`: paths of evidence besides the run's own, relative to its folder. `findings`: whether to log
+        findings of attacks, too; if not, a log above vouches for them.
         """
         names = files_below(self.folder, *SETTINGS, *(ATTACK_FILES if findings else ()), BASELINES, *more)
         files = {n: file_sha256(self.folder / n) for n in names}

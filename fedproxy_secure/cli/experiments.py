@@ -155,9 +155,10 @@ def _start(
     with plain_errors(again=None):
         config = load_config(find_config(name), changes)
         if suite != "none":
-            from fedproxy_secure.experiments.attacked import check_attacks
+            from fedproxy_secure.experiments.attacked import check_attacks, check_transcript
 
             check_attacks(config)
+            check_transcript(config)
     folder = out or Path("runs") / config.name
     words = _typed(command, name, changes, folder, suite)
     with plain_errors(again=f"{words} --resume"):

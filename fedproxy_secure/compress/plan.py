@@ -47,8 +47,12 @@ class BlockPlan:
     def before_gaps(self) -> tuple[int, ...]:
         """The proxy blocks after which the LLM has blocks that the proxy lacks.
 
+        None precedes blocks that are missing at the front.
+
         >>> BlockPlan(llm_blocks=6, kept=(0, 3, 4)).before_gaps
         (0, 2)
+        >>> BlockPlan(llm_blocks=6, kept=(2, 3, 4, 5)).before_gaps
+        ()
         """
         following = (*self.kept[1:], self.llm_blocks)
         return tuple(

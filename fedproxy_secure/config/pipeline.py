@@ -71,7 +71,8 @@ class HealConfig(Section):
     First, the last linear map of each block is fitted in closed form to the LLM's hidden states, on
     `fit_windows` windows. Then follow `steps` steps of distillation on `batch_size` windows each. `blocks`
     says which blocks are changed: `all`, or `gaps`: only the blocks that precede a dropped block of the LLM
-    (all blocks if none was dropped). `gaps` needs less memory, and the other blocks stay exact copies.
+    (all blocks if none does, as where only the first blocks are missing). `gaps` needs less memory, and the
+    other blocks stay exact copies.
     `state_weight` weighs the error of hidden states relative to that of predictions; with 0 only
     predictions count.
     """

@@ -83,6 +83,16 @@ def choice_loglikelihoods(
     return scores
 
 
+def cut_questions(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> int:
+    """Count the records of whose prompts `choice_loglikelihoods` cuts the beginning.
+
+    There must be room for the longest choice, which need not be the right one. Raises as that does.
+    """
+    whole = many_prompt_ids([r.prompt for r in records], tokenizer)
+    questions = _questions(records, tokenizer, max_tokens)
+    return sum(len(q.prompt) < len(prompt) for q, prompt in zip(questions, whole, strict=True))
+
+
 def _packed(model: nn.Module, group: list[_Question]) -> Iterator[np.ndarray]:
     """Yield the log-likelihoods of each question's choices, from one packed row of tokens."""
     device = next(model.parameters()).device

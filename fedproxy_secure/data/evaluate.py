@@ -43,14 +43,21 @@ def choice_correct(
 ) -> Correct:
     """Return which records a model answers correctly, by `acc` and by `acc_norm`, from one pass.
 
+    A record is answered wrong if a score of its choices is no number, or none is finite: of such scores, as
+    a diverged model has them, the first would count as the largest.
+
     The arguments and errors are those of `choice_loglikelihoods`.
     """
     scores = choice_loglikelihoods(model, tokenizer, records, max_tokens=max_tokens, on_passes=on_passes)
     pairs = list(zip(scores, records, strict=True))
     return Correct(
-        acc=np.array([int(np.argmax(s)) == r.label for s, r in pairs], dtype=bool),
-        acc_norm=np.array([int(np.argmax(_per_character(s, r))) == r.label for s, r in pairs], dtype=bool),
+        acc=np.array([_is_right(s, s, r) for s, r in pairs], dtype=bool),
+        acc_norm=np.array([_is_right(s, _per_character(s, r), r) for s, r in pairs], dtype=bool),
     )
+
+
+def _is_right(scores: np.ndarray, ranked: np.ndarray, record: Record) -> bool:
+    return bool(np.isfinite(scores.max())) and int(np.argmax(ranked)) == record.label
 
 
 def _per_character(scores: np.ndarray, record: Record) -> np.ndarray:
@@ -59,8 +66,8 @@ def _per_character(scores: np.ndarray, record: Record) -> np.ndarray:
     As in lm-eval, a choice without characters has minus infinity.
     """
     characters = np.array([len(c.removeprefix(" ")) for c in record.choices], dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        per_character: np.ndarray = scores / characters
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_character: np.ndarray = np.where(characters > 0, scores / characters, -np.inf)
     return per_character
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +42,11 @@ class Record:
     def __post_init__(self) -> None:
         if not 0 <= self.label < len(self.choices):
             raise DataError(f"label: must be the index of one of {len(self.choices)} choices")
+        try:
+            for text in (self.prompt, *self.choices, *(m.content for m in self.messages)):
+                text.encode()
+        except UnicodeEncodeError:  # such as "\ud800" in JSON, which no tokenizer reads
+            raise DataError("has half of a surrogate pair; its texts must be whole UTF-8") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +65,15 @@ class Task:
         """Return for each test record whether the most frequent answer of training records is right."""
         ((label, _),) = Counter(record.label for record in self.train).most_common(1)
         return tuple(record.label == label for record in self.test)
+
+
+def records_sha256(tasks: Sequence[Task]) -> str:
+    """Return the SHA-256 of the records that tasks train and test on, in their order, as hex."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        for part, records in (("train", task.train), ("test", task.test)):
+            digest.update(json.dumps([task.name, part, len(records)]).encode())
+            for r in records:
+                talk = [[[m.role, m.content] for m in r.messages]] if r.messages else []
+                digest.update(json.dumps([r.prompt, r.choices, r.label, *talk]).encode())
+    return digest.hexdigest()

@@ -99,7 +99,7 @@ def _jsonl(path: Path) -> Iterable[Row]:
 
 
 def _csv(path: Path) -> Iterable[Row]:
-    with path.open(encoding="utf-8", newline="") as handle:
+    with path.open(encoding="utf-8-sig", newline="") as handle:  # with or without a byte-order mark
         reader = csv.DictReader(handle, strict=True)
         try:
             columns = reader.fieldnames or ()
@@ -190,7 +190,7 @@ def public_text(name: str, *, root: str | None, texts: int) -> str:
         return "\n".join(islice(PUBLIC_TEXTS[name](PUBLIC_SEED), texts))
     place = name.replace("{data}", root or "{data}")
     try:
-        return Path(place).read_text(encoding="utf-8")
+        return Path(place).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.public_text={place}: cannot be read: {error}") from error
 

@@ -167,15 +167,17 @@ def _part(
 
 
 def truncated_prompts(config: Config, tasks: Sequence[Task]) -> int:
-    """Count the training and test prompts that are longer than `data.max_tokens` and lose their beginning.
+    """Count the training and test prompts that lose their beginning, because of `data.max_tokens`.
 
+    Training makes room for the right choice, evaluation for the longest choice of a record with several.
     Returns 0 under differential privacy, because the number would have no noise.
 
     `tasks`: from `load_tasks` without `audit`, so that records set aside are counted, too.
 
-    Raises `ModelError` for a tokenizer that cannot be read.
+    Raises `ModelError` for a tokenizer that cannot be read, `DataError` for a choice that leaves no room.
     """
     from fedproxy_secure.data.chat.derived import keep_format
+    from fedproxy_secure.data.choices import cut_questions
     from fedproxy_secure.data.encode import encode_records
     from fedproxy_secure.models.llm import load_tokenizer
 
@@ -183,8 +185,10 @@ def truncated_prompts(config: Config, tasks: Sequence[Task]) -> int:
         return 0
     tokenizer = load_tokenizer(config.model.path)
     keep_format(tokenizer)
-    return sum(
-        encode_records(records, tokenizer, max_tokens=config.data.max_tokens).truncated
-        for task in tasks
-        for records in (task.train, task.test)
-    )
+    most, cut = config.data.max_tokens, 0
+    for task in tasks:
+        asked = [record for record in task.test if len(record.choices) > 1]
+        written = [record for record in task.test if len(record.choices) == 1]
+        cut += cut_questions(asked, tokenizer, max_tokens=most)
+        cut += sum(encode_records(r, tokenizer, max_tokens=most).truncated for r in (task.train, written))
+    return cut

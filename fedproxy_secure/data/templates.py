@@ -67,19 +67,31 @@ def template_of(task: str) -> Template:
 
 
 def _check_texts(row: Row) -> None:
-    """Raise `DataError` for a null instead of a text, which would be trained on as the word None."""
+    """Raise `DataError` for a value that is no text: of a null, the word None would be trained on."""
     for column in TEXTS:
         if column in row and row[column] is None:
             raise DataError(f"{column}: is null, must be a text")
+        if column in row and not _is_text(row[column]):
+            raise DataError(f"{column}: is {_form(row[column])}; must be a text")
+    if row.get("input") and not _is_text(row["input"]):  # may be null
+        raise DataError(f"input: is {_form(row['input'])}; must be a text")
 
 
-def _record(prompt: str, choices: Sequence[str], label: Any) -> Record:
-    number = _whole(label)
-    if number is None or not 0 <= number < len(choices):
-        raise DataError(f"label {_form(label)}: must be 0 .. {len(choices) - 1}, one of the choices")
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text or a number, which is written out; a missing number is neither."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
+
+
+def _record(prompt: str, choices: Sequence[str], label: Any, *, least: int = 2) -> Record:
+    """Return the record with these choices, at least `least`: a single one is always answered right."""
     for index, choice in enumerate(choices):
         if not isinstance(choice, str):
             raise DataError(f"choices: number {index} is {_form(choice)}; must be a text")
+    if len(choices) < least:
+        raise DataError(f"choices: has {len(choices)}; must have >= {least}")
+    number = _whole(label)
+    if number is None or not 0 <= number < len(choices):
+        raise DataError(f"label {_form(label)}: must be 0 .. {len(choices) - 1}, one of the choices")
     return Record(prompt=prompt.strip(), choices=tuple(f" {c.strip()}" for c in choices), label=number)
 
 
@@ -105,13 +117,16 @@ def _form(value: Any) -> str:
 def _own_choices(row: Row) -> tuple[list[str], Any] | None:
     """Return choices and label of a row in the local form (a CSV cell has them as JSON or `a|b`)."""
     choices = row.get("choices")
-    if choices is None or isinstance(choices, dict):
+    if choices is None or choices == "" or isinstance(choices, dict):  # an empty cell of a CSV file is ""
         return None
     if isinstance(choices, str):
         try:
             choices = parse_json(choices) if choices.startswith("[") else choices.split("|")
         except ValueError:
             raise DataError(f"choices {_form(choices)}: begins with [ and is not JSON") from None
+    for index, choice in enumerate(choices):
+        if not _is_text(choice):
+            raise DataError(f"choices: number {index} is {_form(choice)}; must be a text")
     return [str(c) for c in choices], row["label"]
 
 
@@ -121,11 +136,14 @@ def _question(row: Row, stem: str) -> Record:
     prompt = f"Question: {stem}\nAnswer:"
     if local_form is not None:
         return _record(prompt, *local_form)
-    letters = [str(x) for x in row["choices"]["label"]]
+    published = row["choices"]
+    if not published:
+        raise DataError("choices: is empty; must be a list of texts")
+    letters = [str(x) for x in published["label"]]
     key = str(row["answerKey"])
     if key not in letters:
         raise DataError(f"answerKey {_form(key)}: must be one of the {len(letters)} labels of choices")
-    return _record(prompt, row["choices"]["text"], letters.index(key))
+    return _record(prompt, published["text"], letters.index(key))
 
 
 def _openbookqa(row: Row) -> Record:
@@ -199,7 +217,7 @@ def _instruction(row: Row) -> Record:
     prompt = row["prompt"] if "prompt" in row else row["instruction"]
     extra = f"\n{row['input']}" if row.get("input") else ""
     response = row["response"] if "response" in row else row["output"]
-    return _record(f"{prompt}{extra}\nResponse:", [str(response)], 0)
+    return _record(f"{prompt}{extra}\nResponse:", [str(response)], 0, least=1)
 
 
 ONE_CHOICE = ("instruction",)  # tasks whose records have one choice, so that no answer can be wrong

@@ -72,6 +72,15 @@ def check_attacks(config: Config) -> None:
             raise ConfigError(f"attacks.views={view}: is not a known threat model; {nearest(view, known)}")
 
 
+def check_transcript(config: Config) -> None:
+    """Raise `ConfigError` if a run would record to where no suite of attacks reads."""
+    if config.audit.folder is not None:
+        raise ConfigError(
+            f"audit.folder={config.audit.folder}: attacks read only the transcript in the run's own "
+            "folder; leave it out, or leave --suite out"
+        )
+
+
 def _suites(config: Config) -> list[Callable[..., Any]]:
     suites = plugged_in(SUITES)
     if not suites:

@@ -10,12 +10,16 @@ from typing import TypeVar
 
 from torch import nn
 
+from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import Config, PlugBackConfig
 from fedproxy_secure.crypto.key_file import read_key
+from fedproxy_secure.crypto.primitives import derive
 from fedproxy_secure.data.encode import encode_records
+from fedproxy_secure.data.records import Task, records_sha256
+from fedproxy_secure.data.sources import public_text_sha256
 from fedproxy_secure.data.tasks import load_tasks
-from fedproxy_secure.errors import ConfigError
+from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.method import STEP_PASSES, trained_steps
 from fedproxy_secure.experiments.results import MethodResult, Score
 from fedproxy_secure.experiments.stages import (
@@ -31,7 +35,13 @@ from fedproxy_secure.experiments.stages import (
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
-from fedproxy_secure.models.llm import check_weights, load_tokenizer, parameter_count, pick_device
+from fedproxy_secure.models.llm import (
+    check_weights,
+    llm_sha256,
+    load_tokenizer,
+    parameter_count,
+    pick_device,
+)
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.runtime.files.names import MANIFEST
@@ -46,7 +56,8 @@ def check_inputs(config: Config, out: Path) -> None:
 
     Key, device, tokenizer, public text and records are read once to check them. This happens before the
     first file is written, because from then on the folder is bound to its settings, and a misspelt path
-    could no longer be corrected. If a run has already begun in `out`, nothing is read.
+    could no longer be corrected. If a run has already begun in `out`, nothing is read here:
+    `check_same_inputs` then compares.
 
     Raises `ModelError`, `DataError` or `ConfigError` as `prepare` does.
     """
@@ -59,6 +70,33 @@ def check_inputs(config: Config, out: Path) -> None:
     tokenizer = load_tokenizer(config.model.path)
     load_tasks(config.data, audit=config.audit, seed=config.seeds[0])
     windows_by_use(config, tokenizer)
+
+
+def check_same_inputs(config: Config, witness: Witness, tasks: Sequence[Task]) -> None:
+    """Log what a new run reads; in a run that goes on, check that it is what the run began with.
+
+    The log has hashes of records, LLM and public text, keyed with the signer's key and the run's number. So
+    it may be passed on: from a hash nobody else can tell which records it stands for, nor whether two runs
+    read the same.
+
+    `tasks`: of all clients, including records set aside for an evaluation.
+
+    Raises `RunFolderError` if an input differs; `DataError` or `ModelError` if one cannot be read.
+    """
+    found = {
+        "set of records": records_sha256(tasks),
+        "LLM": llm_sha256(config.model.path),
+        "public text": public_text_sha256(config.data.public_text, root=config.data.root),
+    }
+    infos = {name: f"inputs of run {witness.run}|{name}|{sha256}" for name, sha256 in found.items()}
+    keyed = {name: derive(witness.log.key, info=i.encode()).reveal().hex() for name, i in infos.items()}
+    logged = witness.once("inputs", keyed)
+    for name, sha256 in keyed.items():
+        if logged.get(name) != sha256:
+            raise RunFolderError(
+                f"{witness.folder}: began with another {name} than now; put that back, or choose another "
+                "--out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

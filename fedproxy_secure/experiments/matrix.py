@@ -37,12 +37,7 @@ from fedproxy_secure.experiments.sweeps.matrix_cells import (
     proxy_of,
 )
 from fedproxy_secure.experiments.sweeps.matrix_report import ceilings_of, matrix_report, todo_of
-from fedproxy_secure.experiments.sweeps.method_cells import (
-    Cell,
-    one_thread,
-    run_cell,
-    write_cell,
-)
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, one_thread, run_cell, write_cell
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy, forget_weights
 from fedproxy_secure.experiments.sweeps.schedule import planned_units, run_cells, weighed_cell
 from fedproxy_secure.experiments.tracking import require
@@ -86,7 +81,8 @@ def matrix(
     registrations are known; their peak memory is then this process's. The report includes failed cells.
 
     Raises `RunFolderError` for a folder of other settings or one that another process works in,
-    `ConfigError` if no configuration can run, or the attacks that `attacks` names cannot.
+    `ConfigError` if no configuration can run, or the attacks that `attacks` names cannot. A folder that
+    began with other records, LLM or public text is of other settings, too.
     """
     check_attacks(config)
     if not resume:
@@ -123,10 +119,12 @@ def _matrix(
     witness = Witness.open(folder, signed, command=command)
     todo = todo_of(config, out, cells)
     from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
+    from fedproxy_secure.experiments.inputs import check_same_inputs
     from fedproxy_secure.models.llm import pick_device
 
     # before any cell: unreadable records raise here
     tasks = load_tasks(config.data)
+    check_same_inputs(config, witness, tasks)
     truncated, tests = truncated_prompts(config, tasks), sum(len(t.test) for t in tasks)
     device = pick_device(config.model.device)
     needs = {piece.name: _proxy(config, piece) for piece in todo}  # only once: `_proxy` checks all settings

@@ -31,7 +31,7 @@ from fedproxy_secure.compress.proxy import Proxy
 from fedproxy_secure.config import Config
 from fedproxy_secure.data.tasks import load_tasks, truncated_prompts
 from fedproxy_secure.dp.ledger import all_events, read_all
-from fedproxy_secure.experiments.inputs import check_inputs
+from fedproxy_secure.experiments.inputs import check_inputs, check_same_inputs
 from fedproxy_secure.experiments.results import to_texts
 from fedproxy_secure.experiments.run_report import report_of
 from fedproxy_secure.experiments.stages import (
@@ -94,7 +94,8 @@ def run(
     """Compress, federate, fuse and evaluate for every seed; write models and report below `out`.
 
     With `resume`, finished seeds are kept and an unfinished one goes on after its last whole round; the
-    result is the same as that of an uninterrupted run. Events go into the folder's audit log, and the
+    result is the same as that of an uninterrupted run, because other records, LLM or public text than it
+    began with are refused. Events go into the folder's audit log, and the
     report is signed over its last line. In a cell of a sweep (`in_cell`) the report is written only as JSON
     and text, and a matrix's log vouches for findings of attacks. `federate` runs the rounds in
     place of the engine that the settings name.
@@ -115,12 +116,14 @@ def run(
     with only_run_in(out, wait_s=WORKERS_S if in_cell else WAIT_S):
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
         witness = Witness.open(folder, signed, command=typed)
+        todo = [seed for seed in config.seeds if not (out / seed_folder(seed) / RESULT).exists()]
+        tasks = cache(lambda: load_tasks(config.data))  # not read if all seeds are finished
         with witness.aborts():
-            # read once, by the first seed that is not finished: it is the same for all
-            count_truncated = cache(lambda: truncated_prompts(config, load_tasks(config.data)))
-            for seed in config.seeds:
-                if not (out / seed_folder(seed) / RESULT).exists():
-                    _run_seed(config, witness, seed, progress, federate, count_truncated)
+            if todo and not in_cell:  # the sweep has checked them
+                check_same_inputs(config, witness, tasks())
+            count_truncated = cache(lambda: truncated_prompts(config, tasks()))  # the same for all seeds
+            for seed in todo:
+                _run_seed(config, witness, seed, progress, federate, count_truncated)
             head = witness.settle(findings=not in_cell)
             seeds = read_seeds(out, config.seeds, root=out)
             report = replace(report_of(config, out, seeds, typed), audit_head=head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fedproxy_secure.config import (
@@ -20,6 +21,7 @@ from fedproxy_secure.config import (
     Section,
     cohort_size,
 )
+from fedproxy_secure.runtime.files.names import seed_folder
 from fedproxy_secure.runtime.randomness import stream
 from fedproxy_secure.runtime.untrusted import parse_json
 from fedproxy_secure.tracing.marks import Marks
@@ -80,7 +82,10 @@ class FederationJob(AgreedSettings):
     def from_config(
         cls, config: Config, *, seed: int, blocks: tuple[int, ...] | None = None
     ) -> FederationJob:
-        """Return the job that a run's settings describe."""
+        """Return the job that a run's settings describe; each seed records into a folder of its own."""
+        audit = config.audit
+        if audit.folder is not None:
+            audit = audit.model_copy(update={"folder": str(Path(audit.folder) / seed_folder(seed))})
         return cls(
             seed=seed,
             clients=config.data.clients,
@@ -92,7 +97,7 @@ class FederationJob(AgreedSettings):
             federate=config.federate,
             protect=config.protect,
             privacy=config.privacy,
-            audit=config.audit,
+            audit=audit,
             blocks=blocks,
             device=config.model.device,
             dtype=config.model.dtype,

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save
 from torch import nn
 
 from fedproxy_secure.config import FusionConfig
-from fedproxy_secure.errors import DataError, RunFolderError
+from fedproxy_secure.errors import ConfigError, DataError, RunFolderError
 from fedproxy_secure.federate.fusion.algorithms import analyse, fedavg
 from fedproxy_secure.federate.fusion.rule import checked, fusion_rule_of
 from fedproxy_secure.federate.update import ClientUpdate
@@ -83,8 +83,8 @@ def fuse_round(
     else:
         merged = checked(rule, rule.merge(tau, analysis, fusion), d=tau.shape[1], by="merge")
     new = advance(state, merged, fusion, conflict=analysis.conflict)
-    mean_norm = float(np.linalg.norm(tau.mean(axis=0)))
-    step_norm = float(np.linalg.norm(new.adapter - state.adapter))
+    mean_norm = float(np.linalg.norm(tau.mean(axis=0, dtype=np.float64)))
+    step_norm = float(np.linalg.norm(new.adapter.astype(np.float64) - state.adapter))
     metrics = {
         "loss": float(np.mean([u.loss for u in updates])),
         "clients": float(len(updates)),
@@ -106,13 +106,24 @@ def advance(
     conflict: np.ndarray | None,
     clip: np.ndarray | None = None,
 ) -> ServerState:
-    """Return the next state after a round whose updates merged into `merged`, float32 [d]."""
-    rule = fusion_rule_of(fusion)
+    """Return the next state after a round whose updates merged into `merged`, float32 [d].
+
+    Raises `ConfigError`, naming the rule, for a step that it may not return, or naming the rate, for a step
+    that leads to an adapter that is not finite.
+    """
+    rule, rate = fusion_rule_of(fusion), fusion.server_learning_rate
     step, memory = rule.step(merged, state.memory)
-    step = np.float32(fusion.server_learning_rate) * checked(rule, step, d=len(merged), by="step")
+    step = checked(rule, step, d=len(merged), by="step")
+    with np.errstate(over="ignore", invalid="ignore"):
+        adapter = (state.adapter + np.float32(rate) * step).astype(np.float32)
+    if not np.isfinite(adapter).all():
+        raise ConfigError(
+            f"fusion.server_learning_rate={rate:g}: the adapter holds NaN or infinity after round "
+            f"{state.round}; must be finite; lower the rate"
+        )
     return ServerState(
         round=state.round + 1,
-        adapter=(state.adapter + step).astype(np.float32),
+        adapter=adapter,
         conflict=conflict if fusion.pcr_lambda > 0 else None,
         sizes=state.sizes,
         clip=clip,

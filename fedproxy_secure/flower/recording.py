@@ -7,6 +7,7 @@ them. A client writes its own state into the folder that its settings name.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable
 from contextlib import suppress
@@ -34,13 +35,24 @@ from fedproxy_secure.wire.records import vector
 
 
 def recorder_of(job: FederationJob, first_round: int) -> Recorder | None:
-    """Return the recorder of the transcript from `first_round` on, or None if nothing is recorded."""
+    """Return the recorder of the transcript from `first_round` on, or None if nothing is recorded.
+
+    Raises `RunFolderError` for a folder that holds the transcript of another job, which would be lost.
+    """
     if not job.audit.record or job.audit.folder is None:
         return None
     recorder = Recorder(Path(job.audit.folder))
+    recorder.claim(_sha256(job))
     recorder.forget_from(first_round)
     recorder.round = first_round
     return recorder
+
+
+def _sha256(job: FederationJob) -> str:
+    """Return the SHA-256, hex, of what decides a transcript: what the parties agree on, and records."""
+    clients = [client.model_dump(mode="json") for client in job.clients]
+    truth = [job.agreed(), clients, job.data_root, job.audit.holdout, job.audit.canaries]
+    return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()
 
 
 class WatchedGrid(GridAround):

@@ -36,7 +36,7 @@ def run_round(protection: Protection, round: ServerRound) -> RoundResult:
 
     result = protection.run_round(replace(round, ask=ask))
     _check_round(protection, result, round, in_the_clear)
-    step = result.state.adapter - round.state.adapter
+    step = result.state.adapter.astype(np.float64) - round.state.adapter
     metrics = {**result.metrics, "step_norm": float(np.linalg.norm(step))}
     if round.job.privacy.unit != "none":
         metrics.pop("loss", None)

@@ -1,5 +1,6 @@
 """The transcript: every message and every state of the server after a round, streamed to disk.
 
+    job.sha256               whose transcript this is: a hash of the job
     events.jsonl             one line per event: index, round, kind, sender, receiver, values, blob
     blobs/SHA256.safetensors an event's arrays; equal arrays are stored once
     clients/NAME/            that client's own state (`fedproxy_secure.record.private`)
@@ -23,10 +24,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fedproxy_secure.errors import RunFolderError
-from fedproxy_secure.record.private import forget_rounds
-from fedproxy_secure.runtime.artifacts import RunFolder, private_folder, write_bytes
+from fedproxy_secure.record.private import CLIENTS, forget_rounds
+from fedproxy_secure.runtime.artifacts import RunFolder, private_folder, read_file, write_bytes
 
 EVENTS = "events.jsonl"
+JOB = "job.sha256"
 BLOBS = "blobs"
 SERVER = "server"
 STATE = "state"  # the kind of the server's state after a round; all other kinds are messages
@@ -75,6 +77,17 @@ class Recorder:
         self._folder = RunFolder(path=private_folder(folder), private=True)
         self._index = len(self._folder.read_jsonl(EVENTS))
         self.round = 0
+
+    def claim(self, job_sha256: str) -> None:
+        """Mark the folder as a job's; raise `RunFolderError` if it holds the transcript of another."""
+        file = self._folder.path / JOB
+        if not file.exists() and not (self._index or (self._folder.path / CLIENTS).exists()):
+            self._folder.write_text(JOB, job_sha256)
+        elif not file.exists() or read_file(file) != job_sha256.encode():
+            raise RunFolderError(
+                f"{self._folder.path}: holds the transcript of another federation; delete it, or choose "
+                "another audit.folder"
+            )
 
     def forget_from(self, round_number: int) -> None:
         """Delete the rounds from `round_number` on, which did not finish and run again.

@@ -64,12 +64,13 @@ def told(folder):
     return [(e.event, e.body.get("seed"), e.body.get("round")) for e in events(folder)]
 
 
+OPENED = [("opened", None, None), ("inputs", None, None)]
 SEED = [("started", None), ("roster", None), ("round", 0), ("round", 1), ("finished", None)]
 
 
 def test_a_run_tells_everything_once(finished, settings):
     seeds = [(e, s, r) for s in (0, 1) for e, r in SEED]
-    assert told(finished) == [("opened", None, None), *seeds, ("files", None, None)]
+    assert told(finished) == [*OPENED, *seeds, ("files", None, None)]
     opened = events(finished)[0].body
     assert opened["config_sha256"] == parse_config(settings).sha256()
     assert opened["command"] == "fedproxy-secure run tiny"
@@ -77,7 +78,7 @@ def test_a_run_tells_everything_once(finished, settings):
     rounds = [e.body for e in events(finished) if e.event == "round"]
     assert all(b["participants"] == ["c0", "c1", "c2"] for b in rounds)
     roster = load_roster(finished / "seed-1" / "federation")
-    assert events(finished)[7].body["sha256"] == roster.sha256().hex()
+    assert events(finished)[8].body["sha256"] == roster.sha256().hex()
 
 
 def test_every_file_of_a_seed_is_vouched_for_and_the_rest_is_signed(finished):
@@ -103,7 +104,7 @@ def test_the_report_is_signed_over_the_head_and_verifies(finished):
     found = verify_run(finished, key=parse_public(signer_of(finished)))
     assert (found.problems, found.unsettled, found.pinned) == ((), (), True)
     assert found.whole
-    assert found.lines == 12
+    assert found.lines == 13
 
 
 def test_neither_the_key_nor_its_place_gets_into_the_folder(finished):
@@ -234,7 +235,7 @@ def test_a_run_that_cannot_go_on_says_why_in_its_log(settings, tmp_path):
     RunFolder.create(tmp_path / "run", parse_config(broken))  # there were records when it began
     with pytest.raises(Exception, match="cannot be read"):
         run(parse_config(broken), tmp_path / "run", resume=True)
-    assert [e.event for e in events(tmp_path / "run")] == ["opened", "started", "aborted"]
+    assert [e.event for e in events(tmp_path / "run")] == ["opened", "aborted"]
     assert "cannot be read" in events(tmp_path / "run")[-1].body["reason"]
 
 
@@ -300,7 +301,7 @@ def test_a_run_that_was_killed_outright_goes_on_in_its_chain(settings, finished,
     process = subprocess.Popen([*command, "--out", str(folder)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 100
     while time.monotonic() < until and process.poll() is None:
-        if (folder / AUDIT_LOG).exists() and (folder / AUDIT_LOG).read_bytes().count(b"\n") >= 4:
+        if (folder / AUDIT_LOG).exists() and (folder / AUDIT_LOG).read_bytes().count(b"\n") >= 5:
             break  # the first round is told
         time.sleep(0.02)
     process.kill()

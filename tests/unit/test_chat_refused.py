@@ -12,11 +12,10 @@ from fedproxy_secure.config import ClientConfig
 from fedproxy_secure.data.chat.derived import keep_format
 from fedproxy_secure.data.chat.messages import chat_record
 from fedproxy_secure.data.encode import encode_each, encode_records
-from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.data.records import Record, Task, records_sha256
 from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.experiments.sweeps.method_cells import records_sha256
 from tests.support.chat import CHATML, SECRET, encoded, talk, with_template
 from tests.support.tiny import tiny_tokenizer
 

@@ -48,6 +48,16 @@ def test_a_misspelt_view_ends_a_command_before_it_writes_anything(command, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_whose_attacks_could_not_read_its_transcript_ends_before_it_begins(tmp_path):
+    words = ["run", "quickstart", "--suite", "smoke", "--set", f"audit.folder={tmp_path}/elsewhere"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2, done.output
+    assert (
+        "elsewhere: attacks read only the transcript in the run's own folder; leave it out" in done.output
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_views_do_not_matter_where_nothing_is_attacked():
     check_attacks(parse_config({"attacks": {"suite": "none", "views": ["clinet"]}}))
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from fedproxy_secure.config import parse_config
-from fedproxy_secure.data.records import Record, Task
+from fedproxy_secure.data.records import Record, Task, records_sha256
 from fedproxy_secure.data.sources import public_text_sha256
 from fedproxy_secure.errors import ModelError, RunFolderError
 from fedproxy_secure.experiments.sweeps.method_cells import (
@@ -15,7 +15,6 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     Origin,
     cell_file,
     read_cell,
-    records_sha256,
     write_cell,
 )
 from fedproxy_secure.experiments.sweeps.method_folder import (

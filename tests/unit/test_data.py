@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedproxy_secure.config import ClientConfig
+from fedproxy_secure.config import ClientConfig, parse_config
 from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import batch_loss, encode_records, training_batch
-from fedproxy_secure.data.evaluate import choice_correct, perplexity, text_windows
+from fedproxy_secure.data.evaluate import _per_character, choice_correct, perplexity, text_windows
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.data.sources import read_rows
-from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.data.tasks import load_task, load_tasks, truncated_prompts
 from fedproxy_secure.data.templates import TEMPLATES, to_records
 from fedproxy_secure.errors import DataError
-from tests.support.tiny import tiny_llama, tiny_tokenizer, write_records
+from tests.support.tiny import tiny_llama, tiny_settings, tiny_tokenizer, write_records
 
 ROWS = [{"text": "good", "choices": ["no", "yes"], "label": 1}, {"text": "bad", "label": 0}]
 
@@ -76,7 +76,7 @@ def test_a_broken_line_is_named(tmp_path):
         ("arc_easy", {"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]},
                       "answerKey": "1"}, " x"),
         ("arc_challenge", {"question": "q", "choices": ["x", "y"], "label": 1}, " y"),
-        ("commonsenseqa", {"question": "q", "choices": {"text": ["x"], "label": ["A"]},
+        ("commonsenseqa", {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]},
                            "answerKey": "A"}, " x"),
         ("sst2", {"sentence": "s", "label": 1}, " positive"),
         ("sst2", {"text": "s", "choices": ["bad", "good"], "label": 0}, " bad"),
@@ -142,6 +142,22 @@ def test_a_long_prompt_loses_its_beginning_and_is_counted():
     assert found.items[0].ids[0] == 1
 
 
+def test_prompts_that_evaluation_cuts_for_the_longest_choice_are_counted(tmp_path):
+    """Training makes room for the right choice alone."""
+    row = {"text": "0123456789", "choices": ["a", "b" * 20], "label": 0}
+    rows = {"train": [row] * 2, "test": [row, {**row, "choices": ["a", "b"]}]}
+    for split, lines in rows.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"c.{split}.jsonl").write_text(text)
+    raw = tiny_settings(tmp_path)
+    client = {"name": "c", "task": "classification", "source": f"{tmp_path}/c.{{split}}.jsonl"}
+    raw["data"] |= {"clients": [client], "max_tokens": 32}
+    config = parse_config(
+        {**raw, "federate": {"min_clients": 1}, "protect": {"scheme": "unsafe_plaintext"}}
+    )
+    assert truncated_prompts(config, load_tasks(config.data)) == 1
+
+
 def test_a_response_without_room_for_a_prompt_is_refused():
     with pytest.raises(DataError, match="record 0: its response has"):
         encode_records([record(choices=(" " + "x" * 20,))], tiny_tokenizer(), max_tokens=10)
@@ -185,6 +201,21 @@ def test_loglikelihoods_equal_a_plain_loop_with_one_token_choices_and_longer_one
                 log_p = model(torch.tensor([prompt + tokens])).logits[0].double().log_softmax(-1)
             want = sum(float(log_p[len(prompt) + i - 1, t]) for i, t in enumerate(tokens))
             assert score == pytest.approx(want, abs=1e-4)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_model_whose_scores_are_no_numbers_answers_nothing_right(broken):
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(broken)
+    found = choice_correct(model, tiny_tokenizer(), [record(label=0), record(label=1)], max_tokens=16)
+    assert not found.acc.any()
+    assert not found.acc_norm.any()
+
+
+def test_a_choice_without_characters_is_never_the_likeliest_by_character():
+    scores = np.array([0.0, -3.0])
+    assert _per_character(scores, record(choices=(" ", " c"))).tolist() == [-np.inf, -3.0]
 
 
 def test_evaluation_leaves_the_training_mode_as_it_was():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedproxy_secure.config import FusionConfig
-from fedproxy_secure.errors import DataError
+from fedproxy_secure.errors import ConfigError, DataError
 from fedproxy_secure.federate.fusion import algorithms
 from fedproxy_secure.federate.server import ServerState, fuse_round
 from fedproxy_secure.federate.update import ClientUpdate
@@ -73,6 +73,23 @@ def test_server_learning_rate_scales_the_step_and_rounds_count_up():
     np.testing.assert_allclose(new.adapter, [3, 3])
     assert new.round == 4
     assert metrics["step_over_mean"] == pytest.approx(2.0)
+
+
+def test_the_length_of_a_huge_step_is_a_number():
+    """Its square is none in float32; metrics of a round must be finite."""
+    _, metrics = fuse_round(ServerState(round=0, adapter=f32([0])), [update("a", [1e25])], FusionConfig())
+    assert metrics["step_norm"] == pytest.approx(1e25)
+    assert metrics["step_over_mean"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("rate", [1e38, 1e300])
+def test_a_rate_that_leads_to_an_adapter_that_is_not_finite_is_named(rate):
+    state = ServerState(round=4, adapter=f32([1, 1]))
+    fusion = FusionConfig(rule="fedavg", server_learning_rate=rate)
+    with pytest.raises(
+        ConfigError, match=r"server_learning_rate=1e\+\d+: .* after round 4; .* lower the rate"
+    ):
+        fuse_round(state, [update("a", [0, 100])], fusion)
 
 
 def test_fedadam_first_step_matches_reddi_et_al():

@@ -6,12 +6,13 @@ import torch
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.compress.fidelity import fidelity
 from fedproxy_secure.compress.healing import distil, heal
+from fedproxy_secure.compress.plan import BlockPlan
 from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.config import AdapterConfig, HealConfig
 from fedproxy_secure.errors import TrainingError
 from fedproxy_secure.fuse.plug_back import plug_back
 from fedproxy_secure.models.adapters import attach, block_deltas, set_vector, trained_parameters
-from fedproxy_secure.models.llm import blocks_of
+from fedproxy_secure.models.llm import blocks_of, with_blocks
 from tests.support.tiny import public_windows, same_weights, tiny_llama
 
 SETTINGS = HealConfig(steps=12, batch_size=4, learning_rate=3e-3)
@@ -144,3 +145,12 @@ def test_healing_of_gaps_changes_only_the_blocks_before_them():
         for i, block in enumerate(blocks_of(proxy.model))
     ]
     assert [i for i, equal in enumerate(same) if not equal] == list(proxy.plan.before_gaps)
+
+
+def test_healing_of_gaps_changes_all_blocks_where_only_the_first_are_missing():
+    llm, plan = tiny_llama(4).eval(), BlockPlan(llm_blocks=4, kept=(2, 3))
+    proxy = with_blocks(llm, list(plan.kept)).eval()
+    settings = SETTINGS.model_copy(update={"blocks": "gaps", "steps": 1})
+    heal(proxy, llm, public_windows(), settings, seed=0, plan=plan)
+    pairs = zip(blocks_of(proxy), blocks_of(llm)[2:], strict=True)
+    assert not any(same_weights(mine, original) for mine, original in pairs)

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from fedproxy_secure.config import parse_config
+from fedproxy_secure.config.kinds import METHODS
 from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.experiments.inputs import Inputs, in_equal_shares
-from fedproxy_secure.experiments.results import accuracies_of, choice_notes, losses_of
+from fedproxy_secure.experiments.method import Method
+from fedproxy_secure.experiments.results import MethodResult, accuracies_of, choice_notes, losses_of
 from fedproxy_secure.experiments.stages import Materials
+from fedproxy_secure.experiments.sweeps.method_cells import Cell, run_cell
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.models.llm import with_blocks
-from tests.support.tiny import public_windows, same_weights, tiny_llama, tiny_tokenizer
+from tests.support.tiny import public_windows, same_weights, tiny_llama, tiny_settings, tiny_tokenizer
 
 SETTINGS = {
     "data": {"max_tokens": 32},
@@ -43,6 +46,21 @@ def pooled(folder, *tasks: tuple[Record, ...]):
     """Return what pooled training of the tiny model teaches its adapter."""
     llm = tiny_llama(2)
     return torch.from_numpy(get_vector(inputs_of(folder, llm, *tasks).train_pooled(llm)))
+
+
+class Looks(Method):
+    """A method that only looks at what its cell would record."""
+
+    def run(self, inputs):
+        assert (inputs.config.audit.record, inputs.config.audit.folder) == (False, None)
+        return MethodResult(fused={}, tuned=None, upload_bytes=7)
+
+
+def test_a_comparison_records_nothing_whatever_its_settings_say(tmp_path):
+    """Its cells have no folder of their own, and would record all into one."""
+    config = parse_config(tiny_settings(tmp_path, audit={"record": True, "folder": str(tmp_path / "t")}))
+    with METHODS.added("looks", Looks(name="looks", title="for the test", needs_ratio=False)):
+        assert run_cell(config, Cell(method="looks", remove_ratio=None, seed=0)).outcome.upload_bytes == 7
 
 
 def test_lists_are_joined_in_equal_shares_by_starting_short_ones_again():

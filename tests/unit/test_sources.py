@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fedproxy_secure.data.sources import read_rows
+from fedproxy_secure.data.sources import public_text, read_rows
 from fedproxy_secure.errors import DataError
 
 
@@ -67,6 +67,19 @@ def test_a_jsonl_line_without_columns_is_named(tmp_path):
 def test_empty_csv_cells_and_text_beyond_ascii_are_read(tmp_path):
     assert read(tmp_path / "x.csv", b"a,b\n,1\n") == [{"a": "", "b": "1"}]
     assert read(tmp_path / "x.jsonl", '{"a": "é\u2028"}\n'.encode()) == [{"a": "é\u2028"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"), [("x.csv", b"text,label\nfine,0\n"), ("x.jsonl", b'{"text": "fine", "label": "0"}')]
+)
+def test_a_file_with_a_byte_order_mark_is_read_as_without(tmp_path, name, rest):
+    assert read(tmp_path / name, b"\xef\xbb\xbf" + rest) == [{"text": "fine", "label": "0"}]
+
+
+def test_a_byte_order_mark_is_no_part_of_public_text(tmp_path):
+    file = tmp_path / "public.txt"
+    file.write_bytes(b"\xef\xbb\xbfa text")
+    assert public_text(str(file), root=None, texts=1) == "a text"
 
 
 def test_lines_after_the_limit_are_not_read(tmp_path):

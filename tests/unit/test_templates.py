@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 
-from fedproxy_secure.data.templates import TEMPLATES, to_records
+from fedproxy_secure.data.templates import ONE_CHOICE, TEMPLATES, to_records
 from fedproxy_secure.errors import DataError
 
 
@@ -36,6 +36,66 @@ def test_every_template_joins_prompt_and_choice_by_one_space_of_the_choice():
         (made,) = to_records(task, [row])
         assert made.prompt == made.prompt.strip()
         assert all(c[0] == " " and c[1:] == c.strip() for c in made.choices)
+
+
+@pytest.mark.parametrize("choice", [None, True, float("nan"), ["x"], {}])
+@pytest.mark.parametrize("task", ["classification", "arc_easy", "sst2"])
+def test_an_answer_that_is_no_text_is_refused_and_not_trained_on_as_none(task, choice):
+    row = {"text": "t", "question": "q", "choices": ["x", choice], "label": 0}
+    with pytest.raises(DataError, match=rf"task {task}, row 0: choices: number 1 is of type \w+"):
+        to_records(task, [row])
+
+
+def test_numbers_among_the_answers_are_written_out():
+    (made,) = to_records("classification", [{"text": "t", "choices": [1, 2.5, "x"], "label": 1}])
+    assert made.choices == (" 1", " 2.5", " x")
+
+
+@pytest.mark.parametrize("value", [True, float("nan"), ["x"], {"x": 1}])
+def test_a_text_column_that_holds_something_else_is_refused(value):
+    for task, column in (("sst2", "text"), ("instruction", "input")):
+        row = {"text": "t", "prompt": "p", "response": "r", "label": 0, column: value}
+        with pytest.raises(DataError, match=rf"row 0: {column}: is of type \w+.*; must be a text"):
+            to_records(task, [row])
+
+
+def test_an_empty_cell_of_choices_is_as_if_it_were_not_there():
+    (made,) = to_records("sst2", [{"text": "t", "choices": "", "label": "1"}])
+    assert made.choices == (" negative", " positive")
+    with pytest.raises(DataError, match="row 0: choices: has 0; must have >= 2"):
+        to_records("classification", [{"text": "t", "choices": "", "label": "0"}])
+    for empty in ("", None):
+        with pytest.raises(DataError, match="row 0: choices: is empty; must be a list of texts"):
+            to_records("multiple_choice", [{"question": "q", "choices": empty, "label": "0"}])
+
+
+@pytest.mark.parametrize("task", [task for task in TEMPLATES if task not in ONE_CHOICE])
+@pytest.mark.parametrize("choices", [["x"], "x", '["x"]'])
+def test_a_record_that_cannot_be_answered_wrong_is_refused(task, choices):
+    row = {"question": "q", "text": "t", "premise": "p", "hypothesis": "h", "choices": choices, "label": 0}
+    with pytest.raises(DataError, match="row 0: choices: has 1; must have >= 2"):
+        to_records(task, [row])
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("sst2", {"text": "t \ud800", "label": 0}),
+        ("classification", {"text": "t", "choices": ["x", "\udfff"], "label": 0}),
+        ("instruction", {"prompt": "p", "response": "\ud800 r"}),
+        (
+            "instruction",
+            {"messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a"}]},
+        ),
+        (
+            "instruction",
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "\ud800"}]},
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_named_with_its_row_before_a_tokenizer_meets_it(task, row):
+    with pytest.raises(DataError, match=f"source f, task {task}, row 0: has half of a surrogate pair"):
+        to_records(task, [row], where="source f")
 
 
 # --- what errors say of a row

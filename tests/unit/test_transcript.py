@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.flower.recording import as_plain
+from fedproxy_secure.flower.recording import as_plain, recorder_of
 from fedproxy_secure.record.private import PrivateState, read_private, write_records, write_round
 from fedproxy_secure.record.transcript import STATE, Recorder, read_events
 from tests.support.recorded import AUDIT, prepared
@@ -301,6 +303,35 @@ def test_a_recorded_federation_leaves_nothing_that_others_may_read(recorded):
     _, transcript = recorded
     for place in (transcript, *transcript.rglob("*")):
         assert place.stat().st_mode & 0o077 == 0, place
+
+
+def recorded_into(folder, seed, **changes):
+    """The job of a seed of a run that records into `folder`, and its recorder, before the first round."""
+    job = FederationJob.from_config(
+        parse_config({"audit": {"record": True, "folder": str(folder)}, **changes}), seed=seed
+    )
+    return job, recorder_of(job, 0)
+
+
+def test_seeds_that_record_into_one_folder_keep_their_transcripts_apart(tmp_path):
+    for seed in (0, 1):
+        _, recorder = recorded_into(tmp_path / "all", seed)
+        note(recorder, f"seed {seed}")
+    for seed in (0, 1):
+        assert [e.kind for e in read_events(tmp_path / "all" / f"seed-{seed}")] == [f"seed {seed}"]
+
+
+def test_a_folder_with_the_transcript_of_another_federation_is_refused_and_stays(tmp_path):
+    job, recorder = recorded_into(tmp_path, 0)
+    note(recorder, "first")
+    for changes in ({"local": {"steps": 7}}, {"data": {"root": "other"}}):
+        with pytest.raises(RunFolderError, match=r"seed-0: holds the transcript of another federation"):
+            recorded_into(tmp_path, 0, **changes)
+    assert [e.kind for e in read_events(tmp_path / "seed-0")] == ["first"]
+    recorder_of(job, 1)  # its own goes on
+    (tmp_path / "seed-0" / "job.sha256").unlink()
+    with pytest.raises(RunFolderError, match="holds the transcript of another federation"):
+        recorder_of(job, 1)
 
 
 def test_recording_without_a_folder_to_record_into_is_refused(world):

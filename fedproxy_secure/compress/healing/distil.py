@@ -90,8 +90,9 @@ def heal(
         windows: token ids, int64 [n, tokens]; the last ones are held out.
         seed: seed of the order of windows.
         plan: which LLM block each proxy block stands for. It decides which hidden states are compared, and
-            which blocks are trained if `heal.blocks` is `gaps`. Without a plan, or if hidden sizes differ,
-            only predictions are compared and nothing is fitted; without a plan all blocks are trained.
+            which blocks are trained if `heal.blocks` is `gaps`: those of `BlockPlan.before_gaps`, or all if
+            there are none. Without a plan, or if hidden sizes differ, only predictions are compared and
+            nothing is fitted; without a plan all blocks are trained.
         on_step: called after each step.
         on_block: called after each block that the fit has passed.
         folder: where the state is kept. A call with the same inputs goes on from it, or loads the result.
@@ -99,7 +100,7 @@ def heal(
 
     Raises `TrainingError` if the loss stops being finite, `RunFolderError` if the folder cannot be used.
     """
-    # a proxy with all of the LLM's blocks has no gaps
+    # no block precedes a gap in a proxy with all of the LLM's blocks, or one that lacks only the first
     gaps = plan.before_gaps if plan is not None and settings.blocks == "gaps" else ()
     trained_blocks = gaps or tuple(range(len(blocks_of(proxy))))
     parameters = [p for i in trained_blocks for p in blocks_of(proxy)[i].parameters()]

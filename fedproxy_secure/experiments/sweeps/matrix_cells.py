@@ -128,7 +128,8 @@ def cell_config(config: Config, cell: MatrixCell) -> Config:
     raw["protect"] |= _with_options("scheme", protection.scheme, protection.options, config.protect.scheme)
     raw["protect"]["granularity"] = fusion.granularity
     raw["privacy"] |= _privacy(cell.protection)
-    raw["audit"]["record"] = config.attacks.suite != "none"
+    # attacks read the transcript in the cell's own folder
+    raw["audit"] |= {"record": config.attacks.suite != "none", "folder": None}
     for section, changed in cell.protection.settings.items():
         raw[section] |= changed
     return parse_config(raw)

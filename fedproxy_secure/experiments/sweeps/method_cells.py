@@ -8,8 +8,6 @@ another machine, which refuses cells of another origin.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.records import Task, records_sha256
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.losses import Losses
@@ -108,18 +106,6 @@ def settings_sha256(config: Config, cell: Cell) -> str:
     return config.cell_sha256(has_proxy=method_of(cell.method).needs_ratio)
 
 
-def records_sha256(tasks: Sequence[Task]) -> str:
-    """Return the SHA-256 of the records that tasks train and test on, in their order, as hex."""
-    digest = hashlib.sha256()
-    for task in tasks:
-        for part, records in (("train", task.train), ("test", task.test)):
-            digest.update(json.dumps([task.name, part, len(records)]).encode())
-            for r in records:
-                talk = [[[m.role, m.content] for m in r.messages]] if r.messages else []
-                digest.update(json.dumps([r.prompt, r.choices, r.label, *talk]).encode())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """The result of a finished cell; `origin` is None if no comparison made the cell."""
@@ -200,7 +186,7 @@ def run_cell(
     healing: Path | None = None,
     on_proxy: Callable[[Materials, Proxy], None] | None = None,
 ) -> CellResult:
-    """Run one cell in this process, on one thread.
+    """Run one cell in this process, on one thread, without a transcript, whatever the settings say.
 
     Args:
         progress: gets the cell's stages, and as `WORK` how much of it is done.
@@ -208,6 +194,8 @@ def run_cell(
     """
     from fedproxy_secure.experiments.inputs import Inputs
 
+    unrecorded = config.audit.model_copy(update={"record": False, "folder": None})
+    config = config.model_copy(update={"audit": unrecorded})
     began, display = time.perf_counter(), progress or NoProgress()
     display.start(WORK, 0)
     with one_thread(), tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedproxy_secure.config import Config
-from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.records import Task, records_sha256
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.answers import (
     Bits,
@@ -28,7 +28,7 @@ from fedproxy_secure.evidence.answers import (
 )
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.experiments.results import text_clients
-from fedproxy_secure.experiments.sweeps.method_cells import CellResult, records_sha256
+from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.method_rows import Ends, ends_of
 from fedproxy_secure.report.report import TaskScale
 from fedproxy_secure.runtime.artifacts import json_bytes, write_bytes

@@ -102,6 +102,14 @@ def test_a_cell_has_its_own_settings_and_nothing_else_changes(settings):
     assert own.local == config.local
 
 
+@pytest.mark.parametrize("suite", ["smoke", "none"])
+def test_a_cell_records_into_its_own_folder_where_its_attacks_read(settings, suite):
+    audit = {"record": True, "folder": "elsewhere"}
+    config = parse_config({**settings, "audit": audit, "attacks": {"suite": suite}})
+    cell = cell_config(config, cells_of(config)[0][0])
+    assert (cell.audit.record, cell.audit.folder) == (suite == "smoke", None)
+
+
 @pytest.mark.parametrize(
     ("protection", "key", "title", "unit", "epsilon"),
     [
