@@ -7,13 +7,18 @@ import torch
 from fedproxy_secure.compress.healing import heal
 from fedproxy_secure.config import AdapterConfig, HealConfig, LocalConfig, parse_config
 from fedproxy_secure.data.encode import Encoded, batch_loss, records_loss, training_batch
+from fedproxy_secure.experiments.inputs import Inputs
+from fedproxy_secure.experiments.stages import heal_proxy
+from fedproxy_secure.federate.build import build_client
 from fedproxy_secure.federate.client_policy import policy_for
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.federate.training import train
+from fedproxy_secure.models import passes
 from fedproxy_secure.models.adapters import attach, get_vector, set_vector, trained_parameters
 from fedproxy_secure.models.llm import blocks_of, load_llm
 from fedproxy_secure.models.packing.packed import can_pack
-from tests.support.tiny import tiny_llama
+from tests.support.tiny import tiny_llama, tiny_settings
 
 KINDS = ["lora", "ffa", "core"]  # `core` takes each block's own pass, the others that of `fast_blocks`
 ITEMS = [
@@ -133,3 +138,32 @@ def test_it_is_off_by_default_and_each_party_s_own_choice():
     own = policy_for(job, 0, seeds=(0,)).model_copy(update={"checkpointing": True})
     assert own.own_job(job).checkpointing
     assert own.sha256() == policy_for(job, 0, seeds=(0,)).sha256()
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_clients_pooled_training_and_healing_do_as_the_setting_says(tmp_path, monkeypatch, on):
+    raw = tiny_settings(
+        tmp_path, model={"checkpointing": on}, heal={"steps": 1}, protect={"scheme": "unsafe_plaintext"}
+    )
+    config = parse_config(raw)
+    ran = []
+
+    def counted(*args, **kwargs):
+        ran.append(args)
+        return torch.utils.checkpoint.checkpoint(*args, **kwargs)
+
+    def runs(work) -> bool:
+        ran.clear()
+        work()
+        return bool(ran)
+
+    monkeypatch.setattr(passes, "checkpoint", counted)
+    inputs = Inputs.load(config, seed=0, ratio=0.5, folder=tmp_path / "cell")
+    exact = inputs.exact_proxy()
+    assert runs(lambda: heal_proxy(config, inputs.materials, exact, seed=0)) == on
+    job = with_proxy(FederationJob.from_config(config, seed=0), tmp_path / "llm")
+    client = build_client(job, 0, tmp_path / "llm")
+    with client.model.lent() as tuned:
+        start = get_vector(tuned)
+    assert runs(lambda: client.train(round=0, start=start)) == on
+    assert runs(lambda: inputs.train_pooled(inputs.llm)) == on
