@@ -29,17 +29,25 @@ class Distance:
     states: torch.Tensor
 
 
-def distance(proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, ids: torch.Tensor) -> Distance:
+def distance(
+    proxy: nn.Module,
+    llm: nn.Module,
+    plan: BlockPlan | None,
+    ids: torch.Tensor,
+    *,
+    checkpointing: bool = False,
+) -> Distance:
     """Compare `proxy` with `llm`, which gets no gradients.
 
     Args:
         plan: which LLM block each proxy block stands for; with None, states are not compared.
         ids: token ids, int64 [n, tokens], without padding.
+        checkpointing: whether a backward pass runs the proxy's blocks once more (`checkpointed_blocks`).
     """
     ids = ids.to(next(llm.parameters()).device)
     with torch.no_grad():
         llm_predictions, llm_states = predictions_and_states(llm, ids)
-    predictions, states = predictions_and_states(proxy, ids)
+    predictions, states = predictions_and_states(proxy, ids, checkpointing=checkpointing)
     kl = nn.functional.kl_div(predictions, llm_predictions, reduction="sum", log_target=True)
     if plan is None or states[0].shape != llm_states[0].shape:
         return Distance(kl=kl, states=torch.zeros_like(kl))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedproxy_secure.config.kinds import COMPRESSIONS, FUSION_RULES
-from fedproxy_secure.config.sections import LATER, Positive, Ratio, Scalar, Section
+from fedproxy_secure.config.sections import LATER, NO_EFFECT, Positive, Ratio, Scalar, Section
 
 Importance = Literal["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
@@ -26,11 +26,17 @@ class ModelConfig(Section):
 
     With `dtype: mixed` numbers are float32, and the large products of blocks bfloat16, which a CPU with AMX
     multiplies faster. `auto` is bfloat16 on a GPU and float32 on a CPU.
+
+    With `checkpointing`, training and healing keep only the inputs of blocks between the forward and the
+    backward pass, which runs each block once more. This saves most of the memory of activations, and a step
+    takes longer. Results are the same up to rounding, and every client chooses for its own machine. It has
+    no effect on private training (`privacy.unit: record`), which has one record in memory at a time.
     """
 
     path: str = "demo"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "mixed"] = "auto"
+    checkpointing: Annotated[bool, NO_EFFECT] = False
 
 
 class CompressConfig(Section):

@@ -15,6 +15,7 @@ from fedproxy_secure.errors import DataError, Stopped
 from fedproxy_secure.models.llm import Tokenizer
 from fedproxy_secure.models.packing.packed import can_pack, packed_logits
 from fedproxy_secure.models.packing.packs import Row, pack_rows
+from fedproxy_secure.models.passes import checkpointed_blocks
 
 # errors that no input causes; Rust libraries panic on an input with other errors that are no `Exception`
 ENDS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, Stopped)
@@ -182,7 +183,7 @@ def training_batch(items: Sequence[Encoded], *, pad_id: int, device: torch.devic
     return Batch(ids=ids.to(device), attention=attention.to(device), response=response.to(device))
 
 
-def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+def batch_loss(model: nn.Module, batch: Batch, *, checkpointing: bool = False) -> torch.Tensor:
     """Return the mean over records of the mean loss over their response tokens, in nats.
 
     The loss itself only adds records up. Whether the rows of a batch are independent depends on the model:
@@ -190,15 +191,17 @@ def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     another's gradient, pass a single record.
 
     The LM head runs only at positions that some record of the batch needs, because with a large vocabulary
-    it takes more memory than everything else. Cross entropy is computed in float32.
+    it takes more memory than everything else. Cross entropy is computed in float32. With `checkpointing` a
+    backward pass runs the blocks once more (`checkpointed_blocks`).
     """
     positions = batch.response.any(dim=0).nonzero().flatten()
-    logits = model(
-        input_ids=batch.ids,
-        attention_mask=batch.attention,
-        use_cache=False,
-        logits_to_keep=positions,
-    ).logits
+    with checkpointed_blocks(model, checkpointing):
+        logits = model(
+            input_ids=batch.ids,
+            attention_mask=batch.attention,
+            use_cache=False,
+            logits_to_keep=positions,
+        ).logits
     response, targets = batch.response[:, positions], batch.ids[:, positions + 1]
     selected = response > 0
     nll = nn.functional.cross_entropy(logits[selected].float(), targets[selected], reduction="none")
@@ -206,7 +209,9 @@ def batch_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     return (nll * share[selected]).sum()
 
 
-def records_loss(model: nn.Module, items: Sequence[Encoded], *, pad_id: int) -> torch.Tensor:
+def records_loss(
+    model: nn.Module, items: Sequence[Encoded], *, pad_id: int, checkpointing: bool = False
+) -> torch.Tensor:
     """Return the `batch_loss` of these records, without padding if the model allows packing.
 
     The result is equal up to rounding. If a record must not affect another's gradient, use `batch_loss` on
@@ -214,7 +219,8 @@ def records_loss(model: nn.Module, items: Sequence[Encoded], *, pad_id: int) -> 
     """
     device = next(model.parameters()).device
     if not can_pack(model):
-        return batch_loss(model, training_batch(items, pad_id=pad_id, device=device))
+        batch = training_batch(items, pad_id=pad_id, device=device)
+        return batch_loss(model, batch, checkpointing=checkpointing)
     pack = pack_rows([Row(trunk=item.ids) for item in items], device)
     keep: list[int] = []
     share: list[float] = []
@@ -223,6 +229,6 @@ def records_loss(model: nn.Module, items: Sequence[Encoded], *, pad_id: int) -> 
         keep += range(start + item.response_start - 1, start + len(item.ids) - 1)
         share += [1 / tokens / len(items)] * tokens
     positions = torch.tensor(keep, device=device)
-    logits = packed_logits(model, pack, positions)
+    logits = packed_logits(model, pack, positions, checkpointing=checkpointing)
     nll = nn.functional.cross_entropy(logits.float(), pack.ids[0, positions + 1], reduction="none")
     return (nll * torch.tensor(share, device=device)).sum()

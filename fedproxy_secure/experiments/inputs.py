@@ -230,6 +230,7 @@ class Inputs:
             pad_id=tokenizer.pad_token_id,
             rng=stream(self.seed, "centralised", *(t.name for t in tasks)),
             subject="centralised training",
+            checkpointing=config.model.checkpointing,
             on_step=lambda _: display.advance(name),
         )
         display.done(name)

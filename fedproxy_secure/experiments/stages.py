@@ -106,10 +106,7 @@ def make_proxy(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Proxy:
-    """Stage 1: return the proxy that clients get: `exact_proxy`, then `heal_proxy`.
-
-    Raises the same errors as these.
-    """
+    """Stage 1: return the proxy that clients get: `exact_proxy`, then `heal_proxy`; raises their errors."""
     proxy = exact_proxy(config, materials, seed=seed, remove_ratio=remove_ratio)
     return heal_proxy(config, materials, proxy, seed=seed, folder=folder, progress=progress)
 
@@ -158,6 +155,7 @@ def heal_proxy(
         seed=seed,
         plan=proxy.plan,
         folder=folder,
+        checkpointing=config.model.checkpointing,
         on_block=lambda block, _: tell(block + 1, f"block {block} of the fit"),
         on_step=lambda step, loss: tell(blocks + step, f"loss {loss:.2f}"),
     )

@@ -71,6 +71,7 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
         rounds=job.federate.rounds,
         seed=job.seed,
         privacy=_privacy(job, client.name, items) if private else None,
+        checkpointing=job.checkpointing,
     )
 
 

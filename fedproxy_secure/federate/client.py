@@ -47,6 +47,8 @@ class LocalClient:
 
     `rounds` is how many rounds the whole training has, for `local.schedule`.
 
+    `checkpointing`: as the setting `model.checkpointing`; with `privacy` it has no effect.
+
     `on_trained` is called with the round, the update and the indices of the records drawn, for evaluation;
     `on_failed` with the round and the reason, if training fails and the failure is hidden from the server.
 
@@ -65,6 +67,7 @@ class LocalClient:
     rounds: int
     seed: int
     privacy: Privacy | None = None
+    checkpointing: bool = False
     on_trained: Callable[[int, ClientUpdate, list[int]], None] | None = None
     on_failed: Callable[[int, str], None] | None = None
 
@@ -138,6 +141,7 @@ class LocalClient:
                 penalty=request.penalty(tuned),
                 round=request.round,
                 rounds=self.rounds,
+                checkpointing=self.checkpointing,
             )
             return loss, get_vector(tuned) - request.start
 

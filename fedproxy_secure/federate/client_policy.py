@@ -8,6 +8,7 @@
     participation: 1.0
     device: auto
     dtype: auto
+    checkpointing: false
     adapter: {...}      # adapter, local, fusion, protect, privacy and audit: as in the settings of a run
     ...
 
@@ -63,6 +64,7 @@ class ClientPolicy(Section):
     participation: float
     device: Annotated[Literal["auto", "cpu", "cuda"], OWN]
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "mixed"], OWN]
+    checkpointing: Annotated[bool, OWN]
     adapter: AdapterConfig
     local: LocalConfig
     fusion: FusionConfig
@@ -96,6 +98,7 @@ class ClientPolicy(Section):
             data_root=self.data_root,
             device=self.device,
             dtype=self.dtype,
+            checkpointing=self.checkpointing,
             protect=self.protect,
             privacy=self.privacy,
             audit=self.audit,
@@ -146,6 +149,7 @@ def policy_for(job: FederationJob, index: int, *, seeds: tuple[int, ...]) -> Cli
         participation=job.federate.participation,
         device=job.device,  # type: ignore[arg-type]  # the job's device comes from the same setting
         dtype=job.dtype,  # type: ignore[arg-type]
+        checkpointing=job.checkpointing,
         adapter=job.adapter,
         local=job.local,
         fusion=job.fusion,

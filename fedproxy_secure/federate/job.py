@@ -77,6 +77,7 @@ class FederationJob(AgreedSettings):
     audit: Annotated[AuditConfig, OWN]
     device: Annotated[str, OWN] = "auto"
     dtype: Annotated[str, OWN] = "auto"
+    checkpointing: Annotated[bool, OWN] = False
 
     @classmethod
     def from_config(
@@ -101,6 +102,7 @@ class FederationJob(AgreedSettings):
             blocks=blocks,
             device=config.model.device,
             dtype=config.model.dtype,
+            checkpointing=config.model.checkpointing,
         )
 
     @property
@@ -135,6 +137,7 @@ class FederationJob(AgreedSettings):
             audit=AuditConfig(),
             device="auto",
             dtype="auto",
+            checkpointing=False,
             protect=self.protect.model_copy(update={"keys": None}),
             privacy=self.privacy.model_copy(update={"ledger": None}),
         )

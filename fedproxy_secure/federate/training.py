@@ -63,11 +63,13 @@ def train(
     on_step: Callable[[int], None] | None = None,
     round: int = 0,
     rounds: int = 1,
+    checkpointing: bool = False,
 ) -> float:
     """Run `steps` optimiser steps on the trained parameters; return the mean loss in nats.
 
     The learning rate is that of round `round` of `rounds` (`LocalConfig.shares`); by default the call is
-    the whole training.
+    the whole training. With `checkpointing` a step keeps less in memory and takes longer, as the setting
+    `model.checkpointing` says.
 
     Raises `TrainingError`, naming `subject` and the step, as soon as the loss is not a finite number.
     """
@@ -82,7 +84,8 @@ def train(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(rng.integers(2**62)))  # dropout
             for step in range(steps):
-                loss = records_loss(tuned, [items[i] for i in next(stream)], pad_id=pad_id)
+                batch = [items[i] for i in next(stream)]
+                loss = records_loss(tuned, batch, pad_id=pad_id, checkpointing=checkpointing)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise TrainingError(

@@ -107,6 +107,7 @@ def test_two_policies_are_one_agreement_if_they_differ_in_places_records_and_see
             "data_root": "/srv",
             "seeds": (0, 1),
             "device": "cpu",
+            "checkpointing": True,
             "protect": one.protect.model_copy(update={"keys": "/srv/keys"}),
             "privacy": one.privacy.model_copy(update={"ledger": "/srv/ledger"}),
         }

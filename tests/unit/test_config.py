@@ -220,7 +220,8 @@ def test_what_belongs_to_one_party_is_marked_once_and_left_out_of_all_that_is_ag
     config = parse_config({"protect": {"keys": "/k"}, "privacy": {"unit": "record", "ledger": "/l"}})
     job = FederationJob.from_config(config, seed=0)
     assert "/k" in job.to_json()
-    assert set(job.model_dump()) - set(job.agreed()) == {"clients", "data_root", "audit", "device", "dtype"}
+    own = {"clients", "data_root", "audit", "device", "dtype", "checkpointing"}
+    assert set(job.model_dump()) - set(job.agreed()) == own
     assert not {"/k", "/l"} & {str(v) for section in job.agreed().values() for v in _leaves(section)}
     elsewhere = config.model_copy(update={"protect": config.protect.changed(keys="/elsewhere")})
     assert elsewhere.sha256() == config.sha256()

@@ -73,6 +73,7 @@ def heal(
     seed: int,
     plan: BlockPlan | None = None,
     folder: Path | None = None,
+    checkpointing: bool = False,
     on_step: OnStep | None = None,
     on_block: OnBlock | None = None,
 ) -> Healed:
@@ -93,6 +94,7 @@ def heal(
             which blocks are trained if `heal.blocks` is `gaps`: those of `BlockPlan.before_gaps`, or all if
             there are none. Without a plan, or if hidden sizes differ, only predictions are compared and
             nothing is fitted; without a plan all blocks are trained.
+        checkpointing: whether steps keep less in memory and take longer, as `model.checkpointing` says.
         on_step: called after each step.
         on_block: called after each block that the fit has passed.
         folder: where the state is kept. A call with the same inputs goes on from it, or loads the result.
@@ -132,7 +134,14 @@ def heal(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _share(step, settings.steps)
             batch = train[order[step * settings.batch_size : (step + 1) * settings.batch_size]]
-            loss = _add_gradients(proxy, llm, plan, batch, state_weight=settings.state_weight)
+            loss = _add_gradients(
+                proxy,
+                llm,
+                plan,
+                batch,
+                state_weight=settings.state_weight,
+                checkpointing=checkpointing,
+            )
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"healing: loss={loss} at step {step}: must be finite; lower heal.learning_rate"
@@ -179,13 +188,19 @@ def _trained(proxy: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[P
 
 
 def _add_gradients(
-    proxy: nn.Module, llm: nn.Module, plan: BlockPlan | None, batch: torch.Tensor, *, state_weight: float
+    proxy: nn.Module,
+    llm: nn.Module,
+    plan: BlockPlan | None,
+    batch: torch.Tensor,
+    *,
+    state_weight: float,
+    checkpointing: bool,
 ) -> float:
     """Add the gradients of a batch's loss, with as many windows per pass as fit; return the loss."""
     loss = 0.0
     for part in batch.split(windows_a_pass(proxy, batch)):
         with all_products_mixed(llm):
-            distances = distance(proxy, llm, plan, part)
+            distances = distance(proxy, llm, plan, part, checkpointing=checkpointing)
             part_loss = (distances.kl + state_weight * distances.states) / batch.numel()
             part_loss.backward()
         loss += float(part_loss.detach())

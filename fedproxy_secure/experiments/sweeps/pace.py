@@ -156,6 +156,7 @@ def _step_seconds(config: Config, materials: Materials, tuned: nn.Module) -> flo
             pad_id=pad_id,
             rng=stream(0, "pace"),
             subject="timing",
+            checkpointing=config.model.checkpointing,
             on_step=lambda _: step_ends.append(time.perf_counter()),
         )
         seconds = min(b - a for a, b in pairwise(step_ends))
@@ -208,6 +209,7 @@ def _window_seconds(config: Config, materials: Materials, proxy: nn.Module) -> f
         materials.windows[:1].repeat(1 + BEST_OF, 1),
         config.heal.model_copy(update={"fit_windows": None, "steps": 1 + BEST_OF, "batch_size": 1}),
         seed=0,
+        checkpointing=config.model.checkpointing,
         on_step=lambda *_: step_ends.append(time.perf_counter()),
     )
     return min(b - a for a, b in pairwise(step_ends))

@@ -31,14 +31,20 @@ from fedproxy_secure.models.mixed import is_mixed
 from fedproxy_secure.models.packing.attention import packed_attention
 from fedproxy_secure.models.packing.fast_blocks import fast_blocks
 from fedproxy_secure.models.packing.packs import Pack, Row, pack_rows
+from fedproxy_secure.models.passes import checkpointed_blocks
 
 ATTENTION = "fedproxy_packed"  # our name among transformers' implementations of attention
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def packed_logits(model: nn.Module, pack: Pack, keep: torch.Tensor) -> torch.Tensor:
-    """Return the logits, [len(keep), V], after the tokens at `keep`, int64, of the packed sequence."""
-    with _attending_packed(model), fast_blocks(model, keep):
+def packed_logits(
+    model: nn.Module, pack: Pack, keep: torch.Tensor, *, checkpointing: bool = False
+) -> torch.Tensor:
+    """Return the logits, [len(keep), V], after the tokens at `keep`, int64, of the packed sequence.
+
+    With `checkpointing` a backward pass runs the blocks once more (`checkpointed_blocks`).
+    """
+    with _attending_packed(model), fast_blocks(model, keep), checkpointed_blocks(model, checkpointing):
         output = model(
             input_ids=pack.ids,
             position_ids=pack.positions,
