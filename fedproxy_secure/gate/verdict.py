@@ -96,6 +96,20 @@ def compare(estimate: Estimate, side: Side, bound: float) -> tuple[Verdict, floa
     return (Verdict.FAILED if least_excess > 0 else Verdict.INCONCLUSIVE), worst_excess
 
 
+def by_how_much(estimate: Estimate, side: Side, verdict: Verdict, excess: float | None) -> str:
+    """Return in words how far an estimate is from a bound, with the verdict and the excess of `compare`."""
+    if excess is None:
+        return "has no interval: there is only one seed, or too little data"
+    if excess <= 0:
+        return f"within the bound by {abs(excess):.3g}"
+    beyond = f"{'exceeds' if side == 'max' else 'falls short of'} the bound by {excess:.3g}"
+    if verdict == Verdict.INCONCLUSIVE:
+        return f"the interval includes the bound; its unfavourable end {beyond}"
+    if estimate.low == estimate.high:
+        return beyond
+    return f"the whole interval lies beyond the bound; its unfavourable end {beyond}"
+
+
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
     present = set(verdicts)
     return next((v for v in Verdict if v in present), Verdict.MISSING)

@@ -14,6 +14,7 @@ from tests.support.gate_samples import (
     SIGNED,
     estimate,
     measure,
+    policy,
     release_policy,
     report,
     verdicts,
@@ -41,6 +42,25 @@ def release():
 )
 def test_the_unfavourable_end_of_the_interval_decides(side, bound, verdict):
     assert compare(estimate(0.52, 0.50, 0.54), side, bound)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            "- max_token_auc: 0.6",
+            "the whole interval lies beyond the bound; its unfavourable end exceeds the bound by 0.226",
+        ),
+        (
+            "- max_token_auc: 0.7",
+            "the interval includes the bound; its unfavourable end exceeds the bound by 0.126",
+        ),
+    ],
+)
+def test_how_far_beyond_a_bound_a_number_is_says_that_an_end_of_its_interval_is_meant(tmp_path, rule, said):
+    found = replace(SAFE, measures=(measure("token_auc", 0.755, 0.6541, 0.826),))
+    (row,) = judge(report(found), policy(tmp_path, rule)).rows
+    assert row.why.startswith(f"token_auc: {said}")
 
 
 def test_an_exact_number_is_never_inconclusive():
