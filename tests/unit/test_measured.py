@@ -19,6 +19,7 @@ from fedproxy_secure.report.measured import (
     configuration_of,
     cost_against,
     read_seed,
+    without_a_seed,
     without_gap,
 )
 from fedproxy_secure.report.measured.joining import exact_or_mean
@@ -249,6 +250,25 @@ def test_a_number_that_one_seed_lacks_is_left_out(tmp_path: Path):
     findings = (finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED),)
     folder = write_run(tmp_path / "run", seeds=(0, 1), findings=findings)
     assert made(folder, tmp_path, (0, 1)).measure("token_auc") is None
+
+
+def test_a_measure_that_a_seed_lacks_is_named_with_the_seed(tmp_path: Path):
+    found = finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED)
+    failed = finding("lora_span_tokens", "A2", "auc", 7, seed=1, outcome=Outcome.ERROR)
+    folder = write_run(tmp_path / "run", seeds=(0, 1), findings=(found, failed))
+    (line,) = without_a_seed([made(folder, tmp_path, (0, 1))])
+    assert line.startswith("token_auc of c: no attack has a number of it with seed 1")
+    assert without_a_seed([made(folder, tmp_path, (0,))]) == []
+
+
+def test_the_perplexity_of_a_model_that_diverged_is_named_and_not_only_left_out(tmp_path: Path):
+    folder = write_run(tmp_path / "run", seeds=(0, 1))
+    file = folder / "seed-1" / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "perplexity": {"fused": None, "tuned": 9}}))
+    configuration = made(folder, tmp_path, (0, 1))
+    assert configuration.measure("perplexity_after") is None
+    (line,) = without_a_seed([configuration])
+    assert line.startswith("perplexity_after of c: the fused LLM of a seed has diverged")
 
 
 def test_a_private_report_says_that_scores_of_attacks_are_outside_its_epsilon(tmp_path: Path):

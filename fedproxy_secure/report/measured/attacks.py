@@ -37,6 +37,11 @@ def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
     ]
 
 
+def counts(finding: Finding, key: str) -> bool:
+    """Return whether a finding has a number of the measure `key` that counts for it."""
+    return finding.outcome not in WITHOUT_NUMBERS and bool(finding.numbers(key))
+
+
 def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
     """Return the worst number of each seed, joined over seeds; None if some seed has no number."""
     worst: dict[int, tuple[Estimate, Finding]] = {}
@@ -45,7 +50,7 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
         pairs = [
             (estimate, finding)
             for finding in s.findings
-            if finding.outcome not in WITHOUT_NUMBERS
+            if counts(finding, kind.key)
             for estimate in finding.numbers(kind.key)
         ]
         if not pairs:
