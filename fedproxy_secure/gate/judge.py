@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from fedproxy_secure.config import ANSWERS
+from fedproxy_secure.dp.guarantees import rounded_down
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
     AUDIT_SCOPE,
@@ -199,7 +200,8 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
                 rule=rule.text,
                 configuration=configuration.name,
                 verdict=Verdict.FAILED,
-                why=f"epsilon is at least {audited.estimate.value:.3g}: exceeds the claim by {excess:.3g}",
+                why=f"epsilon is at least {rounded_down(audited.estimate.value)}: exceeds the claim by "
+                f"{excess:.3g}",
                 measured=audited.estimate,
                 excess=excess,
                 source=audited.source,

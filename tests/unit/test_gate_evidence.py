@@ -7,6 +7,7 @@ import pytest
 from fedproxy_secure.evidence.estimate import counted
 from fedproxy_secure.gate.judge import Verdict, compare, judge
 from fedproxy_secure.gate.rules import limit_names, limit_of
+from fedproxy_secure.gate.table import measured_text
 from fedproxy_secure.report.trilemma import Configuration
 from tests.support.gate_samples import (
     SAFE,
@@ -72,6 +73,19 @@ def test_an_exact_number_is_never_inconclusive():
 @pytest.mark.parametrize("value", [0.1, 0.9])
 def test_a_number_without_an_interval_shows_nothing(value):
     assert compare(estimate(value), "max", 0.5) == (Verdict.INCONCLUSIVE, None)
+
+
+def test_an_interval_without_width_of_a_number_that_was_sampled_shows_nothing():
+    collapsed = estimate(0.0, 0.0, 0.0)
+    assert compare(collapsed, "max", 0) == (Verdict.INCONCLUSIVE, None)
+    assert measured_text(collapsed) == "0, no interval, n = 3"
+
+
+def test_an_exact_epsilon_is_never_shown_below_itself_and_a_lower_bound_never_above():
+    spent = counted(8.00049, metric="m", unit="epsilon", seeds=[0])
+    assert measured_text(spent) == "8.001, exact, n = 1"
+    audited = replace(spent, value=2.91359, low=2.91359, high=2.91359, nature="lower bound")
+    assert measured_text(audited) == "at least 2.913, n = 1"
 
 
 def test_of_two_numbers_under_one_key_both_are_judged(tmp_path):

@@ -95,7 +95,8 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
     if kind.better == "higher":
         worst, finding = min(pairs, key=lambda pair: pair[0].value)
         if worst.low is not None:
-            worst = replace(worst, low=min(e.low for e in estimates if e.low is not None))
+            low = min(e.low for e in estimates if e.low is not None)
+            worst = replace(worst, low=low, nature=worst.nature if low == worst.low else "sampled")
         if worst.high is not None:
             reach = _luck(len(pairs)) * (worst.high - worst.value)
             high = min(kind.within[1], worst.value + reach)
@@ -103,7 +104,8 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
     else:
         worst, finding = max(pairs, key=lambda pair: pair[0].value)
         if worst.high is not None:  # another view's interval may reach further
-            worst = replace(worst, high=max(e.high for e in estimates if e.high is not None))
+            high = max(e.high for e in estimates if e.high is not None)
+            worst = replace(worst, high=high, nature=worst.nature if high == worst.high else "sampled")
         if worst.low is not None:
             reach = _luck(len(pairs)) * (worst.value - worst.low)
             low = max(kind.within[0], worst.value - reach)
