@@ -10,6 +10,7 @@ from attacks.commands.ancestry import ancestry_command
 from attacks.commands.model import model_command
 from attacks.commands.options import RunOption, StrictOption, end, show
 from attacks.commands.run import run_command
+from attacks.commands.scores import scores_command
 from fedproxy_secure.cli.errors import plain_errors
 
 app = typer.Typer(
@@ -72,5 +73,6 @@ def report(run: RunOption, strict: StrictOption = False) -> None:
     end(results, strict)
 
 
+app.command("scores")(scores_command)
 app.command("model")(model_command)
 app.command("ancestry")(ancestry_command)

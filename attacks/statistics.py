@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import binom, norm, rankdata
 
-from attacks.judging.measured import Measured, of_kinds, with_power
+from attacks.judging.measured import Judged, Measured, of_kinds, with_power
 from attacks.judging.power import AucPower, MeanPower, RatePower, SharePower
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.evidence.estimate import (
@@ -185,7 +185,7 @@ def over_targets(
         how=how,
         chance=chance,
         power=MeanPower(n=len(values), spread=spread, most=math.inf if within is None else within[1]),
-        judged=("", tuple(map(float, values))),
+        judged=Judged(kinds="", values=tuple(map(float, values))),
     )
 
 

@@ -156,7 +156,7 @@ def run_suite(
     if not resume:  # a later resumed suite must not keep them
         keys = {t.key for t in trials}
         forget_events(run, lambda raw: tuple(str(raw.get(name)) for name in KEYS) in keys)
-    log_file, bars, task = RunFolder(path=run), progress or NoProgress(), f"{profile} suite"
+    log_file, bars, task = RunFolder(path=run, private=True), progress or NoProgress(), f"{profile} suite"
     bars.start(task, len(todo))  # only attacks still to run, so that the remaining time is right
     running = _results(todo, {one.info.name: one for one in attacks}, surfaces, jobs, bars)
     try:

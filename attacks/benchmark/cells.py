@@ -115,7 +115,8 @@ def measure(plan: Plan, cell: GridCell, *, progress: Progress) -> None:
                 progress=progress,
                 on_result=lambda _: progress.advance(WORK),
             )
-    plan.result(cell, seconds=time.perf_counter() - began, findings=tuple(findings)).write(plan.out)
+    shown = tuple(f.without_scores() for f in findings)
+    plan.result(cell, seconds=time.perf_counter() - began, findings=shown).write(plan.out)
 
 
 def forget_changed(folder: Path, attacks: tuple[AttackEntry, ...]) -> None:

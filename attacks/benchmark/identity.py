@@ -91,10 +91,10 @@ def identity_of(grid: Grid, *, model: str, profile: Profile) -> Identity:
 def run_settings(config: Config) -> Any:
     """Return the settings that can change a cell's numbers, without the model's path, as plain values.
 
-    Settings that are None are left out, so that a setting which a later version adds, with None as its
-    default, changes no id.
+    Settings that are None are left out, and those marked `LATER` that have their default, so that a setting
+    which a later version adds changes no id.
     """
-    raw = config.without(NO_EFFECT, OWN, SWEEP)
+    raw = config.without(NO_EFFECT, OWN, SWEEP, said_only=True)
     raw["model"].pop("path")
     return without_nulls({name: value for name, value in raw.items() if name not in _NOT_OF_A_RUN})
 
@@ -104,14 +104,14 @@ def world_sha256(configs: Iterable[Config]) -> str:
 
     The digest does not depend on the order of the settings, nor on how often they name a client.
     """
-    from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
     from fedproxy_secure.data.tasks import load_task
+    from fedproxy_secure.data.worlds.demo_tasks import PUBLIC_SEED
     from fedproxy_secure.world.stories import stories
 
     parts: dict[str, str] = {"public text": _digest(list(islice(stories(PUBLIC_SEED), STORIES)))}
     for config in configs:
         for client in config.data.clients:
-            key = client.model_dump_json()
+            key = client.model_dump_json(exclude={"part"} if client.part is None else None)
             if key not in parts:
                 task = load_task(client, root=config.data.root)
                 parts[key] = _digest([[asdict(r) for r in part] for part in (task.train, task.test)])

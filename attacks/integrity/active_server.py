@@ -105,6 +105,7 @@ class SecaggActive(Attack):
         known_bad = who == KNOWN_BAD
         seen: dict[str, np.ndarray | str] = {}
         sent: dict[str, np.ndarray] = {}
+        last = max(view.adapters)
         with white_box.opened(view) as box:
             for attempt in (SUPPRESSION, CANARY_BIT):
                 mask = silenced(box, attempt)
@@ -115,10 +116,11 @@ class SecaggActive(Attack):
                         box,
                         settings,
                         records,
-                        view.adapters[max(view.adapters)],
+                        view.adapters[last],
                         mask,
                         checked=not known_bad,
                         budget=Budget(),
+                        round=last,
                     )
                     seen[attempt], sent[attempt] = total[mask], update[mask]
                 except ProtocolAborted as error:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from attacks.base import Budget
-from attacks.integrity.rehearsal import client_of
+from attacks.integrity.rehearsal import client_of, with_steps
 from attacks.white_box import WhiteBox
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.errors import ProtocolAborted, RoundAborted
@@ -64,6 +64,7 @@ def played_round(
     *,
     checked: bool,
     budget: Budget,
+    round: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Play a round in which all clients but the first get `adapter` with zeros where `mask` is true.
 
@@ -77,9 +78,11 @@ def played_round(
         mask: where the others get zeros, bool [d].
         checked: whether clients compare the adapter with the terms, as installed clients do.
         budget: limits of the attack.
+        round: the run's round whose first learning rate clients use.
 
     Raises `ProtocolAborted` if clients notice.
     """
+    settings = with_steps(settings, STEPS, round=round)
     victim, *other_names = names(len(records))
     keys, roster = identities(len(records))
     # ten times what a step can move, so that nothing is clipped
@@ -98,9 +101,7 @@ def played_round(
         except ProtocolAborted as error:
             refused = refused or str(error)
             continue
-        updates[name] = (
-            client_of(box, settings, client, items, steps=STEPS).train(round=0, start=received).update
-        )
+        updates[name] = client_of(box, settings, client, items).train(round=0, start=received).update
     cohort = Cohort(
         terms=terms, keys=keys, roster=roster, drops={"advertise": set(other_names) - set(updates)}
     )

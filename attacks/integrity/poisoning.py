@@ -40,7 +40,7 @@ from attacks.base import (
     Truth,
     replace_view,
 )
-from attacks.integrity.rehearsal import Craft, FirstRound, Rule, lied_clip, rounds
+from attacks.integrity.rehearsal import Craft, FirstRound, Rule, clip_of, rounds
 from attacks.registry import attack
 from attacks.statistics import over_targets
 from attacks.white_box import WhiteBox
@@ -221,7 +221,7 @@ def beyond(rule: Rule, settings: PublicSettings, *, clients: int) -> Craft:
     """
 
     def words(update: np.ndarray, number: int) -> np.ndarray:
-        clip = lied_clip(rule, settings, number) or 0.0
+        clip = clip_of(rule, settings, number, lied=True) or 0.0
         others_sum = 2 * math.sqrt((clients - 1) * float(np.square(update.astype(np.float64)).mean()))
         return np.asarray(-np.sign(update) * max(clip, clients * clip - others_sum))
 
@@ -255,8 +255,7 @@ def moves(guess: Damage) -> list[Estimate]:
 def rules_of(settings: PublicSettings, *, own_only: bool) -> list[Rule]:
     """Return the run's own rule first, then others, which keep the run's server learning rate."""
     protected = protection_of(settings.protect).protocol is not None
-    reach = settings.local.learning_rate * settings.local.steps
-    clip = (settings.protect.clip or CLIP_OF_HONEST * reach) if protected else None
+    clip = (settings.protect.clip or CLIP_OF_HONEST * settings.total_rate(0)) if protected else None
     name = settings.fusion.rule
     if protected and not settings.fusion.linear:
         name = settings.protect.granularity

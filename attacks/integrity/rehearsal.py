@@ -5,6 +5,8 @@ and FedProx. Updates merge by the project's own fusion rules, in the clear or ov
 with the server's checks of a sum and of a step. The server then takes the rule's step at the run's server
 learning rate. No messages are sent, since the rest of masking does not affect the result.
 
+Rounds have the learning rates of the run's first rounds, wherever the rehearsal starts.
+
 Not rehearsed: differential privacy, rounds of a part of the clients, H-TIES' weights under masking other
 than `uniform`, and a clip that follows the clients from round to round.
 """
@@ -68,23 +70,29 @@ def client_of(
     settings: PublicSettings,
     name: str,
     items: Sequence[Encoded],
-    steps: int | None = None,
     seed: int | None = None,
 ) -> LocalClient:
     """Return the project's client on these records, with the white box's model.
 
     With `seed` None the client has the run's seed.
     """
-    local = settings.local if steps is None else settings.local.model_copy(update={"steps": steps})
     return LocalClient(
         name=name,
         model=LentModel(box.tuned),
         items=items,
         truncated=0,
         pad_id=box.tokenizer.pad_token_id,
-        local=LocalConfig.model_validate(local.model_dump()),
+        local=LocalConfig.model_validate(settings.local.model_dump()),
+        rounds=settings.federate.rounds,
         seed=settings.seed if seed is None else seed,
     )
+
+
+def with_steps(settings: PublicSettings, steps: int, *, round: int) -> PublicSettings:
+    """Return settings of rounds of `steps` steps, all at the rate with which `round` of the run begins."""
+    rate = settings.first_rate(min(round, settings.federate.rounds - 1))  # the last adapter has no round
+    changes = {"steps": steps, "learning_rate": rate, "schedule": "constant"}
+    return settings.changed(local=settings.local.model_copy(update=changes))
 
 
 def job_of(settings: PublicSettings) -> FederationJob:
@@ -104,14 +112,18 @@ def job_of(settings: PublicSettings) -> FederationJob:
     )
 
 
-def lied_clip(rule: Rule, settings: PublicSettings, number: int) -> float | None:
-    """Return the clip of a round after a client falsely claimed in each round that values were clipped.
+def clip_of(rule: Rule, settings: PublicSettings, number: int, *, lied: bool) -> float | None:
+    """Return the clip of a round: as the learning rates fall, so does it. One in the settings stays.
 
-    The clip doubles each time, up to what clients accept. A clip in the settings stays as it is.
+    `lied`: a client falsely claimed in each round before that values were clipped. The clip then doubles
+    each time, up to what clients accept.
     """
-    if rule.clip is None or number == 0 or settings.protect.clip is not None:
+    if rule.clip is None or settings.protect.clip is not None:
         return rule.clip
-    return max(rule.clip, min(rule.clip * 2.0**number, largest_clip(settings.local)))
+    clip = rule.clip * (settings.total_rate(number) / settings.total_rate(0))
+    if not lied:
+        return clip
+    return max(clip, min(rule.clip * 2.0**number, largest_clip(settings, number)))
 
 
 def rounds(
@@ -168,7 +180,7 @@ def rounds(
                 changed = craft(update.update, number).astype(np.float32)
                 update = replace(update, update=changed)
             updates.append(update)
-        round_rule = replace(rule, clip=lied_clip(rule, settings, number)) if unclipped else rule
+        round_rule = replace(rule, clip=clip_of(rule, settings, number, lied=bool(unclipped)))
         before, state = state, advanced(state, updates, round_rule, settings, unclipped)
         if trace is not None:
             trace.append(state.adapter - before.adapter)
@@ -196,6 +208,7 @@ def advanced(
     most = longest_step(
         job_of(settings),
         state.adapter,
+        round=state.round,
         cohort=len(updates),
         threshold=len(updates),
         clients=len(updates),

@@ -232,7 +232,7 @@ def revealed(
     if protection.protocol is None:  # another package's sum, whose rounding and clipping are not known here
         return {EVERYBODY: np.sum([update.update for update in updates.values()], axis=0)}
     job, clients = job_of(settings), len(updates)
-    clip = settings.protect.clip or first_clip(settings.local)
+    clip = settings.protect.clip or first_clip(settings)
     if settings.privacy.unit == "client":
         clip = client_privacy.ring_clip(settings.privacy, bits=settings.protect.bits, clients=clients)
     plan = ring_plan(job, sizes, clip=clip, clients=clients)

@@ -8,6 +8,7 @@ is not paired.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,15 @@ from attacks.judging.power import Power
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.targets import midranks
 
-Judged = tuple[str, tuple[float, ...]]  # kinds and values as in `Targets`
+DIGITS = 6  # significant digits of a score that a finding keeps
+
+
+class Judged(NamedTuple):
+    """Kinds, values and scores as in `Targets`."""
+
+    kinds: str
+    values: tuple[float, ...]
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +34,7 @@ class Measured(Estimate):
     Args:
         chance: the value where there is nothing to find; None if only the attack's headline has one.
         power: how far above a bar the truth must be to be seen.
-        judged: kinds and values of the targets; None if they cannot be paired.
+        judged: kinds, values and scores of the targets; None if they cannot be paired.
     """
 
     chance: float | None = None
@@ -34,8 +43,15 @@ class Measured(Estimate):
 
 
 def of_kinds(scores: np.ndarray, positive: np.ndarray) -> Judged:
-    """Return kinds and values, as in `Targets`, of an AUC over `scores`, float [n]; labels are bool [n]."""
-    return "".join("1" if p else "0" for p in positive), tuple(midranks(scores).tolist())
+    """Return how an AUC over `scores`, float [n], judged its targets; labels are bool [n].
+
+    Ranks are those of the scores before rounding.
+    """
+    return Judged(
+        kinds="".join("1" if p else "0" for p in positive),
+        values=tuple(midranks(scores).tolist()),
+        scores=tuple(float(f"{score:.{DIGITS}g}") for score in scores.tolist()),
+    )
 
 
 def with_power(estimate: Estimate, power: Power) -> Measured:

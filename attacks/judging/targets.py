@@ -51,12 +51,12 @@ def targets_of(headline: Estimate, exam: Exam, truth: Truth) -> Targets | None:
     """
     if not isinstance(headline, Measured) or headline.judged is None:
         return None
-    kinds, values = headline.judged
-    if not kinds and exam.question is None:
+    judged = headline.judged
+    if not judged.kinds and exam.question is None:
         return None
-    if not FEWEST <= len(values) <= MOST_TARGETS:
+    if not FEWEST <= len(judged.values) <= MOST_TARGETS:
         return None
-    return Targets(exam=fingerprint(exam, truth), kinds=kinds, values=values)
+    return Targets(exam=fingerprint(exam, truth), **judged._asdict())
 
 
 def fingerprint(exam: Exam, truth: Truth) -> str:

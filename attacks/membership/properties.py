@@ -17,7 +17,7 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth
-from attacks.integrity.rehearsal import client_of
+from attacks.integrity.rehearsal import client_of, with_steps
 from attacks.membership.updates import MEMBERSHIP
 from attacks.registry import attack
 from attacks.statistics import auc_estimate, p_by_chance
@@ -94,6 +94,7 @@ class PropertyInference(Attack):
         common = Counter(_answer(i) for i in state.holdout).most_common(1)[0][0]
         if not any(_answer(i) == common for i in state.train):
             raise NotApplicable("records share no answer: it would be the property, and texts have none")
+        settings = with_steps(settings, STEPS, round=min(view.adapters))
         with white_box.opened(view) as box:
             train_rounds = partial(_train, box, settings, start, name=name, common=common, rng=rng)
             shadows, labels = train_rounds(state.holdout, count=SHADOWS)
@@ -165,7 +166,7 @@ def _parts(
     drawn = []
     for index in range(PARTS):
         chosen = [items[i] for i in rng.choice(len(items), size=RECORDS)]
-        client = client_of(box, settings, name, chosen, steps=STEPS)
+        client = client_of(box, settings, name, chosen)
         drawn.append(client.train(round=index, start=start).update)
     return np.stack(drawn)[rng.integers(PARTS, size=count)]
 
@@ -196,7 +197,7 @@ def _train(
     for index in range(count):
         pool = same if chosen and index % 2 else rng.permutation(len(items))[: len(same)]
         drawn = [items[i] for i in rng.choice(np.array(pool), size=RECORDS)]
-        client = client_of(box, settings, name, drawn, steps=STEPS)
+        client = client_of(box, settings, name, drawn)
         updates.append(client.train(round=index, start=start).update)
         labels.append(bool(index % 2))
     return np.stack(updates), np.array(labels)

@@ -2,8 +2,9 @@
 
 A shadow should know its records as well as the run does. It therefore passes over each of them as often as
 clients passed over theirs, if that fits into the attack's seconds; with fewer passes it is **short**, and
-the score's name says so. A shadow trains from round 0 on in one go, with the run's local settings: it
-leaves out rounds, averaging over clients, and noise.
+the score's name says so. A shadow trains from round 0 on in one go, with the run's local settings, whose
+schedule of learning rates spans the shadow as it spans the run: it leaves out rounds, averaging over
+clients, and noise.
 
 All shadows together train and read for `SHARE` of the attack's seconds. If reading under every shadow
 would take more than `READING` of that, the shadows are of the first documents only, and there are none if

@@ -1,8 +1,8 @@
 """The positive control of attacks on updates: one client's round on few records, seen in the clear.
 
-It takes one step of SGD, as long as a step of the run: what float32 rounding hides in the run's updates, it
-hides in the control. If the run's clients use AdamW, an update is no combination of gradients and attacks
-read it differently, so the control uses AdamW, too.
+It takes one step of SGD, as long as the first step of the run's round: what float32 rounding hides in the
+run's updates, it hides in the control. If the run's clients use AdamW, an update is no combination of
+gradients and attacks read it differently, so the control uses AdamW, too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def one_step_control(
 ) -> tuple[View, Truth] | None:
     """Return a view in which one client took one SGD step on some of its records, and its truth.
 
-    The step has the run's learning rate and limit of the gradient's norm; if the run's clients use AdamW,
-    it is so long that its rounding does not matter. It is taken in the last round with a broadcast adapter,
-    where the adapters' B are no longer zero. The records are the client's shortest, the likeliest to be
-    within capacity, or with `drawn` random ones, so that their length does not reveal them. Planted
-    canaries are not among them. Returns None if the view has no settings or no proxy, or if no honest
-    client trained in such a round; the first that did is taken.
+    The step has the learning rate of its round's first step, and the run's limit of the gradient's norm. If
+    the run's clients use AdamW, it is so long that its rounding does not matter. It is taken in the last
+    round with a broadcast adapter, where the adapters' B are no longer zero. The records are the client's
+    shortest, the likeliest to be within capacity, or with `drawn` random ones, so that their length does
+    not reveal them. Planted canaries are not among them. Returns None if the view has no settings or no
+    proxy, or if no honest client trained in such a round; the first that did is taken.
     """
     clients = _trained(view, truth)
     if not clients:
@@ -86,7 +86,7 @@ def _stepped(
     assert view.settings is not None
     start = view.adapters[r]
     with white_box.opened(view, start) as box:
-        update = (start - _step(box.gradient(items), view.settings.local)) - start
+        update = (start - _step(box.gradient(items), view.settings, r)) - start
     return PrivateState(
         client=name,
         train=tuple(items),
@@ -110,12 +110,13 @@ def _in_the_clear(view: View, controls: Sequence[PrivateState]) -> tuple[View, T
     return changed, Truth(clients={c.client: c for c in controls})
 
 
-def _step(gradient: np.ndarray, local: LocalConfig) -> np.ndarray:
-    """Return what one step of SGD subtracts, float32 [d]: clipped as in training, by the run's rate."""
+def _step(gradient: np.ndarray, settings: PublicSettings, r: int) -> np.ndarray:
+    """Return what the first step of round `r` by SGD subtracts, float32 [d], clipped as in training."""
+    local = settings.local
     if local.optimizer != "sgd":
         return np.float32(LONG_STEP) * gradient
     clip = min(1.0, local.max_grad_norm / max(float(np.linalg.norm(gradient)), 1e-12))
-    return np.float32(clip * local.learning_rate) * gradient
+    return np.float32(clip * settings.first_rate(r)) * gradient
 
 
 def as_in_the_run(
@@ -151,6 +152,8 @@ def _with_adamw(control: View, truth: Truth, settings: PublicSettings, *, steps:
             pad_id=box.tokenizer.pad_token_id,
             rng=np.random.default_rng(0),
             subject="positive control",
+            round=number,
+            rounds=settings.federate.rounds,
         )
         update = get_vector(box.tuned) - start
     done = replace(state.rounds[number], update=update)

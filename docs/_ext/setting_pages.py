@@ -43,7 +43,7 @@ def _section(path: str, model: type[BaseModel]) -> list[str]:
 
 
 def _row(key: str, field: Any) -> tuple[str, str, str]:
-    default = field.get_default(call_default_factory=True)
+    default = field.get_default(call_default_factory=True, validated_data={})
     required = field.is_required()
     return (
         f"`{key}`",

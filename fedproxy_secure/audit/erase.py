@@ -29,7 +29,7 @@ from fedproxy_secure.audit.examine import Examined, examine, read_log
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.seal import Seal, everything_below, read_seal, sign_report
 from fedproxy_secure.audit.verify import check_files, check_inner
-from fedproxy_secure.audit.vouched import ERASED, INNER, check_file, vouched_files
+from fedproxy_secure.audit.vouched import ERASED, INNER, check_file, names_below, vouched_files
 from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import AuditError, RunFolderError
@@ -137,12 +137,11 @@ def _places(folder: Path) -> list[_Place]:
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in sealed if e.event == INNER}
     if any(e.event == INNER and e.body.get("folder") not in heads for e in whole.tail):
         raise AuditError(f"{folder / AUDIT_LOG}: has cells that the report was made without; {_SIGN}")
-    vouched = vouched_files(whole.log.entries)
+    vouched = sorted(vouched_files(whole.log.entries))
     cells = []
     for name, head in heads.items():
         check_inner(folder, name, 1)
-        above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
-        cell = _place(folder, name, elsewhere=above)
+        cell = _place(folder, name, elsewhere=names_below(vouched, name))
         if any(e.event != ERASED for e in _after(cell.log.entries, head)):
             raise AuditError(f"{name}: its log goes on after the end that the log above has; {_SIGN}")
         cells.append(cell)

@@ -66,18 +66,29 @@ class Seal:
 def everything_below(folder: Path, *names: str) -> Iterator[str]:
     """Yield the paths of everything but folders at or below these names, sorted and relative to `folder`.
 
-    Hidden files, keys, unfinished writes and links are included; links are not followed.
+    Hidden files, keys, unfinished writes and links are included; links are not followed. A folder that
+    cannot be listed, or lies too deep for a path, is included itself, as it may hold anything.
     """
     for name in names:
         path = folder / name
         if os.path.islink(path) or not os.path.isdir(path):  # neither raises for an impossible name
             yield from [name] if os.path.lexists(path) else []
             continue
-        paths = []
-        for current, folders, files in os.walk(path):
+        errors: list[OSError] = []
+        paths: list[str | Path] = []
+        for current, folders, files in os.walk(path, onerror=errors.append):
             links = [f for f in folders if os.path.islink(os.path.join(current, f))]
-            paths += [Path(current, f).relative_to(folder).as_posix() for f in (*files, *links)]
-        yield from sorted(paths)
+            paths += [os.path.join(current, f) for f in (*files, *links)]
+        paths += [error.filename or path for error in errors]
+        yield from sorted(Path(p).relative_to(folder).as_posix() for p in paths)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of everything in a folder. Raises `AuditError` if it cannot be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise AuditError(f"{folder}: cannot be listed: {error.strerror}") from error
 
 
 def files_below(folder: Path, *names: str) -> Iterator[str]:
@@ -88,7 +99,8 @@ def files_below(folder: Path, *names: str) -> Iterator[str]:
     """
     for name in everything_below(folder, *names):
         file = folder / name
-        if file.is_file() and not (file.is_symlink() or _is_key(name) or file.name.startswith(PARTIAL)):
+        plain = os.path.isfile(file) and not os.path.islink(file)
+        if plain and not (_is_key(name) or file.name.startswith(PARTIAL)):
             yield name
 
 

@@ -3,22 +3,23 @@
 Guarantees: a problem is reported if somebody without the signer's key alters, leaves out, moves or repeats
 a line, cuts lines off a finished run, alters a file that the log or the report's signature names, or adds
 anything to a finished seed (hidden files, keys and links too). Files elsewhere in the folder that nobody
-vouches for are listed. Not guaranteed: that what the signer wrote is true; that the folder was not put back
-to an earlier signed state (note the head that a run prints); what clients' keys contain; anything in
-`tracking/`. Unless the caller has the signer's public key from elsewhere, anybody may have signed the
-folder again: it is then consistent, but not `verified`.
+vouches for are listed. A folder that cannot be listed counts as a file. Not guaranteed: that what the
+signer wrote is true; that the folder was not put back to an earlier signed state (note the head that a run
+prints); what clients' keys contain; anything in `tracking/`. Unless the caller has the signer's public key
+from elsewhere, anybody may have signed the folder again: it is then consistent, but not `verified`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import Examined, examine, read_log
-from fedproxy_secure.audit.seal import OWN_FOLDERS, everything_below, is_seed, read_seal
+from fedproxy_secure.audit.seal import OWN_FOLDERS, everything_below, is_seed, names_in, read_seal
 from fedproxy_secure.audit.vouched import (
     FINISHED,
     INNER,
@@ -26,27 +27,27 @@ from fedproxy_secure.audit.vouched import (
     erased_files,
     is_outside,
     link_on_the_way,
+    names_below,
     vouched_files,
 )
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.files.names import (
     ATTACK_EVENTS,
-    ATTACKS,
     AUDIT_LOG,
-    BASELINES,
     CELL_DONE,
     CELLS,
     REPORT_JSON,
     RUNNING,
     SEED_PREFIX,
     SIGNATURE,
+    TRACKING,
     seed_folder,
 )
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 MOST_BELOW = 4  # most logs above a log; a matrix's cells have one above them
-# what a suite writes into a run before its findings are signed, and a matrix into a cell that is done
-NOTES = (ATTACK_EVENTS, CELL_DONE)
+# written by a suite until its findings are signed, by a matrix into a cell that is done, by a run meanwhile
+EXEMPT = (ATTACK_EVENTS, CELL_DONE, RUNNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +215,7 @@ def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> F
                 f"{name}: was erased by line {line} of {AUDIT_LOG} and is still there; see `audit erase`"
             )
         else:
-            what = "a link was added" if (folder / name).is_symlink() else "was added"
+            what = "a link was added" if os.path.islink(folder / name) else "was added"
             problems.append(f"{name}: {what}: {AUDIT_LOG} does not have it")
     inner = {str(e.body.get("folder")) for e in entries if e.event == INNER}
     return Files(
@@ -228,20 +229,25 @@ def check_files(folder: Path, entries: Sequence[Entry], *, known: Set[str]) -> F
 
 def _unvouched(folder: Path, known: Set[str], inner: Set[str]) -> list[str]:
     """Return the files beside the seeds that are not known, and the cells whose logs no log names."""
-    checked_elsewhere = {AUDIT_LOG, SIGNATURE, RUNNING, *OWN_FOLDERS, *NOTES}
-    candidates = [p.name for p in folder.iterdir() if not is_seed(p)]
-    for subfolder in (ATTACKS, BASELINES, CELLS):
-        candidates += [f"{subfolder}/{p.name}" for p in folder.glob(f"{subfolder}/*")]
+    links = {name for name in (*OWN_FOLDERS, *EXEMPT) if os.path.islink(folder / name)}
+    exempt = {AUDIT_LOG, SIGNATURE, *(n for n in EXEMPT if os.path.isfile(folder / n))} - links
+    exempt |= links.intersection(OWN_FOLDERS)  # `check_files` names them
+    candidates = [name for name in names_in(folder) if not is_seed(folder / name)]
+    for subfolder in set(OWN_FOLDERS) - links:
+        with suppress(AuditError):  # what cannot be listed is a candidate itself
+            names = names_in(folder / subfolder)
+            candidates += [f"{subfolder}/{name}" for name in names if subfolder != TRACKING]
+            exempt.add(subfolder)
     unvouched: list[str] = []
-    for name in sorted(set(candidates) - checked_elsewhere - known - inner):
+    for name in sorted(set(candidates) - exempt - known - inner):
         is_cell = name.startswith(f"{CELLS}/")
         unvouched += [name] if is_cell else sorted({*everything_below(folder, name)} - known)
     return unvouched
 
 
 def _unfinished(folder: Path, entries: Sequence[Entry]) -> list[str]:
-    seeds = sorted(p.name for p in folder.glob(f"{SEED_PREFIX}*") if is_seed(p))
-    return [f"{name}: did not finish" for name in seeds if name not in _finished(entries)]
+    seeds = {p.name for p in folder.glob(f"{SEED_PREFIX}*") if is_seed(p)}
+    return [f"{name}: did not finish" for name in sorted(seeds - _finished(entries))]
 
 
 def _inner(
@@ -249,13 +255,12 @@ def _inner(
 ) -> list[Verified]:
     """Verify the logs below this one, such as those of a matrix's cells; their lines name their folders."""
     heads = {str(e.body.get("folder")): str(e.body.get("head")) for e in log.entries if e.event == INNER}
-    verified = []
+    above, verified = sorted(vouched), []
     for name, head in heads.items():
         problems: list[str] = []
         try:
             check_inner(folder, name, below)
-            above = {n.removeprefix(f"{name}/") for n in vouched if n.startswith(f"{name}/")}
-            inner = verify_run(folder / name, key=key, elsewhere=above, below=below)
+            inner = verify_run(folder / name, key=key, elsewhere=names_below(above, name), below=below)
         except AuditError as error:
             unreadable = Verified(
                 problems=(str(error),), unsettled=(), public=None, pinned=False, lines=0, files=0, head=head

@@ -8,6 +8,7 @@ an `erased` event names must not exist any more.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -31,33 +32,43 @@ FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # event
 REOPENED, ERASED = "reopened", "erased"
 # files of a finished seed that a report of a later process reads
 READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/{LEAKAGE}")
+_Records = dict[str, tuple[str, int]]  # path -> (SHA-256 in hex, line of the log from 1)
 
 
-def vouched_files(
-    entries: Sequence[Entry], *, by: Sequence[str] = (FINISHED, FILES)
-) -> dict[str, tuple[str, int]]:
+def vouched_files(entries: Sequence[Entry], *, by: Sequence[str] = (FINISHED, FILES)) -> _Records:
     """Return path -> (SHA-256 in hex, line of the log from 1) of the files that events `by` name."""
-    vouched: dict[str, tuple[str, int]] = {}
+    return _replayed(entries, by)[0]
+
+
+def erased_files(entries: Sequence[Entry]) -> _Records:
+    """Return path -> (the SHA-256 that it had, line of the log from 1) of the files that were erased."""
+    return _replayed(entries, (FINISHED, FILES))[1]
+
+
+def _replayed(entries: Sequence[Entry], by: Sequence[str]) -> tuple[_Records, _Records]:
+    """Return what `vouched_files` and `erased_files` do; linear in time, as a log may be hostile."""
+    vouched: _Records = {}
+    erased: _Records = {}
     for number, entry in enumerate(entries, start=1):
         files = entry.body.get("files")
         if entry.event in by and isinstance(files, dict):
             vouched |= {str(name): (str(sha256), number) for name, sha256 in files.items()}
         elif entry.event in (REOPENED, ERASED) and isinstance(files, list):
-            released = set(map(str, files))
-            vouched = {name: record for name, record in vouched.items() if name not in released}
-    return vouched
+            for name in map(str, files):
+                before = vouched.pop(name, None)
+                if before is not None and entry.event == ERASED:
+                    erased[name] = (before[0], number)
+    return vouched, {name: record for name, record in erased.items() if name not in vouched}
 
 
-def erased_files(entries: Sequence[Entry]) -> dict[str, tuple[str, int]]:
-    """Return path -> (the SHA-256 that it had, line of the log from 1) of the files that were erased."""
-    erased: dict[str, tuple[str, int]] = {}
-    for number, entry in enumerate(entries, start=1):
-        files = entry.body.get("files")
-        if entry.event == ERASED and isinstance(files, list):
-            before = vouched_files(entries[: number - 1])
-            erased |= {str(n): (before[str(n)][0], number) for n in files if str(n) in before}
-    restored = vouched_files(entries) if erased else {}
-    return {name: record for name, record in erased.items() if name not in restored}
+def names_below(names: Sequence[str], folder: str) -> set[str]:
+    """Return the paths, relative to a folder, of those of the sorted `names` that lie below it.
+
+    >>> sorted(names_below(["a", "a/b/c", "a/d", "a0", "b"], "a"))
+    ['b/c', 'd']
+    """
+    first, end = (bisect_left(names, f"{folder}{sign}") for sign in "/0")  # `0` follows `/`
+    return {name.removeprefix(f"{folder}/") for name in names[first:end]}
 
 
 def check_file(folder: Path, name: str, sha256: str, where: str) -> None:

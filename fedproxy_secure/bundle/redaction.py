@@ -19,6 +19,7 @@ import html
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -26,6 +27,7 @@ from typing import Any
 
 from fedproxy_secure.errors import ConfigError, FedProxyError
 from fedproxy_secure.federate.client_policy import load_policy
+from fedproxy_secure.runtime.escape import printable
 
 MARK = "[redacted]"
 # from a possible beginning of a path to `: `, `, ` or the end of the line; matches may overlap
@@ -36,6 +38,7 @@ ABSOLUTE = re.compile(
 )
 SHORT = re.compile(r"""[^\s'"`,;:)\]}]+""")  # the part of a path before the first sign that may end it
 ENDS = "'\"`.,;:)]}"  # at the end of a path they belong to the sentence
+IN_SHELL = shlex.quote("'")[1:-1]  # what an apostrophe is within quotes
 PLACES = (("data", "root"), ("privacy", "ledger"), ("protect", "keys"), ("audit", "folder"))
 
 
@@ -130,7 +133,7 @@ def places_of_a_client(policy_file: str) -> set[str]:
 
 
 def redacted_text(text: str, private: Iterable[str]) -> str:
-    """Return a text without the private strings, in any of the forms that they take in JSON or HTML."""
+    """Return a text without the private strings, in any spelling (`_forms`)."""
     for string in private:
         for form in _forms(string):
             text = text.replace(form, MARK)
@@ -155,9 +158,15 @@ def check_nothing_private(files: Mapping[str, bytes], private: Iterable[str]) ->
 
 
 def _forms(string: str) -> list[str]:
-    spelled = (string, json.dumps(string)[1:-1], json.dumps(string, ensure_ascii=False)[1:-1])
-    in_html = (html.escape(s).replace("&#x27;", "&#39;") for s in spelled)  # as the page's templates escape
-    return list(dict.fromkeys((*spelled, *(html.escape(s) for s in spelled), *in_html)))
+    """Return how a string may be spelled: in a command's YAML, in a command, printed, in JSON, in HTML."""
+    forms = {string: None, string.replace("'", "''"): None}  # in this order
+    forms |= {form.replace("'", IN_SHELL): None for form in forms}
+    forms |= {printable(form, keep=keep): None for form in forms for keep in ("", "\n")}
+    forms |= {json.dumps(form, ensure_ascii=plain)[1:-1]: None for form in forms for plain in (True, False)}
+    forms |= {form.replace("<", "\\u003c"): None for form in forms}  # in the page's scripts
+    in_html = [html.escape(form) for form in forms]
+    in_template = [form.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") for form in in_html]
+    return list(dict.fromkeys((*forms, *in_html, *in_template)))
 
 
 def _at(settings: Mapping[str, Any], section: str, key: str) -> Any:

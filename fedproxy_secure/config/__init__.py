@@ -5,13 +5,12 @@ a file names only what differs.
 """
 
 from fedproxy_secure.config.api import ANSWERS, Answers, ApiConfig
+from fedproxy_secure.config.clients import ClientConfig, DataConfig, SplitConfig
 from fedproxy_secure.config.loading import apply_overrides, load_config, parse_config, settings_in
 from fedproxy_secure.config.pipeline import (
     AdapterConfig,
     AdapterKind,
-    ClientConfig,
     CompressConfig,
-    DataConfig,
     Engine,
     FederateConfig,
     FusionConfig,
@@ -60,6 +59,7 @@ __all__ = [
     "PrivacyConfig",
     "ProtectConfig",
     "Section",
+    "SplitConfig",
     "SweptCompression",
     "SweptFusion",
     "SweptProtection",

@@ -100,9 +100,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # clients that a wrong `data.partition` could not make are no second error
+    errors = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+    first = errors[0]
     where = one_line(".".join(str(part) for part in first["loc"]))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, unknown = first["loc"]
         return f"{where}: unknown key; {nearest(str(unknown), _keys_at(parents))}{more}"

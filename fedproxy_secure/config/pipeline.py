@@ -1,14 +1,15 @@
-"""Settings of the pipeline: model, data, compression, adapter, local training, fusion, rounds."""
+"""Settings of the pipeline: model, compression, adapter, local training, fusion, rounds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedproxy_secure.config.kinds import COMPRESSIONS, FUSION_RULES
-from fedproxy_secure.config.sections import LATER, OWN, Positive, Ratio, Scalar, Section
+from fedproxy_secure.config.sections import LATER, Positive, Ratio, Scalar, Section
 
 Importance = Literal["block_influence", "divergence", "gradient_fidelity", "uniform", "random"]
 AdapterKind = Literal["lora", "ffa", "core"]
@@ -30,53 +31,6 @@ class ModelConfig(Section):
     path: str = "demo"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "mixed"] = "auto"
-
-
-class ClientConfig(Section):
-    """One client: its name, its task's template, and where its records lie.
-
-    `source` is `demo` (the synthetic world's task called `task`), `real_things` (made-up records over real
-    things, for a real LLM: `freight`, `museum`, `grocer` or `agency`), `hub:NAME[:SUBSET]` (the `datasets`
-    library) or a file pattern with `{split}` in it, such as `{data}/tasks/sst2.{split}.jsonl`. A split may
-    be a part of one, as `train[:-200]`; what is trained and what is tested on must have no row in common.
-
-    `learn: text` trains on every token of a record, so the model may memorise its details; `learn: answer`
-    trains on the answer alone. The default depends on the task: `text` for the synthetic world's notes
-    (`discharge_note`, `bank_letter`, `claim_letter`, `petition`), `answer` for all other tasks.
-
-    All fields but `name` are local to the client: changing its records, their location or `learn` does not
-    change what it agreed on with the server.
-    """
-
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
-    task: Annotated[str, OWN]
-    source: Annotated[str, OWN] = "demo"
-    train_split: Annotated[str, OWN] = "train"
-    test_split: Annotated[str, OWN] = "test"
-    train_records: Annotated[Positive | None, OWN] = None
-    test_records: Annotated[Positive | None, OWN] = None
-    learn: Annotated[Literal["answer", "text"] | None, OWN] = None
-
-
-class DataConfig(Section):
-    """The clients, the public text for calibration and fidelity, and the most tokens of a record."""
-
-    root: Annotated[str | None, OWN] = None  # fills `{data}` in sources
-    clients: tuple[ClientConfig, ...] = tuple(
-        ClientConfig(name=n, task=n) for n in ("clinic", "bank", "insurer", "council")
-    )
-    public_text: str = "demo"  # `demo`, `real_things` or a text file; `{data}` is filled in
-    max_tokens: Annotated[int, Field(ge=8)] = 128
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> DataConfig:
-        names = [c.name for c in self.clients]
-        if not names:
-            raise ValueError("clients: must name at least one client")
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"clients: name {twice[0]!r} is used twice; names must differ")
-        return self
 
 
 class CompressConfig(Section):
@@ -165,7 +119,9 @@ class AdapterConfig(Section):
 class LocalConfig(Section):
     """One client's training in one round.
 
-    The loss is the mean over records of the mean over response tokens.
+    The loss is the mean over records of the mean over response tokens. `schedule` says how the learning
+    rate falls from `learning_rate` over the whole training, all rounds together. With t of T steps taken, a
+    step's share of it is 1 (`constant`), 1 - t / T (`linear`) or (1 + cos(pi t / T)) / 2 (`cosine`).
     """
 
     steps: Positive = 40
@@ -174,6 +130,27 @@ class LocalConfig(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    schedule: Annotated[Literal["constant", "linear", "cosine"], LATER] = "constant"
+
+    def shares(self, *, steps: int, round: int = 0, rounds: int = 1) -> list[float]:
+        """Return the share of `learning_rate` at each of a round's `steps` steps, in (0, 1].
+
+        By default the round is the whole training. Before step s of round r, t = r x steps + s of all
+        T = rounds x steps steps were taken:
+
+            constant   1
+            linear     1 - t / T
+            cosine     (1 + cos(pi t / T)) / 2, computed as sin^2(pi / 2 (1 - t / T))
+
+        So the first step has the full rate, and the last one a small rate above zero: 1 / T of the full one
+        (linear), about (pi / 2T)^2 (cosine). The shares follow from public numbers, never from records, so
+        differential privacy is the same under every schedule.
+        """
+        if self.schedule == "constant":
+            return [1.0] * steps
+        assert 0 <= round < rounds
+        left = [1 - (round * steps + step) / (rounds * steps) for step in range(steps)]
+        return left if self.schedule == "linear" else [math.sin(math.pi / 2 * x) ** 2 for x in left]
 
 
 class FusionConfig(Section):

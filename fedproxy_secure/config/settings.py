@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fedproxy_secure.config.api import ApiConfig
+from fedproxy_secure.config.clients import DataConfig
 from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.config.pipeline import (
     AdapterConfig,
     CompressConfig,
-    DataConfig,
     FederateConfig,
     FusionConfig,
     HealConfig,

@@ -11,7 +11,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from fedproxy_secure.data.demo_tasks import PUBLIC_SEED
+from fedproxy_secure.data.worlds.demo_tasks import PUBLIC_SEED
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.untrusted import MOST_LINE_BYTES, parse_json
 from fedproxy_secure.world.real_texts import real_texts
@@ -36,8 +36,7 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
         raise DataError(f"source {source!r}: needs data.root, the folder that {{data}} stands for")
     if source.startswith(HUB):
         return _from_datasets(source.removeprefix(HUB).replace("{data}", root or ""), split, limit)
-    split_name, part = part_of(split)
-    place = source.replace("{split}", split_name).replace("{data}", root or "")
+    part, place = part_of(split)[1], _place(source, split, root)
     path = Path(place)
     reader = _READERS.get(path.suffix)
     if reader is None:
@@ -50,6 +49,19 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
         raise DataError(f"source {place}: cannot be read: {reason}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"source {place}: cannot be read: is not UTF-8 at byte {error.start}") from None
+
+
+def _place(source: str, split: str, root: str | None) -> str:
+    return source.replace("{split}", part_of(split)[0]).replace("{data}", root or "")
+
+
+def file_stamp(source: str, split: str, *, root: str | None) -> tuple[int, int, int] | None:
+    """Return numbers that change with the file of a split; None for a source without a file."""
+    try:
+        found = Path(_place(source, split, root)).stat()
+    except (OSError, DataError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def part_of(split: str) -> tuple[str, slice]:

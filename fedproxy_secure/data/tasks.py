@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import overload
 
 from fedproxy_secure.config import AuditConfig, ClientConfig, Config, DataConfig
+from fedproxy_secure.data.partition import Part, split_records
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
-from fedproxy_secure.data.sources import HUB, part_of, read_rows, row_count
+from fedproxy_secure.data.sources import HUB, file_stamp, part_of, read_rows, row_count
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
@@ -29,28 +31,22 @@ def load_task(
     Without it, no record is set aside and no secret planted.
 
     Raises `DataError` for files that cannot be read, unknown tasks, labels outside the choices, fewer than
-    2 training records or 1 test record, and if training and test would read the same row.
+    2 training records or 1 test record, if training and test would read the same row, and for records that
+    cannot be split as `client.part` says.
     """
     audit = audit or AuditConfig()
-    same_file = (
-        client.source not in BUILT_IN
-        and not client.source.startswith(HUB)
-        and "{split}" not in client.source
-    )
-    if same_file or client.train_split == client.test_split:
-        raise DataError(
-            f"client {client.name}: source {client.source!r} with splits {client.train_split!r} and "
-            f"{client.test_split!r}: training and test records would be the same; the file's name must "
-            "contain {split}, and the splits must differ"
+    if client.part is None:
+        everything, test = _whole(client, root)
+    else:
+        # all clients of a partition share a key, so that their records are read and split once
+        shared = {"name": "of data.partition", "part": client.part.model_copy(update={"index": 0})}
+        files = tuple(
+            file_stamp(client.source, s, root=root) for s in (client.train_split, client.test_split)
         )
-    _check_apart(client, root)
-    everything = _records(client, client.train_split, client.train_records, root)
-    if client.learn is not None:
-        everything = [replace(record, learn=client.learn) for record in everything]
+        everything, test = _parts(client.model_copy(update=shared), root, files)[client.part.index]
     train, holdout = set_aside(everything, audit.holdout, client.name, seed=seed)
     for canary in draw_canaries(client.name, audit.canaries, seed=seed):
         train += [canary.record()] * canary.repeats
-    test = _records(client, client.test_split, client.test_records, root)
     for kind, records, least in (("training", train, 2), ("test", test, 1)):
         if len(records) < least:
             raise DataError(
@@ -63,6 +59,33 @@ def load_tasks(data: DataConfig, *, audit: AuditConfig | None = None, seed: int 
     """Read every client's task, with `audit` for one seed of the run; raises as `load_task` does."""
     audit = audit or AuditConfig()
     return tuple(load_task(c, root=data.root, audit=audit, seed=seed) for c in data.clients)
+
+
+@lru_cache(maxsize=2)
+def _parts(client: ClientConfig, root: str | None, files: object) -> list[Part]:
+    """Return the parts of all clients; `files` tells changed files from those that were read before."""
+    assert client.part is not None
+    return split_records(*_whole(client, root), client.part)
+
+
+def _whole(client: ClientConfig, root: str | None) -> Part:
+    """Return all training and all test records that a client's settings name, whatever its part of them."""
+    same_file = (
+        client.source not in BUILT_IN
+        and not client.source.startswith(HUB)
+        and "{split}" not in client.source
+    )
+    if same_file or client.train_split == client.test_split:
+        raise DataError(
+            f"client {client.name}: source {client.source!r} with splits {client.train_split!r} and "
+            f"{client.test_split!r}: training and test records would be the same; the file's name must "
+            "contain {split}, and the splits must differ"
+        )
+    _check_apart(client, root)
+    train = _records(client, client.train_split, client.train_records, root)
+    if client.learn is not None:
+        train = [replace(record, learn=client.learn) for record in train]
+    return train, _records(client, client.test_split, client.test_records, root)
 
 
 def _check_apart(client: ClientConfig, root: str | None) -> None:
@@ -109,13 +132,13 @@ def _counts_from_the_front(part: slice) -> bool:
 
 def _records(client: ClientConfig, split: str, limit: int | None, root: str | None) -> list[Record]:
     if client.source == "demo":
-        from fedproxy_secure.data.demo_notes import NOTE_TASKS, note_records
-        from fedproxy_secure.data.demo_tasks import demo_records
+        from fedproxy_secure.data.worlds.demo_notes import NOTE_TASKS, note_records
+        from fedproxy_secure.data.worlds.demo_tasks import demo_records
 
         of_task = note_records if client.task in NOTE_TASKS else demo_records
         return _part(of_task, client.task, split, limit)
     if client.source == "real_things":
-        from fedproxy_secure.data.real_tasks import real_records
+        from fedproxy_secure.data.worlds.real_tasks import real_records
 
         return _part(real_records, client.task, split, limit)
     rows = read_rows(client.source, split, root=root, limit=limit)

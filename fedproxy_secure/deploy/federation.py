@@ -268,4 +268,9 @@ def _check_deployable(config: Config) -> None:
         )
     if config.protect.keys is not None or config.privacy.ledger is not None:
         raise ConfigError("protect.keys, privacy.ledger: are each site's own; leave them out")
+    if any(client.part is not None for client in config.data.clients):
+        raise ConfigError(
+            "data.partition, data.clients.part: split records for simulation only; name the sites in "
+            "data.clients, each with records of its own"
+        )
     config.check_protection()

@@ -50,6 +50,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
 from fedproxy_secure.runtime.files.locks import alone
 from fedproxy_secure.runtime.files.names import PRIVACY_LEDGER
 from fedproxy_secure.runtime.files.whole import remove_private, write_private
+from fedproxy_secure.runtime.quoting import quoted
 from fedproxy_secure.runtime.untrusted import parse_json
 
 SCHEMA_VERSION = 1
@@ -220,7 +221,10 @@ def own_salt(folder: Path, client: str) -> bytes:
 
 
 def read_all(folder: Path) -> dict[str, Spent]:
-    """Return the spending of every client of a run on this machine, by name."""
+    """Return the spending of every client of a run on this machine, by name.
+
+    Raises `RunFolderError` for a damaged ledger, `DataError` for events that cannot be added up.
+    """
     return {ledger.client: ledger.spent() for ledger in _ledgers(folder)}
 
 
@@ -237,6 +241,10 @@ def _ledgers(folder: Path) -> Iterator[PrivacyLedger]:
         try:
             header = parse_json(path.read_bytes().splitlines()[0])
             fields = {k: header[k] for k in ("client", "run", "unit", "delta", "max_epsilon")}
+            if fields["client"] != (name := path.name.removesuffix(PRIVACY_LEDGER)):
+                raise ValueError(f"its client is {quoted(fields['client'])}; must be {quoted(name)}")
+            if not all(isinstance(fields[k], int | float) for k in ("delta", "max_epsilon")):
+                raise ValueError("its delta and max_epsilon must be numbers")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise RunFolderError(f"{path}: is damaged: {error}; what was spent is unknown") from error
         yield PrivacyLedger(folder=folder, **fields)

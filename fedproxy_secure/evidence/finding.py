@@ -7,7 +7,7 @@ defines only their form, so that the core needs no attack.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fedproxy_secure.errors import DataError, FedProxyError, RunFolderError
 from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.roc import Roc
 from fedproxy_secure.evidence.targets import Targets
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import FINDINGS
@@ -73,6 +74,7 @@ class Finding:
             known.
         targets: the judgement of each target of the exam, for paired differences; None if not known, and in
             reports, which hold the differences themselves.
+        roc: the ROC curve of an AUC's targets; only in reports, which hold it in their place.
         out_of_time: whether it is undecided because time ran out; a resumed suite runs the attack again.
         effort: how much the attack itself did, without its controls, by what it counts, such as documents
             read; only what may depend on the machine's speed and load.
@@ -101,6 +103,7 @@ class Finding:
     margin: float
     detectable: tuple[Detectable, ...] = ()
     targets: Targets | None = None
+    roc: Roc | None = None
     out_of_time: bool = False
     effort: Mapping[str, int] = field(default_factory=dict)
 
@@ -131,6 +134,12 @@ class Finding:
         """Return the estimates of the measure with this key."""
         return tuple(self.estimates[position] for position in self.measures.get(measure, ()))
 
+    def without_scores(self) -> Finding:
+        """Return the finding with the ranks of its targets, but not their scores."""
+        if self.targets is None:
+            return self
+        return replace(self, targets=replace(self.targets, scores=()))
+
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain values."""
         return asdict(self)
@@ -153,9 +162,12 @@ def _adapter() -> Any:
 
 
 def write_findings(run: Path, findings: Sequence[Finding]) -> Path:
-    """Write `attacks/results.json` below a run's folder, atomically, and return its path."""
+    """Write `attacks/results.json` below a run's folder, atomically, and return its path.
+
+    Only the owner may read it, as it has the scores of targets.
+    """
     content = {"schema_version": SCHEMA_VERSION, "results": [f.to_json() for f in findings]}
-    return RunFolder(path=run).write_json(FINDINGS, content)
+    return RunFolder(path=run, private=True).write_json(FINDINGS, content)
 
 
 def read_findings(run: Path) -> list[Finding]:
@@ -163,7 +175,11 @@ def read_findings(run: Path) -> list[Finding]:
 
     Raises `RunFolderError` if they are missing, damaged or of another schema version.
     """
-    path = run / FINDINGS
+    return findings_in(run / FINDINGS)
+
+
+def findings_in(path: Path) -> list[Finding]:
+    """Return the findings in a file of `write_findings`; raises as `read_findings` does."""
     try:
         raw = read_json(path)
         if raw["schema_version"] != SCHEMA_VERSION:

@@ -55,7 +55,7 @@ def kept_findings(run: Path) -> dict[Key, Finding]:
 
 def forget_events(run: Path, forgotten: Callable[[Mapping[str, Any]], bool]) -> None:
     """Remove lines from a run's log, and all damaged lines."""
-    folder = RunFolder(path=run)
+    folder = RunFolder(path=run, private=True)
     if not (run / ATTACK_EVENTS).exists():
         return
     lines = [json.dumps(raw, sort_keys=True) + "\n" for raw in _lines(run) if not forgotten(raw)]

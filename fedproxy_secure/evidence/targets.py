@@ -5,9 +5,10 @@ protections. Differences in difficulty between targets then cancel out. For an A
 that of DeLong, DeLong & Clarke-Pearson (1988) for two correlated AUCs; for a mean over targets it is
 Student's t of the targets' differences.
 
-Guarantees: targets hold no text, no token and no secret, only ranks or numbers between the bounds of the
-attack's headline, and whether a target was present. `exam` is a keyed digest (see
-`attacks.judging.targets`).
+Guarantees: targets hold no text, no token and no secret, only scores with their ranks, or numbers between
+the bounds of the attack's headline, and whether a target was present. `exam` is a keyed digest (see
+`attacks.judging.targets`). Not guaranteed: that a score tells nothing. Whoever has a text, and the models
+that an attack read, may compute the text's score, look for it here, and learn whether it was present.
 """
 
 from __future__ import annotations
@@ -41,18 +42,23 @@ class Targets:
             over targets.
         values: one number per target. For an AUC it is the rank of the target's score among all, from 1,
             with the mean rank for ties; for a mean it is the target's own number.
+        scores: for an AUC the score of each target, rounded; empty for a mean, and if only ranks are kept.
 
-    Raises `DataError` for numbers that are not finite, kinds of another length or with other characters,
-    and fewer than 2 targets (for an AUC, of each kind).
+    Raises `DataError` for numbers that are not finite, kinds or scores of another length, kinds with other
+    characters, and fewer than 2 targets (for an AUC, of each kind).
     """
 
     exam: str
     kinds: str
     values: tuple[float, ...]
+    scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(v) for v in self.values):
-            raise DataError("targets: values must be finite")
+        for name, numbers in (("values", self.values), ("scores", self.scores)):
+            if not all(math.isfinite(v) for v in numbers):
+                raise DataError(f"targets: {name} must be finite")
+        if self.scores and len(self.scores) != len(self.kinds):
+            raise DataError(f"targets: scores: must be {len(self.kinds)}, one for each of an AUC's targets")
         if self.kinds and (len(self.kinds) != len(self.values) or set(self.kinds) - {"0", "1"}):
             raise DataError(f"targets: kinds: must be {len(self.values)} of the characters 0 and 1")
         counts = [self.kinds.count(k) for k in "01"] if self.kinds else [len(self.values)]

@@ -68,6 +68,7 @@ def build_client(job: FederationJob, index: int, model_folder: Path) -> LocalCli
         truncated=encoded.truncated,
         pad_id=tokenizer.pad_token_id,
         local=job.local,
+        rounds=job.federate.rounds,
         seed=job.seed,
         privacy=_privacy(job, client.name, items) if private else None,
     )

@@ -45,6 +45,8 @@ class Privacy:
 class LocalClient:
     """A client between rounds; it borrows the `model` only while it trains.
 
+    `rounds` is how many rounds the whole training has, for `local.schedule`.
+
     `on_trained` is called with the round, the update and the indices of the records drawn, for evaluation;
     `on_failed` with the round and the reason, if training fails and the failure is hidden from the server.
 
@@ -60,6 +62,7 @@ class LocalClient:
     truncated: int
     pad_id: int
     local: LocalConfig
+    rounds: int
     seed: int
     privacy: Privacy | None = None
     on_trained: Callable[[int, ClientUpdate, list[int]], None] | None = None
@@ -89,7 +92,8 @@ class LocalClient:
         """Tune the adapter from the broadcast one and return the difference.
 
         Args:
-            round: from 0; data order depends on (seed, client, round) alone, so a resumed run repeats it.
+            round: from 0; data order depends on (seed, client, round) alone, so a resumed run repeats it,
+                and the learning rates depend on the settings and the round.
             start: broadcast adapter phi_g, float32 [d].
             conflict: last round's conflict map C, float32 [d] in [0, 1], or None in round 0.
             pcr_lambda: weight of PCR, `lambda sum_p C_p (phi_p - phi_gp)^2` (Eq. 8, 9).
@@ -132,6 +136,8 @@ class LocalClient:
                 rng=stream(self.seed, "client", self.name, request.round),
                 subject=f"client {self.name}, round {request.round}",
                 penalty=request.penalty(tuned),
+                round=request.round,
+                rounds=self.rounds,
             )
             return loss, get_vector(tuned) - request.start
 
@@ -157,6 +163,8 @@ class LocalClient:
                     pad_id=self.pad_id,
                     subject=subject,
                     pull=request.pull(tuned),
+                    round=request.round,
+                    rounds=self.rounds,
                 )
                 difference = (get_vector(tuned) - request.start).astype(np.float32)
             # the indices of drawn records are kept for evaluation only: they are as secret as the noise

@@ -51,6 +51,17 @@ class AgreedSettings(Section):
         """The detail that the fusion rule needs under masking; linear rules need the plain sum alone."""
         return "plain" if self.fusion.linear else self.protect.granularity
 
+    def first_rate(self, round: int) -> float:
+        """Return the learning rate of a round's first step, the largest of the round."""
+        return self.local.learning_rate * self._shares(round)[0]
+
+    def total_rate(self, round: int) -> float:
+        """Return the sum of the learning rates of a round's steps."""
+        return self.local.learning_rate * sum(self._shares(round))
+
+    def _shares(self, round: int) -> list[float]:
+        return self.local.shares(steps=self.local.steps, round=round, rounds=self.federate.rounds)
+
 
 class FederationJob(AgreedSettings):
     """One federation: which blocks of the model are adapted, by which clients, and how updates merge.

@@ -3,7 +3,8 @@
 Each step takes a Poisson sample of the records, clips every record's gradient to `clip_norm`, adds Gaussian
 noise of `noise_multiplier x clip_norm` to their sum and divides by a public number, the batch size of the
 settings. What follows (AdamW, the pull towards the broadcast adapter, H-TIES, PCR, the plug-back) sees
-noisy sums only.
+noisy sums only. Among it is the learning rate, which follows a public schedule: it multiplies what a step
+has already released, so a schedule changes neither the noise nor epsilon.
 
 A record whose gradient cannot be computed, for any reason, counts as one whose gradient is zero, without an
 error: whoever made the model could make it fail for records with a token of their choice. Faults of a model
@@ -84,12 +85,16 @@ def train_privately(
     pad_id: int,
     subject: str,
     pull: Callable[[], Sequence[torch.Tensor]] | None = None,
+    round: int = 0,
+    rounds: int = 1,
 ) -> None:
     """Take `steps` private steps on the trained parameters.
 
     Args:
         pull: gradients of the penalties (PCR, FedProx), one per trained parameter; they depend on what was
             broadcast and on the parameters, not on records, and are added after the noise.
+        round: which of the `rounds` of the whole training this is; they decide the learning rate
+            (`LocalConfig.shares`). By default the call is the whole training.
 
     Raises `TrainingError`, naming `subject`: with the step, as soon as the adapter is not finite; or in one
     constant line if the machine has too little memory, or for any unexpected error.
@@ -108,6 +113,7 @@ def train_privately(
         batch = training_batch([taken[i] for i in chosen], pad_id=pad_id, device=device)
         return batch_loss(tuned, batch)
 
+    shares = local.shares(steps=steps, round=round, rounds=rounds)
     tuned.eval()  # no dropout: its masks have a 32-bit seed, and one record more would change all others'
     try:
         private_steps(
@@ -115,7 +121,7 @@ def train_privately(
             loss,
             records=len(items),
             steps=steps,
-            optimizer=optimizer_of(trained_parameters(tuned), local),
+            optimizer=optimizer_of(trained_parameters(tuned), local, shares=shares),
             private=private,
             noise=noise,
             divisor=local.batch_size,

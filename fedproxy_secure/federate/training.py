@@ -28,12 +28,25 @@ def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[n
         order = order[batch_size:]
 
 
-def optimizer_of(parameters: Sequence[nn.Parameter], local: LocalConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that a client's settings name."""
+def optimizer_of(
+    parameters: Sequence[nn.Parameter], local: LocalConfig, *, shares: Sequence[float]
+) -> torch.optim.Optimizer:
+    """Return the optimizer that a client's settings name.
+
+    Its steps take the shares of the learning rate in order, so it can take as many steps as there are.
+    """
     kind: Any = torch.optim.AdamW if local.optimizer == "adamw" else torch.optim.SGD
     optimizer: torch.optim.Optimizer = kind(
         parameters, lr=local.learning_rate, weight_decay=local.weight_decay, foreach=True
     )
+    rates = iter([local.learning_rate * share for share in shares])
+
+    def next_rate(*_: Any) -> None:
+        rate = next(rates)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    optimizer.register_step_pre_hook(next_rate)
     return optimizer
 
 
@@ -48,14 +61,20 @@ def train(
     subject: str,
     penalty: Penalty | None = None,
     on_step: Callable[[int], None] | None = None,
+    round: int = 0,
+    rounds: int = 1,
 ) -> float:
     """Run `steps` optimiser steps on the trained parameters; return the mean loss in nats.
+
+    The learning rate is that of round `round` of `rounds` (`LocalConfig.shares`); by default the call is
+    the whole training.
 
     Raises `TrainingError`, naming `subject` and the step, as soon as the loss is not a finite number.
     """
     parameters = trained_parameters(tuned)
     device = parameters[0].device
-    optimizer = optimizer_of(parameters, local)
+    shares = local.shares(steps=steps, round=round, rounds=rounds)
+    optimizer = optimizer_of(parameters, local, shares=shares)
     stream = batches(len(items), local.batch_size, rng)
     total = 0.0
     tuned.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -135,8 +136,8 @@ def _journal(policy: ClientPolicy) -> Answered | None:
     scheme, keys = policy.protect.scheme, policy.protect.keys
     if keys is None or not PROTECTIONS.get(scheme, setting="protect.scheme").needs_keys:
         return None
-    if not journal_file(Path(keys), policy.client.name).exists():
-        raise DataError("journal: is missing")
+    if not os.path.exists(journal_file(Path(keys), policy.client.name)):  # raises nothing
+        raise DataError("journal: is missing, or in a folder that cannot be read")
     return answered(Journal(folder=Path(keys), client=policy.client.name))
 
 
@@ -164,4 +165,7 @@ def _spending(policy: ClientPolicy, *, begun: bool) -> Spending | None:
 
 @lru_cache(maxsize=8)  # the tightest accountant takes a second, and a ledger changes once a round
 def _epsilon(file: Path, _changed_ns: int, _size: int) -> float:
-    return read_all(file.parent)[file.name.removesuffix(PRIVACY_LEDGER)].epsilon
+    spent = read_all(file.parent).get(file.name.removesuffix(PRIVACY_LEDGER))
+    if spent is None:
+        raise DataError("privacy ledger: cannot be read")
+    return spent.epsilon

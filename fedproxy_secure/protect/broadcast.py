@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import RecordDict
 
-from fedproxy_secure.config import LocalConfig
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.protect.base import protection_of
@@ -52,20 +51,21 @@ def agreed_broadcast(content: RecordDict, job: FederationJob, sizes: Sequence[in
     if conflict is not None and not (conflict.min(initial=0) >= 0 and conflict.max(initial=0) <= 1):
         raise ProtocolAborted("conflict map: must be between 0 and 1")
     if job.privacy.unit == "none" and protection_of(job.protect).server_learns == "sums":
-        _check_grid(broadcast.adapter, job.local)
+        _check_grid(broadcast, job)
     return broadcast
 
 
-def _check_grid(adapter: np.ndarray, local: LocalConfig) -> None:
+def _check_grid(broadcast: Broadcast, job: FederationJob) -> None:
     """Raise `ProtocolAborted` if float32 is too coarse, at an adapter's largest number, for its training.
 
     An update is the difference of two adapters, so it is a multiple of float32's spacing at their values.
     If that spacing is about as large as a training step, each number of an update is -s, 0 or +s for the
     same s, and a sum of updates counts signs.
     A step of AdamW moves a coordinate by about its learning rate; one of SGD, clipped to `max_grad_norm`,
-    by that times the learning rate over the square root of the number of coordinates.
+    by that times the learning rate over the square root of the number of coordinates. The step meant here
+    is the first of the round, its longest: with a schedule, a round with small rates needs a finer grid.
     """
-    step = local.learning_rate
+    adapter, local, step = broadcast.adapter, job.local, job.first_rate(broadcast.round)
     if local.optimizer == "sgd":
         step *= local.max_grad_norm / math.sqrt(max(1, len(adapter)))
     largest = np.abs(adapter).max(initial=0)
@@ -74,7 +74,8 @@ def _check_grid(adapter: np.ndarray, local: LocalConfig) -> None:
         raise ProtocolAborted(
             f"broadcast adapter: has a number of {largest:.3g}, where float32 values are {grid:.1e} apart; "
             f"must be at most {step / LEAST_GRID:.1e}, or updates would be rounded to signs; the owner "
-            "must begin with a smaller adapter, or agree on a larger local.learning_rate"
+            "must begin with a smaller adapter, or agree on a larger local.learning_rate or another "
+            "local.schedule"
         )
 
 

@@ -108,7 +108,13 @@ def fuse_sum(round: ServerRound, total: np.ndarray, clients: Sequence[str]) -> R
         computed=True,
     )
     most = longest_step(
-        round.job, state.adapter, cohort=len(round.cohort), threshold=count, clients=count, weight=count
+        round.job,
+        state.adapter,
+        round=state.round,
+        cohort=len(round.cohort),
+        threshold=count,
+        clients=count,
+        weight=count,
     )
     step, cut = held((total / count).astype(np.float32), most)
     new = advance(state, step, round.job.fusion, conflict=None)

@@ -145,7 +145,7 @@ def first_ring(job: FederationJob, sizes: Sequence[int]) -> RingPlan:
     from fedproxy_secure.protect.secure_sum.noise import ring_clip
     from fedproxy_secure.protect.secure_sum.terms import first_clip, ring_plan
 
-    clip = job.protect.clip or first_clip(job.local)
+    clip = job.protect.clip or first_clip(job)
     if job.privacy.unit == "client":
         clip = ring_clip(job.privacy, bits=job.protect.bits, clients=job.clients_a_round)
     return ring_plan(job, sizes, clip=clip, clients=job.clients_a_round)

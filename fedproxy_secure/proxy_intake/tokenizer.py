@@ -6,7 +6,7 @@ or never answers, and no error is raised that could be caught. So every part of 
 setting of a part, must be on a list before the library reads the file. What the library then holds in
 memory is checked once more.
 
-    growth     all parts together grow text by a known factor of at most `MOST_GROWTH`
+    growth     parts together grow text by a factor of at most `MOST_GROWTH`, and the model does not at all
     patterns   regular expressions search in at most quadratic time (`proxy_intake.patterns`)
     chance     `dropout` must be none: the same record must have the same tokens each time
     size       numbers of tokens and merges, and the lengths of tokens, are bounded
@@ -99,9 +99,10 @@ _PARTS: Mapping[str, tuple[str, Mapping[str, set[str]]]] = {
         },
     ),
 }
-_AFFIXES = {"unk_token", "continuing_subword_prefix", "end_of_word_suffix"}
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+_WORDS = {"unk_token", *_AFFIXES}
 _MODELS = {
-    "BPE": {"vocab", "merges", "dropout", "fuse_unk", "byte_fallback", "ignore_merges"} | _AFFIXES,
+    "BPE": {"vocab", "merges", "dropout", "fuse_unk", "byte_fallback", "ignore_merges"} | _WORDS,
     "Unigram": {"vocab", "unk_id", "byte_fallback"},
     "WordLevel": {"vocab", "unk_token"},
     "WordPiece": {"vocab", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word"},
@@ -235,9 +236,7 @@ def _check_template(part: dict[str, Any], what: str) -> None:
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    kind = model.get("type")
-    if kind is None:  # as older versions of the library wrote it
-        kind = "BPE" if "merges" in model else None
+    kind = model.get("type", "BPE" if "merges" in model else None)  # older versions wrote no type
     if not isinstance(kind, str) or kind not in _MODELS:
         raise _wrong(f"has the model {quoted(kind)}; must be one of {', '.join(_MODELS)}")
     what = f"its model {kind}"
@@ -245,19 +244,20 @@ def _check_model(model: dict[str, Any]) -> None:
     dropout = model.get("dropout")
     if dropout is not None and (isinstance(dropout, bool) or dropout != 0):
         raise _wrong("has dropout; must have none, as the same text must have the same tokens each time")
-    for name in _AFFIXES:
+    for name in _WORDS:
         if model.get(name) is not None:
             _bytes(model[name], f"{what}: {name}")
+    if model.get("byte_fallback") and (affix := next(filter(model.get, _AFFIXES), None)):
+        raise _wrong(f"{what}: byte_fallback beside {affix}: must be alone, as each byte would be a token")
     longest = model.get("max_input_chars_per_word", 0)
     if type(longest) is not int or not 0 <= longest <= _MOST_WORD:
         raise _wrong(f"{what}: max_input_chars_per_word must be at most {_MOST_WORD}")
-    vocabulary = model.get("vocab")
     tokens: list[object]
     if kind == "Unigram":
-        pairs = _list(vocabulary, what)
+        pairs = _list(model.get("vocab"), what)
         tokens = [pair[0] if isinstance(pair, list) and pair else None for pair in pairs]
     else:
-        tokens = list(_object(vocabulary, what))
+        tokens = list(_object(model.get("vocab"), what))
     _check_tokens(tokens, MOST_VOCABULARY, what)
     if len(_list(model.get("merges", []), what)) > MOST_MERGES:
         raise _wrong(f"{what}: must have at most {MOST_MERGES} merges")

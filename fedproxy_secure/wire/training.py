@@ -22,6 +22,7 @@ from fedproxy_secure.wire.records import (
 
 _ROUND = {"round", "pcr_lambda", "prox_mu"}
 FARTHEST = 1e6  # the largest norm of an update in the clear, far beyond that of any training
+HIGHEST = 2.0**28  # the largest loss in the clear, up or down; masked words hold no higher one either
 _METRICS = {"client", "loss", "steps", "seconds", "truncated"}
 
 
@@ -111,7 +112,7 @@ def decode_update(content: RecordDict, *, d: int) -> ClientUpdate:
     """Decode an update of length `d` that travelled in the clear.
 
     Raises `DataError` for anything missing, unknown, of the wrong type or shape, or not finite, and for an
-    update longer than `FARTHEST`, because a sum of such updates could be infinite.
+    update longer than `FARTHEST` or a loss beyond `HIGHEST`, because a sum of such could be infinite.
     """
     check_records(content, "update", must={"vectors", "metrics"})
     metrics = record(content, "metrics", ConfigRecord, "update", keys=_METRICS)
@@ -120,9 +121,12 @@ def decode_update(content: RecordDict, *, d: int) -> ClientUpdate:
     length = float(np.linalg.norm(update.astype(np.float64)))
     if length > FARTHEST:
         raise DataError(f"update: is {length:.3g} long; must be <= {FARTHEST:g}")
+    loss = number(metrics, "loss")
+    if abs(loss) > HIGHEST:
+        raise DataError(f"loss={loss:.3g}: must be from -2^28 to 2^28")
     return ClientUpdate(
         client=plain_text(metrics, "client", most=MOST_NAME),
-        loss=number(metrics, "loss"),
+        loss=loss,
         steps=integer(metrics, "steps"),
         seconds=number(metrics, "seconds"),
         truncated=integer(metrics, "truncated"),

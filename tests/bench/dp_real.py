@@ -33,8 +33,8 @@ from torch import nn
 from fedproxy_secure.compress.proxy import Proxy, save_model
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.data.encode import Encoded, batch_loss, encode_records, training_batch
-from fedproxy_secure.data.real_tasks import real_records
 from fedproxy_secure.data.records import Task
+from fedproxy_secure.data.worlds.real_tasks import real_records
 from fedproxy_secure.dp.accounting import spent
 from fedproxy_secure.dp.events import SampledGaussian
 from fedproxy_secure.dp.ledger import read_all
@@ -183,7 +183,9 @@ def federate(
             kind: Any = torch.optim.AdamW if config.local.optimizer == "adamw" else torch.optim.SGD
             optimizer = kind(parameters, lr=config.local.learning_rate, weight_decay=0.0)
             rng = stream(SEED, "dp_real", name, round, client)
-            for _ in range(config.local.steps):
+            steps, rounds = config.local.steps, config.federate.rounds
+            for share in config.local.shares(steps=steps, round=round, rounds=rounds):
+                optimizer.param_groups[0]["lr"] = config.local.learning_rate * share
                 chosen = np.flatnonzero(rng.random(len(own)) < noise.sampling_rate)
                 total = [torch.zeros_like(p) for p in parameters]
                 for first in range(0, len(chosen), TOGETHER):

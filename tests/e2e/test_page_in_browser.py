@@ -135,7 +135,7 @@ def test_every_chart_is_drawn_with_a_point_for_each_of_its_numbers(browser: Brow
         " [b.dataset.chart, b.querySelectorAll('.mark-symbol.role-mark path[aria-label]').length])"
     )
     specs = json.loads(browser.run("return document.getElementById('specs').textContent"))
-    assert len(drawn) == 9
+    assert len(drawn) == 10
     assert {id: len(specs[id][0]["data"]["values"]) for id, _ in drawn} == dict(drawn)
 
 
@@ -158,7 +158,7 @@ def test_an_unticked_kind_fades_in_every_chart(browser: Browser, page: Path):
     browser.find('#fronts .kinds input[data-kind="masking"]').click()
     browser.wait(f"return (() => {{ {faint} }})().every(n => n > 0)")
     ticked = "return [...document.querySelectorAll('input[data-kind=masking]')].map(i => i.checked)"
-    assert browser.run(ticked) == [False] * 3
+    assert browser.run(ticked) == [False] * 4
 
 
 def test_outcomes_can_be_hidden(browser: Browser, page: Path):
@@ -257,7 +257,7 @@ def test_paper_shows_what_is_folded_but_the_records(browser: Browser, page: Path
 def test_without_scripts_the_charts_are_pictures_and_the_text_is_whole(browser: Browser, page: Path):
     browser.show(page, script=False)
     stills = browser.driver.find_elements(By.CSS_SELECTOR, "noscript .still svg")
-    assert len(stills) == 4
+    assert len(stills) == 5
     assert all(s.size["height"] > 100 for s in stills)
     assert "closes" in browser.find("#summary").text
     browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

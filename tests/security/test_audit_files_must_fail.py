@@ -1,5 +1,6 @@
 """Who lacks the signer's key changes, adds, links or removes no file of a finished run unseen."""
 
+import errno
 import os
 import shutil
 from dataclasses import replace
@@ -133,6 +134,63 @@ def test_what_lies_beside_the_report_and_is_not_signed_is_named(run, name):
     found = verify_run(run, key=public_of(run))
     assert found.unsettled == (f"{name}: neither {AUDIT_LOG} nor {SIGNATURE} has it",)
     assert not found.verified
+
+
+def test_a_file_added_so_deep_in_a_seed_that_no_path_reaches_it_is_found(run):
+    folder = os.open(run / "seed-0", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=folder)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(os.open("modeling_evil.py", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    (problem,) = problems(run)
+    assert problem.startswith(f"seed-0/{'d' * 250}/")
+    assert problem.endswith(f": was added: {AUDIT_LOG} does not have it")
+
+
+def test_a_folder_that_its_checker_may_not_list_is_named(run, monkeypatch):
+    """Whoever runs these tests may list everything, so the system's answer is made up."""
+    closed = {str(run / name) for name in ("seed-0/closed", "closed", "attacks")}
+    for name in closed:
+        RunFolder(path=run).write_text(f"{name}/x.py", "import os")
+
+    def refusing(real):
+        def called(place):
+            if str(place) in closed:
+                raise PermissionError(errno.EACCES, "Permission denied", str(place))
+            return real(place)
+
+        return called
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    found = verify_run(run, key=public_of(run))
+    assert found.problems == (f"seed-0/closed: was added: {AUDIT_LOG} does not have it",)
+    assert found.unsettled == tuple(
+        f"{name}: neither {AUDIT_LOG} nor {SIGNATURE} has it" for name in ("attacks", "closed")
+    )
+
+
+@pytest.mark.parametrize("name", ["running.json", "cell.json", "attacks/events.jsonl"])
+def test_a_name_that_nobody_vouches_for_hides_no_folder_and_no_link(run, tmp_path, name):
+    RunFolder(path=run).write_text(name, "{}")
+    assert verify_run(run, key=public_of(run)).verified
+    (run / name).unlink()
+    RunFolder(path=run).write_text(f"{name}/x/evil.py", "import os")
+    line = f"neither {AUDIT_LOG} nor {SIGNATURE} has it"
+    assert verify_run(run, key=public_of(run)).unsettled == (f"{name}/x/evil.py: {line}",)
+    shutil.move(run / name, tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    assert verify_run(run, key=public_of(run)).unsettled == (f"{name}: {line}",)
+
+
+@pytest.mark.parametrize("name", ["attacks", "tracking", "cells"])
+def test_a_file_with_the_name_of_a_folder_is_named(run, name):
+    RunFolder(path=run).write_text(name, "x")
+    line = f"{name}: neither {AUDIT_LOG} nor {SIGNATURE} has it"
+    assert verify_run(run, key=public_of(run)).unsettled == (line,)
 
 
 def test_folders_beside_the_seeds_that_are_links_are_named(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,6 +12,7 @@ from fedproxy_secure.audit.chain import START, make_entry, parse_line
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.seal import sign_report
 from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.audit.vouched import erased_files
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.crypto.primitives import fresh_secret, signing_public
@@ -206,3 +208,15 @@ def test_a_line_of_another_run_of_the_same_signer_does_not_fit(run, tmp_path):
     lines[2] = lines_of(other.path)[2]
     put(run, lines)
     assert f"{AUDIT_LOG}: line 3: does not follow from the line before it" in problems(run)
+
+
+def test_the_time_to_read_a_log_that_erases_again_and_again_is_linear_in_its_length():
+    """A hostile log has millions of such lines: in quadratic time, reading it takes days."""
+    key = fresh_secret()
+    entries = [
+        make_entry(key, previous=START, seq=seq, time="", event=event, body={"files": files})
+        for seq, (event, files) in enumerate([("files", {"x": "00" * 32}), ("erased", ["x"])] * 4)
+    ]
+    begun = time.process_time()
+    assert erased_files(entries * 5000) == {"x": ("00" * 32, 40_000)}
+    assert time.process_time() - begun < 2

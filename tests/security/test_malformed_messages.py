@@ -184,6 +184,8 @@ def test_an_array_that_is_not_what_it_says_is_refused_before_anything_is_allocat
         ({"steps": 10**5000}, "steps=an integer of 16610 bits: must be an integer"),
         ({"loss": 10**5000}, "loss=an integer of 16610 bits: must be a finite number"),
         ({"loss": float("nan")}, "loss=nan: must be a finite number"),
+        ({"loss": 1e308}, r"loss=1e\+308: must be from -2\^28 to 2\^28"),
+        ({"loss": -(2**28) - 1}, r"loss=-2.68e\+08: must be from"),
         ({"loss": True}, "loss=True: must be a finite number"),
         ({"steps": -1}, "steps=-1: must be an integer >= 0"),
         ({"client": "x" * 3_000_000}, "client='xxx"),

@@ -87,7 +87,7 @@ def test_a_rounds_line_says_how_many_bytes_a_clients_vector_takes(world, tmp_pat
 @pytest.mark.parametrize("bits", [16, 24])
 def test_smaller_rings_come_as_close_as_their_step_says(world, ended, bits):
     plain, masked = ended(rounds=1, scheme="unsafe_plaintext"), ended(rounds=1, bits=bits)
-    step = first_clip(world[0].local) / ((2 ** (bits - 1) - 1) // 5)
+    step = first_clip(world[0]) / ((2 ** (bits - 1) - 1) // 5)
     assert np.abs(masked.adapter - plain.adapter).max() <= step + 1e-6
 
 

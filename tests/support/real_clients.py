@@ -255,7 +255,7 @@ class RealWorld:
             return RecordDict(
                 {
                     **wire.encode_broadcast(self.broadcast),
-                    "terms": wire.encode_terms(terms, first_clip(self.job.local)),
+                    "terms": wire.encode_terms(terms, first_clip(self.job)),
                 }
             )
         if message.kind == "share":
@@ -337,7 +337,7 @@ class RealWorld:
     def _terms(self, number: int) -> Terms:
         wanted = self.world.attempts[number]
         cohort = tuple(self._named(self.listed(wanted.cohort)))
-        clip = first_clip(self.job.local)
+        clip = first_clip(self.job)
         return Terms(
             run=run_name(self.job),
             round=0,

@@ -10,6 +10,7 @@ from fedproxy_secure.evidence.detectable import Detectable
 from fedproxy_secure.evidence.estimate import Estimate, counted, mean_interval, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import Axis, Better
+from fedproxy_secure.evidence.roc import Roc
 from fedproxy_secure.report.protections.side_by_side import side_by_side
 from fedproxy_secure.report.report import (
     Fidelity,
@@ -371,6 +372,9 @@ def _finding(index: int, copy: int, protection: str, seed: int, rng: np.random.G
         )
         if measured
         else (),
+        roc=Roc(positives=100, negatives=100, steps=((0, hits // 20), (2, hits // 5), (30, hits // 2)))
+        if hits and id == "A5"
+        else None,
     )
 
 

@@ -35,7 +35,6 @@ def finding(attack, shift, *, view="client", read=("MOD",), seed=0, exam="e", **
     """An attack on the same 200 records; `shift`: how far members stand out."""
     own = np.random.default_rng([seed, int(100 * shift)]).normal(size=200)
     estimate = auc_estimate(RECORDS + own + shift * LABELS, LABELS, metric="auc")
-    kinds, values = estimate.judged
     made = Finding(
         attack=attack,
         id=f"X{len(attack)}",
@@ -59,7 +58,7 @@ def finding(attack, shift, *, view="client", read=("MOD",), seed=0, exam="e", **
         detectable=(
             Detectable(metric="auc", unit="AUC", bar=0.55, smallest=0.648, how="100 there, 100 not"),
         ),
-        targets=Targets(exam=exam, kinds=kinds, values=values),
+        targets=Targets(exam=exam, **estimate.judged._asdict()),
     )
     return replace(made, **changes)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from markupsafe import escape
 
 from fedproxy_secure.audit.keys import own_key_file
 from fedproxy_secure.audit.witness import Witness
@@ -21,6 +22,7 @@ from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.escape import printable
 from tests.support.sample_report import sample_report
 
 SPENT = {"epsilon": 7.25, "delta": 1e-05, "accountant": "prv", "prv": 7.25, "rdp": 8.5}
@@ -93,7 +95,9 @@ def signed_run(
     if failed is not None:
         (configuration,) = report.configurations
         report = replace(report, configurations=(replace(configuration, failed=(failed,)),))
-    page = f"<!doctype html><code>{html.escape(command)}</code><script>{json.dumps(command)}</script>"
+    shown = printable(command, keep="\n")
+    script = json.dumps(shown).replace("<", "\\u003c")
+    page = f"<!doctype html><code>{escape(shown)}</code><script>{script}</script>"
     folder.write_text("report.html", page)  # the real page takes seconds and holds the same text
     report.write(folder.path)
     witness.sign()

@@ -12,14 +12,14 @@ from fedproxy_secure.protect.broadcast import agreed_broadcast
 D = 10_000
 
 
-def asked(largest, *, optimizer="adamw", learning_rate=1.5e-3, **sections):
+def asked(largest, *, optimizer="adamw", learning_rate=1.5e-3, schedule="constant", round=0, **sections):
     """What a client makes of a broadcast whose largest number is this one."""
-    local = {"optimizer": optimizer, "learning_rate": learning_rate}
+    local = {"optimizer": optimizer, "learning_rate": learning_rate, "schedule": schedule}
     job = FederationJob.from_config(parse_config({"local": local, **sections}), seed=0)
     adapter = np.linspace(-0.1, 0.1, D, dtype=np.float32)
     adapter[7] = largest
     sent = wire.Broadcast(
-        round=0,
+        round=round,
         adapter=adapter,
         conflict=None,
         pcr_lambda=job.fusion.pcr_lambda,
@@ -57,6 +57,17 @@ def test_at_the_largest_adapter_that_is_taken_a_step_of_adamw_has_many_values():
     moves = np.linspace(-learning_rate, learning_rate, 1001, dtype=np.float32)
     start = np.float32(largest)
     assert len(np.unique((start + moves) - start)) > 60  # signs would be 3
+
+
+def test_a_round_of_small_rates_needs_a_finer_grid():
+    for schedule, refused in (("constant", False), ("linear", False), ("cosine", True)):
+        ask = {"schedule": schedule, "federate": {"rounds": 1000}}
+        assert asked(0.125, round=0, **ask)[7] == np.float32(0.125)
+        if refused:
+            with pytest.raises(ProtocolAborted, match=r"rounded to signs; .* another local\.schedule"):
+                asked(0.125, round=999, **ask)
+        else:
+            assert asked(0.125, round=999, **ask)[7] == np.float32(0.125)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.report.html.charts import Chart, figures, write_pngs
+from fedproxy_secure.report.html.charts import figures, write_pngs
 from fedproxy_secure.report.html.drawing import LIGHT, RAMP, theme, to_png, to_svg, vega_script
+from fedproxy_secure.report.html.figure import Chart
 from fedproxy_secure.report.html.page import page
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import Span, front_in_words, may_be_beaten, on_front, upward
@@ -53,12 +54,13 @@ def test_no_point_of_the_front_is_beaten_and_every_other_is(points: list[tuple[i
         assert there != any(beats(other, point) for other in points)
 
 
-def test_a_report_has_a_glance_two_fronts_and_a_figure_a_curve(report: Report):
+def test_a_report_has_a_glance_two_fronts_a_figure_a_curve_and_one_of_roc_curves(report: Report):
     assert [(f.id, len(f.charts)) for f in figures(report)] == [
         ("glance", 3),
         ("pareto", 2),
         ("curves-loss", 2),
         ("curves-step_norm", 2),
+        ("roc", 1),
     ]
     assert [f.id for f in figures(sample_comparison())] == ["methods"]
     assert figures(replace(report, configurations=())) == []

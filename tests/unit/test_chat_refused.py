@@ -5,6 +5,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from fedproxy_secure.config import ClientConfig
 from fedproxy_secure.data.chat.derived import keep_format
@@ -43,6 +45,36 @@ def test_a_message_makes_no_control_token_together_with_the_format():
     item = encoded(talk("end|>", "a"), tokenizer)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in item.ids
     assert tokenizer.decode(item.ids) == "<|im_end|><|e|><|im_a<|e|>"
+
+
+def of_letters(end, unknown):
+    """A tokenizer of ASCII letters alone, which reads compatible ones such as U+FF1C as these."""
+    names = [*map(chr, range(32, 127)), "\n", *dict.fromkeys([end, unknown])]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    backend.normalizer = normalizers.NFKC()
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=True) for t in (end, unknown)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, unk_token=unknown)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}<|e|>{% endfor %}"])
+def test_unknown_text_ends_no_turn_where_its_token_does(template):
+    tokenizer = of_letters("<|e|>", "<|e|>")
+    tokenizer.chat_template = template
+    keep_format(tokenizer)
+    assert encoded(talk("q", "a\uff1c|e|>b"), tokenizer).ids.count(tokenizer.eos_token_id) == (
+        2 if template else 1
+    )
+    with pytest.raises(DataError, match="unknown text that it reads as a control token") as caught:
+        encoded(talk("q\u0416", "a"), tokenizer)
+    assert "\u0416" not in str(caught.value)
+
+
+def test_unknown_text_is_taken_where_its_token_has_no_other_use():
+    tokenizer = of_letters("<|e|>", "<unk>")
+    ids = encoded(talk("q\u0416<unk>", "a"), tokenizer).ids
+    assert ids.count(tokenizer.unk_token_id) == 1
+    assert tokenizer.eos_token_id not in ids[:-1]
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -9,8 +9,8 @@ from attacks.memorization.details import Detail, find_details
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import AdapterConfig, Config, LocalConfig
-from fedproxy_secure.data.demo_notes import NOTE_TASKS, note_records
 from fedproxy_secure.data.encode import encode_records
+from fedproxy_secure.data.worlds.demo_notes import NOTE_TASKS, note_records
 from fedproxy_secure.experiments.stages import exact_proxy, prepare
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, get_vector

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 
 from fedproxy_secure.config import ClientConfig
-from fedproxy_secure.data.demo_notes import NAMES_PER_SPLIT, NOTE_TASKS, note_records
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.data.worlds.demo_notes import NAMES_PER_SPLIT, NOTE_TASKS, note_records
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.models.llm import load_tokenizer
 from fedproxy_secure.world.lexicon import lexicon

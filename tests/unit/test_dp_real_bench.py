@@ -8,8 +8,8 @@ import torch
 
 from fedproxy_secure.config import load_config
 from fedproxy_secure.config.pipeline import AdapterConfig
-from fedproxy_secure.data.demo_tasks import demo_records
 from fedproxy_secure.data.encode import batch_loss, encode_records, training_batch
+from fedproxy_secure.data.worlds.demo_tasks import demo_records
 from fedproxy_secure.federate.record_gradients import record_gradient
 from fedproxy_secure.models.adapters import attach, trained_parameters
 from fedproxy_secure.models.llm import load_llm

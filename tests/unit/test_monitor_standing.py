@@ -354,6 +354,18 @@ def test_files_of_a_site_that_cannot_be_read_are_named_and_stop_nothing(tmp_path
     assert "the journal" in site_standing(policy, events=log).why
 
 
+@pytest.mark.parametrize("changes", [{"client": "c2"}, {"client": 5}, {"delta": "x"}, {"delta": None}])
+def test_a_site_whose_ledger_has_a_damaged_header_is_unhealthy_and_nothing_is_raised(tmp_path, changes):
+    policy = site(tmp_path)
+    answered(tmp_path, rounds=1, opened=1)
+    log = with_events(tmp_path, train(0, ago=0))
+    file = spent_ledger(tmp_path / "privacy", rounds=1).path
+    header, event = file.read_text().splitlines()
+    file.write_text(f"{json.dumps({**json.loads(header), **changes})}\n{event}\n")
+    at = site_standing(policy, events=log)
+    assert (at.healthy, at.why) == (False, "cannot be read: the privacy ledger")
+
+
 def test_names_with_markup_and_control_characters_are_shown_letter_by_letter(tmp_path):
     name = '<script>alert("x")</script>\u202e\x1b[2J'
     at = replace(owner_standing(tmp_path, name=name), absent=("<b>c2</b>",), why="<i>why</i>")

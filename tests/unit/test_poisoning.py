@@ -16,7 +16,7 @@ from attacks.integrity.poisoning import (
     rules_of,
     triggered,
 )
-from attacks.integrity.rehearsal import Rule, advanced, lied_clip, rounds
+from attacks.integrity.rehearsal import Rule, advanced, clip_of, rounds
 from fedproxy_secure.config import FusionConfig, ProtectConfig
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.evidence.finding import Outcome
@@ -154,10 +154,10 @@ def test_a_liar_raises_the_clip_round_by_round_up_to_what_clients_accept(setting
     rule = Rule(name="fedavg", clip=0.1)
     local = settings.local.model_copy(update={"optimizer": "adamw", "steps": 10, "learning_rate": 0.01})
     own = settings.changed(local=local)
-    assert [lied_clip(rule, own, r) for r in range(4)] == pytest.approx([0.1, 0.2, 0.32, 0.32])
+    assert [clip_of(rule, own, r, lied=True) for r in range(4)] == pytest.approx([0.1, 0.2, 0.32, 0.32])
     fixed = own.changed(protect=ProtectConfig(clip=0.1))
-    assert lied_clip(rule, fixed, 3) == 0.1
-    assert lied_clip(Rule(name="fedavg"), own, 3) is None
+    assert clip_of(rule, fixed, 3, lied=True) == 0.1
+    assert clip_of(Rule(name="fedavg"), own, 3, lied=True) is None
 
 
 def test_a_step_longer_than_honest_clients_can_make_it_is_cut_in_the_rehearsal_as_by_the_server(stage):

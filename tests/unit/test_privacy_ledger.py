@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fedproxy_secure.dp.ledger import own_salt, read_all
+from fedproxy_secure.dp.ledger import all_events, own_salt, read_all
 from fedproxy_secure.errors import PrivacyError, RunFolderError
 from tests.support.ledgers import HERE, ROUND, THERE, key_of, ledger, never
 
@@ -128,6 +128,19 @@ def test_a_damaged_ledger_stops_everything(tmp_path, content):
     own.path.write_bytes(content)
     with pytest.raises(RunFolderError, match=r"is damaged: .* what was spent is unknown"):
         own.once(round=0, inputs_sha256=HERE, event=ROUND, compute=never)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"client": "bank"}, {"client": 5}, {"delta": "x"}, {"delta": None}, {"max_epsilon": []}],
+)
+@pytest.mark.parametrize("reader", [read_all, all_events])
+def test_a_ledger_with_a_damaged_header_is_added_up_by_nobody(tmp_path, changes, reader):
+    own = ledger(tmp_path)
+    header = json.loads(own.path.read_text())
+    own.path.write_text(json.dumps({**header, **changes}) + "\n")
+    with pytest.raises(RunFolderError, match=r"is damaged: its .* what was spent is unknown"):
+        reader(tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_or_written_stops_everything(tmp_path):

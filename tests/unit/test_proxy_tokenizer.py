@@ -180,6 +180,14 @@ WRONG = {
     "dropout, true": ({"model": {"dropout": True}}, "has dropout"),
     "a long token": ({"model": {"vocab": {"a" * 1025: 0}}}, "at most 1024 characters"),
     "a long prefix": ({"model": {"continuing_subword_prefix": "a" * 65}}, "at most 64 characters"),
+    "a prefix beside bytes": (
+        {"model": {"byte_fallback": True, "continuing_subword_prefix": "##"}},
+        "byte_fallback beside continuing_subword_prefix: must be alone",
+    ),
+    "a suffix beside bytes": (
+        {"model": {"byte_fallback": True, "end_of_word_suffix": "</w>"}},
+        "byte_fallback beside end_of_word_suffix: must be alone",
+    ),
     "an unknown model": ({"model": {"type": "Evil"}}, "has the model 'Evil'"),
     "a long added token": ({"added_tokens": [{"id": 0, "content": "a" * 1025}]}, "at most 1024 characters"),
     "many added tokens": (

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedproxy_secure.config import ClientConfig, Config
-from fedproxy_secure.data.demo_tasks import PUBLIC_SEED, demo_records
-from fedproxy_secure.data.real_tasks import real_records
 from fedproxy_secure.data.tasks import load_task
+from fedproxy_secure.data.worlds.demo_tasks import PUBLIC_SEED, demo_records
+from fedproxy_secure.data.worlds.real_tasks import real_records
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.experiments.stages import public_windows
 from fedproxy_secure.models.llm import load_tokenizer

@@ -41,9 +41,9 @@ def changed(job, rule="fedavg", privacy=None, **local):
     )
 
 
-def bound(job, adapter=None, weight=4.0):
+def bound(job, adapter=None, weight=4.0, round=0):
     start = np.zeros(D, np.float32) if adapter is None else adapter
-    return longest_step(job, start, cohort=4, threshold=3, clients=4, weight=weight)
+    return longest_step(job, start, round=round, cohort=4, threshold=3, clients=4, weight=weight)
 
 
 def test_sgd_reaches_its_steps_times_rate_times_norm_and_elections_sqrt_k_of_that(world):
@@ -56,6 +56,16 @@ def test_adamw_reaches_twice_its_rate_a_step_at_every_coordinate(world):
     adam = {"optimizer": "adamw", "learning_rate": 0.5, "steps": 4}
     for rule in ("fedavg", "h_ties"):
         assert bound(changed(world[0], rule, **adam)) == pytest.approx(ROOM * 4 * math.sqrt(D))
+
+
+def test_where_rates_fall_a_step_may_be_shorter_in_later_rounds(world):
+    job = world[0].changed(federate=world[0].federate.model_copy(update={"rounds": 2}))
+    adapter = np.full(D, 3.0, np.float32)
+    sgd = {"optimizer": "sgd", "learning_rate": 0.5, "steps": 2, "schedule": "linear", "weight_decay": 0.1}
+    rates = [0.5 * (1 + 3 / 4), 0.5 * (1 / 2 + 1 / 4)]
+    for round, rate in enumerate(rates):
+        job_of_sgd = changed(job, max_grad_norm=0.25, **sgd)
+        assert bound(job_of_sgd, adapter, round=round) == pytest.approx(ROOM * rate * (0.25 + 0.1 * 30))
 
 
 def test_weight_decay_and_unequal_weights_leave_their_room(world):
@@ -114,7 +124,7 @@ def test_what_the_server_expects_of_a_client_follows_from_the_settings(
 
 def all_at_the_clip(job):
     """Client c1 is malicious: its update has every coordinate as far as a word within the clip can say."""
-    clip = first_clip(job.local)
+    clip = first_clip(job)
 
     class Liar:
         def __init__(self, client):
@@ -137,7 +147,7 @@ def test_a_client_that_sends_far_more_than_training_can_reach_is_cut_and_the_run
     """Under SGD every coordinate at its clip is sqrt(d) times longer than any training."""
     job, _, initial = world
     job = changed(job, optimizer="sgd", learning_rate=0.1, steps=2)
-    reach = first_clip(job.local)
+    reach = first_clip(job)
     app = client_app.client_app(play=all_at_the_clip(job))
     state = serve_with(world, job, app, run_folder=tmp_path)
     moved = float(np.linalg.norm(state.adapter - initial.adapter))
@@ -153,4 +163,4 @@ def test_the_next_rounds_clip_stays_within_what_clients_accept(world, monkeypatc
     monkeypatch.setattr("fedproxy_secure.protect.secure_sum.server.next_clip", lambda clip, control: 1e6)
     with proxy_store.offered_on_this_host(folder):
         state = federate(job, folder, initial)
-    assert state.clip.tolist() == [largest_clip(job.local)]
+    assert state.clip.tolist() == [largest_clip(job, 0)]

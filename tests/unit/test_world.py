@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from fedproxy_secure.data.demo_tasks import PUBLIC_SEED, demo_records
 from fedproxy_secure.data.evaluate import perplexity, text_windows
+from fedproxy_secure.data.worlds.demo_tasks import PUBLIC_SEED, demo_records
 from fedproxy_secure.models.llm import demo_llm_folder, load_llm, parameter_count
 from fedproxy_secure.world import stories as templates
 from fedproxy_secure.world.lexicon import lexicon

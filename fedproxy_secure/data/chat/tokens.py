@@ -6,7 +6,8 @@ control token, that conversation is tokenised in pieces, and messages by a copy 
 special tokens as plain text.
 
 Guarantees: no control token comes from a message, in whole or in part. Control tokens are special tokens
-and other added tokens in the format. The token for unknown text comes only from unknown text. Not
+and other added tokens in the format. The token for unknown text is one if texts begin or end with it or the
+format has it. Otherwise it may come from a message's unknown text, where it begins and ends nothing. Not
 guaranteed: that the model does not take a message's text, such as `User:`, for a heading.
 """
 
@@ -64,17 +65,23 @@ def without_control(text: str, ids: list[int], tokenizer: Tokenizer) -> list[int
 
 
 def _control(tokenizer: Tokenizer, texts: Sequence[str]) -> set[int]:
-    """Return the special tokens, and the added tokens in the format's texts."""
+    """Return the special tokens, and the added tokens in the format's texts.
+
+    The token for unknown text is left out only if it has no other use.
+    """
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     if texts:
         encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        special |= {i for ids in encoded for i in ids if i in added}
-    return special - {tokenizer.unk_token_id}
+        of_format = {i for ids in encoded for i in ids}
+        special |= of_format & added.keys()
+        used |= of_format
+    return special - ({tokenizer.unk_token_id} - used)
 
 
 def _names_unknown(pieces: Sequence[Piece], tokenizer: Tokenizer) -> bool:
-    """Return whether a message spells out the token for unknown text, which may also be an end token."""
+    """Return whether a message spells out the token for unknown text."""
     name = tokenizer.unk_token
     return bool(name) and any(piece.content and str(name) in piece.text for piece in pieces)
 
@@ -110,7 +117,8 @@ def _in_pieces(pieces: Sequence[Piece], control: set[int], tokenizer: Tokenizer)
         message_ids: list[int] = _reader(tokenizer).encode(text, add_special_tokens=False).ids
         if not control.isdisjoint(message_ids):
             raise DataError(
-                "a message spells out a control token, which this tokenizer cannot read as text"
+                "a message spells out a control token that this tokenizer cannot read as text, "
+                "or has unknown text that it reads as a control token; must have neither"
             )
         ids += message_ids
     return ids

@@ -91,7 +91,7 @@ def within_the_bound(world: World) -> str:
     """Move coordinate 0 of the sum to the end of the ring, with knowledge of the others' updates."""
     with staged(world) as stage:
         state = stage.serve(stage.grid(Liar(stage.node(LIAR), _bringing(stage, -4.0 * _sign(stage)))))
-        clip, mean = first_clip(stage.job.local), _honest_mean(stage)
+        clip, mean = first_clip(stage.job), _honest_mean(stage)
         moved = abs(float(state.adapter[0] - stage.initial.adapter[0]) - float(mean[0])) / clip
         if not moved <= 2 + 1e-6:
             raise ProtocolAborted(f"a coordinate moves by {moved:.2f} clips; the bound is 2")
@@ -106,7 +106,7 @@ def doubled_clip(world: World) -> str:
         _say(plan, words, "clipped", _limbs(1))
 
     with staged(world) as stage:
-        clip, most = first_clip(stage.job.local), largest_clip(stage.job.local)
+        clip, most = first_clip(stage.job), largest_clip(stage.job, 0)
         honest = float(_clip(stage.serve(stage.grid()).clip))
     with staged(world) as stage:
         state = stage.serve(stage.grid(Liar(stage.node(LIAR), lie)))
@@ -190,7 +190,7 @@ def _limbs(value: int) -> np.ndarray:
 def _bringing(stage: Stage, clips: float) -> Lie:
     """Return a lie that moves coordinate 0 of the sum to `clips` times the clip."""
     others_sum = sum(float(stage.update(i)[0]) for i in range(len(stage.policies)) if i != LIAR)
-    target = clips * first_clip(stage.job.local) * (1 - 1e-6) - others_sum
+    target = clips * first_clip(stage.job) * (1 - 1e-6) - others_sum
 
     def lie(plan: RingPlan, words: np.ndarray) -> None:
         steps = round(target / plan.step_of(plan.segment("update")))
@@ -209,7 +209,7 @@ def _honest_mean(stage: Stage) -> np.ndarray:
 
 def _moved(stage: Stage, adapter: np.ndarray) -> str:
     """Return how far the fused step goes, as text. Raises `ProtocolAborted` if it stays within the clip."""
-    clip = first_clip(stage.job.local)
+    clip = first_clip(stage.job)
     moved = float(np.abs(adapter.astype(np.float64) - stage.initial.adapter).max())
     if moved <= clip * (1 + 1e-6):
         raise ProtocolAborted(f"the step goes {moved:.1e} at most, within the clip")

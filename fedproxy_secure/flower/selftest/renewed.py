@@ -69,7 +69,7 @@ def other_adapter(world: World) -> str:
 def other_clip(world: World) -> str:
     """Ask for the same round in a new run, under another clip: what each clip cuts off reveals values."""
     with staged(world, small_job(rounds=2)) as stage:
-        clips = [share * first_clip(stage.job.local) for share in (0.9, 0.8)]
+        clips = [share * first_clip(stage.job) for share in (0.9, 0.8)]
         for clip in clips:
             state = replace(stage.initial, round=1, clip=np.array([clip]))
             stage.serve(stage.grid(), state=state)

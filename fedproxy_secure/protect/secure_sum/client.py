@@ -182,9 +182,9 @@ def _check_clip(job: FederationJob, terms: Terms, clip: float) -> None:
     elif job.protect.clip is not None:
         agreed, source = job.protect.clip, "protect.clip"
     elif terms.round == 0:
-        agreed, source = first_clip(job.local), "the optimiser's reach"
+        agreed, source = first_clip(job), "the optimiser's reach"
     else:
-        most = largest_clip(job.local)
+        most = largest_clip(job, terms.round)
         if not 0 < clip <= most:
             raise ProtocolAborted(
                 f"clip {clip:g}: must be above 0 and at most {most:g}, the farthest reach"

@@ -118,12 +118,13 @@ def sum_round(
     if cut > 0:
         message = "round %d: the fused step is longer than honest clients can make it; cut by %.1f %% to %g"
         log.warning(message, round.state.round, 100 * cut, most)
+    following = min(round.state.round + 1, round.job.federate.rounds - 1)
     new = advance(
         round.state,
         step,
         round.job.fusion,
         conflict=merged.conflict,
-        clip=np.array([min(next_clip(clip, control), largest_clip(round.job.local))]),
+        clip=np.array([min(next_clip(clip, control), largest_clip(round.job, following))]),
     )
     metrics = {
         "loss": control.loss / control.clients,
@@ -141,7 +142,7 @@ def _clip(round: ServerRound) -> float:
     job, state = round.job, round.state
     if job.privacy.unit == "client":
         return client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(round.cohort))
-    return job.protect.clip or (first_clip(job.local) if state.clip is None else float(state.clip[0]))
+    return job.protect.clip or (first_clip(job) if state.clip is None else float(state.clip[0]))
 
 
 def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> RoundInputs:
@@ -181,6 +182,7 @@ def _longest(round: ServerRound, terms: Terms, aggregate: Aggregate) -> float:
     return longest_step(
         round.job,
         round.state.adapter,
+        round=round.state.round,
         cohort=len(round.cohort),
         threshold=terms.threshold,
         clients=len(aggregate.clients),

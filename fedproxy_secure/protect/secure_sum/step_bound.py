@@ -1,11 +1,12 @@
 """The bound on a fused step: how far honest clients can move the adapter in one round.
 
-    SGD       a client's update is at most `steps x learning_rate x max_grad_norm` long
-    AdamW     every coordinate of it is at most `2 x steps x learning_rate` (`first_clip`)
+    SGD       a client's update is at most `rates x max_grad_norm` long (`usual_reach`)
+    AdamW     every coordinate of it is at most `2 x rates`
     elected   rules that elect signs average over one side of K clients: up to sqrt(K) times longer
     noise     client-level privacy adds noise of its accounted scale, with room for 8 standard deviations
 
-Weight decay adds `learning_rate x steps x weight_decay` times the length of the adapter.
+Here `rates` is the sum of the learning rates of the round's steps. Weight decay adds `rates x weight_decay`
+times the length of the adapter.
 
 Guarantees: a step that `held` returns is at most as long as `longest_step` says, for any messages of some
 clients. An honest round is cut only if AdamW's steps average above twice its learning rate, which is not
@@ -21,19 +22,26 @@ import numpy as np
 
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
-from fedproxy_secure.protect.secure_sum.terms import first_clip
+from fedproxy_secure.protect.secure_sum.terms import usual_reach
 
 DEVIATIONS = 8.0
 ROOM = 1.01  # for rounding
 
 
 def longest_step(
-    job: FederationJob, adapter: np.ndarray, *, cohort: int, threshold: int, clients: int, weight: float
+    job: FederationJob,
+    adapter: np.ndarray,
+    *,
+    round: int,
+    cohort: int,
+    threshold: int,
+    clients: int,
+    weight: float,
 ) -> float:
     """Return the L2 length that a secure sum's step can have if all clients are honest; may be infinite.
 
-    `adapter`, float32 [d], is where clients start. `cohort` clients were asked, with the given `threshold`.
-    `clients` of them are in the sum, and their weights add up to `weight`.
+    `adapter`, float32 [d], is where clients start in `round`. `cohort` clients were asked, with the given
+    `threshold`. `clients` of them are in the sum, and their weights add up to `weight`.
     """
     d, local = len(adapter), job.local
     if job.privacy.unit == "client":
@@ -42,11 +50,10 @@ def longest_step(
         if job.privacy.unit == "record":
             return math.inf
         sides = 1 if job.granularity == "plain" else clients
-        length = first_clip(local) * math.sqrt(sides)
+        length = usual_reach(job, round) * math.sqrt(sides)
     else:
-        length = first_clip(local) * math.sqrt(d)
-    reach = local.learning_rate * local.steps
-    length += reach * local.weight_decay * float(np.linalg.norm(adapter.astype(np.float64)))
+        length = usual_reach(job, round) * math.sqrt(d)
+    length += job.total_rate(round) * local.weight_decay * float(np.linalg.norm(adapter.astype(np.float64)))
     return ROOM * length * clients / weight
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedproxy_secure.config import LocalConfig, cohort_size
+from fedproxy_secure.config import cohort_size
 from fedproxy_secure.errors import ProtocolAborted
 from fedproxy_secure.federate.fusion.algorithms import keep_largest
 from fedproxy_secure.federate.fusion.elections import election_of, weighs_clients
-from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.secure_sum.noise import clip_to_norm
 from fedproxy_secure.secagg.control import MOST_OVER_CLIP, SEGMENTS, Control, Expected
@@ -41,26 +41,33 @@ def run_name(job: FederationJob) -> str:
     return job.agreed_sha256().hex()[:16]
 
 
-def first_clip(local: LocalConfig) -> float:
-    """Return the clip of the first round: how far a coordinate can move in one round without weight decay.
+def usual_reach(job: AgreedSettings, round: int) -> float:
+    """Return how far a coordinate can move in a round without weight decay, with room for most steps.
 
     Weight decay moves it farther: by `learning_rate x weight_decay` times its own value per step. Values
-    beyond the clip are cut and counted.
+    beyond a clip are cut and counted.
 
-    SGD: at most `learning_rate x max_grad_norm x steps`. AdamW moves a coordinate by about its learning
-    rate per step at most; twice that leaves room for rare longer steps (up to 3.2 x, Kingma & Ba 2015).
+    SGD: at most the sum of the steps' learning rates times `max_grad_norm`. AdamW moves a coordinate by
+    about its learning rate per step at most; twice that leaves room for rare longer steps (up to 3.2 x,
+    Kingma & Ba 2015).
     """
-    reach = local.learning_rate * local.steps
+    reach, local = job.total_rate(round), job.local
     return reach * local.max_grad_norm if local.optimizer == "sgd" else 2 * reach
 
 
-def largest_clip(local: LocalConfig) -> float:
-    """Return the largest clip that a client accepts: how far a coordinate can move without weight decay.
+def first_clip(job: AgreedSettings) -> float:
+    """Return the clip of the first round, `usual_reach`."""
+    return usual_reach(job, 0)
 
-    SGD: `first_clip`. AdamW: .1 / sqrt(.001) = 3.2 times the learning rate per step, the longest step of
-    its default betas (Kingma & Ba 2015, section 2.1).
+
+def largest_clip(job: AgreedSettings, round: int) -> float:
+    """Return the largest clip that a client accepts in a round: how far a coordinate can move in it.
+
+    SGD: `usual_reach`. AdamW: .1 / sqrt(.001) = 3.2 times the learning rate per step, the longest step of
+    its default betas (Kingma & Ba 2015, section 2.1). Where a schedule lowers the rates, later rounds have
+    smaller clips, so that no server can make the ring coarse for the smaller updates.
     """
-    return first_clip(local) * (1.0 if local.optimizer == "sgd" else ADAM_LONGEST_STEP / 2)
+    return usual_reach(job, round) * (1.0 if job.local.optimizer == "sgd" else ADAM_LONGEST_STEP / 2)
 
 
 def least_sum(job: FederationJob, *, clients: int) -> int:

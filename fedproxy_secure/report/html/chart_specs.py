@@ -90,17 +90,17 @@ def dots(
     x = side.channel("x", ticks=4)
     x["title"] = [line for long in side.lines for line in wrap(long, _NARROW)]
     return {
-        **_frame(values, kinds, description),
+        **frame(values, kinds, description),
         "height": 26 * len(names),
-        "encoding": {"y": y, **_by_kind("color", kinds), "opacity": _opacity()},
+        "encoding": {"y": y, **by_kind("color", kinds), "opacity": opacity()},
         "layer": [
             *_whiskers(values, "x", x, {}, 2.0),
             {
                 "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
                 "encoding": {
                     "x": x,
-                    **_by_kind("shape", kinds),
-                    "tooltip": _tips(("name", "which"), ("tip", side.title)),
+                    **by_kind("shape", kinds),
+                    "tooltip": tooltip(("name", "which"), ("tip", side.title)),
                 },
             },
         ],
@@ -123,7 +123,7 @@ def front(
     `y_tip`, and with `fill_side` possibly `fill` and `fill_tip`.
     """
     x, y = x_side.channel("x", ticks=6), y_side.channel("y", ticks=6)
-    faint = {**_by_kind("color", kinds), "opacity": _opacity(0.55)}
+    faint = {**by_kind("color", kinds), "opacity": opacity(0.55)}
     tips = [("name", "which"), ("x_tip", x_side.title), ("y_tip", y_side.title)]
     fill: Spec = {"value": variable(RAMP[2])}
     if fill_side is not None:
@@ -155,17 +155,17 @@ def front(
                 "x": x,
                 "y": y,
                 "fill": fill,
-                "opacity": _opacity(),
-                **_by_kind("stroke", kinds),
-                **_by_kind("shape", kinds),
-                "tooltip": _tips(*tips),
+                "opacity": opacity(),
+                **by_kind("stroke", kinds),
+                **by_kind("shape", kinds),
+                "tooltip": tooltip(*tips),
             },
         },
     ]
     placed = _placed(values, y_up=1 if y_side.better != "lower" else -1)
     if len(values) <= _MOST_LABELS:
         layers += [_labels(x, y, above=above) for above in sorted({v["above"] for v in placed})]
-    return {**_frame(placed, kinds, description), "height": 340, "layer": layers}
+    return {**frame(placed, kinds, description), "height": 340, "layer": layers}
 
 
 def curves(
@@ -203,29 +203,30 @@ def curves(
         },
     }
     return {
-        **_frame(values, kinds, description),
+        **frame(values, kinds, description),
         "height": 200,
-        "encoding": {"x": x, **_by_kind("color", kinds)},
+        "encoding": {"x": x, **by_kind("color", kinds)},
         "layer": [
             *([band] if any("y_low" in v for v in values) else []),
             {
                 "mark": {"type": "line", "strokeWidth": 2, "aria": False},
-                "encoding": {"y": y, "opacity": _opacity()},
+                "encoding": {"y": y, "opacity": opacity()},
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 36, "opacity": 1},
                 "encoding": {
                     "y": y,
-                    "opacity": _opacity(),
-                    **_by_kind("shape", kinds),
-                    "tooltip": _tips(("name", "which"), ("round", "round"), ("tip", title)),
+                    "opacity": opacity(),
+                    **by_kind("shape", kinds),
+                    "tooltip": tooltip(("name", "which"), ("round", "round"), ("tip", title)),
                 },
             },
         ],
     }
 
 
-def _frame(values: Sequence[Spec], kinds: Sequence[str], description: str) -> Spec:
+def frame(values: Sequence[Spec], kinds: Sequence[str], description: str) -> Spec:
+    """Return what all charts have in common: data, text alternative, theme, and the parameter `lit`."""
     return {
         "$schema": SCHEMA,
         "config": theme(),
@@ -263,7 +264,7 @@ def _labels(x: Spec, y: Spec, *, above: bool) -> Spec:
             "color": variable("muted"),
             "aria": False,
         },
-        "encoding": {"x": x, "y": y, "text": {"field": "label"}, "opacity": _opacity()},
+        "encoding": {"x": x, "y": y, "text": {"field": "label"}, "opacity": opacity()},
     }
 
 
@@ -281,15 +282,18 @@ def _placed(values: Sequence[Spec], *, y_up: int) -> list[Spec]:
     return [{**v, "above": not crowded(v)} for v in values]
 
 
-def _opacity(full: float = 1.0) -> Spec:
+def opacity(full: float = 1.0) -> Spec:
+    """Return the opacity of marks: `full` for kinds that are lit."""
     return {"condition": {"test": _LIT, "value": full}, "value": 0.12}
 
 
-def _by_kind(channel: str, kinds: Sequence[str]) -> Spec:
+def by_kind(channel: str, kinds: Sequence[str]) -> Spec:
+    """Return the colour or shape of each kind."""
     chosen = kind_shapes(kinds) if channel == "shape" else kind_colours(kinds)
     scale: Mapping[str, Sequence[str]] = {"domain": list(kinds), "range": chosen}
     return {channel: {"field": "kind", "type": "nominal", "scale": scale, "legend": None}}
 
 
-def _tips(*pairs: tuple[str, str]) -> list[Spec]:
+def tooltip(*pairs: tuple[str, str]) -> list[Spec]:
+    """Return a tooltip of (field, title) pairs."""
     return [{"field": field, "title": title} for field, title in pairs]

@@ -1,19 +1,17 @@
-"""The charts of a report: the axes at a glance, the Pareto fronts, curves over rounds; as specs and PNG.
-
-Every chart keeps the numbers that it draws, so that a page can list them beside it.
-"""
+"""The charts of a report: the axes at a glance, the Pareto fronts, curves over rounds; as specs and PNG."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedproxy_secure.evidence.measure import Axis
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report.html import chart_specs
 from fedproxy_secure.report.html.chart_specs import Side, ends
-from fedproxy_secure.report.html.drawing import Spec, side_by_side, to_png
+from fedproxy_secure.report.html.drawing import Spec, to_png
+from fedproxy_secure.report.html.figure import Chart, Figure
+from fedproxy_secure.report.html.roc import roc_charts
 from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import (
     AXIS_NAMES,
@@ -34,47 +32,6 @@ from fedproxy_secure.report.trilemma import Measure
 from fedproxy_secure.runtime.artifacts import write_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One chart, as specs for a browser and as the numbers that it draws.
-
-    `specs`: the choices, (name, spec), of which the first is shown. `numbers`: all drawn numbers, (name,
-    number).
-    """
-
-    id: str
-    title: str
-    description: str
-    specs: tuple[tuple[str, Spec], ...]
-    numbers: tuple[tuple[str, Number], ...]
-    kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A group of charts, and a picture of all of them in a file beside the page."""
-
-    id: str
-    title: str
-    charts: tuple[Chart, ...]
-    columns: int
-    width: int  # width of a chart in the picture, pixels
-
-    @property
-    def picture(self) -> str:
-        """The name of its PNG file."""
-        return f"{self.id}.png"
-
-    @property
-    def spec(self) -> Spec:
-        """All its charts in one, of fixed size."""
-        return side_by_side(
-            [{**c.specs[0][1], "title": c.title} for c in self.charts],
-            columns=self.columns,
-            width=self.width,
-        )
-
-
 def figures(report: Report) -> list[Figure]:
     """Return all figures that the report has numbers for, in the order of the page."""
     candidates = [
@@ -82,6 +39,7 @@ def figures(report: Report) -> list[Figure]:
         Figure(id="pareto", title="Pareto fronts", charts=tuple(_fronts(report)), columns=2, width=380),
         Figure(id="methods", title="Methods", charts=tuple(_methods(report)), columns=1, width=460),
         *_curves(report),
+        Figure(id="roc", title="ROC curves", charts=tuple(roc_charts(report)), columns=2, width=380),
     ]
     return [figure for figure in candidates if figure.charts]
 
@@ -162,6 +120,7 @@ def _fronts(report: Report) -> list[Chart]:
                 specs=tuple((Side.of(_first(items, k)).title, spec) for k, spec in specs),
                 numbers=tuple(numbers),
                 kinds=tuple(kinds_of(items)),
+                choice=f"{name if axis == 'ip' else 'Privacy'} measured by",
             )
         )
     return charts

@@ -24,8 +24,9 @@ from typing import Any
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.report import method_words, owner, page_words
-from fedproxy_secure.report.html.charts import Figure, figures
+from fedproxy_secure.report.html.charts import figures
 from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg, vega_script, visible
+from fedproxy_secure.report.html.figure import Figure
 from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
 from fedproxy_secure.report.html.ledger import ledger_tables
 from fedproxy_secure.report.page_words import Verbatim
@@ -143,7 +144,7 @@ def _content(report: Report, all_figures: list[Figure]) -> dict[str, Any]:
         "breaks": [i for i, (a, b) in enumerate(pairwise(items), 1) if a.rest != b.rest],
         "figures": {
             name: next((f for f in all_figures if f.id == name), None)
-            for name in ("glance", "pareto", "methods")
+            for name in ("glance", "pareto", "methods", "roc")
         },
         "curve_figures": curve_figures,
         "labels": any(i.rest for i in items),
@@ -193,6 +194,7 @@ def _contents(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("curves", "Round by round", content["curve_figures"]),
         ("methods", METHODS_TITLE, report.rows),
         ("findings", "Findings", content["attack_groups"]),
+        ("roc", "ROC curves", content["figures"]["roc"]),
         ("ledger", "Who saw what", content["ledger_tables"]),
         ("guarantees", "Guarantees", content["guarantees"]),
         ("cost", "Cost", content["cost_table"]),

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
 from fedproxy_secure.evidence.finding import Finding, Outcome
+from fedproxy_secure.evidence.roc import roc_of
 from fedproxy_secure.evidence.surfaces import privacy_measures, surface_of
 from fedproxy_secure.evidence.targets import difference
 from fedproxy_secure.report.measured.attacks import WITHOUT_NUMBERS
@@ -38,8 +39,8 @@ def side_by_side(
             would be computed without targets.
 
     Returns:
-        The configurations without targets, and the differences in the order of configurations, attacks and
-        views.
+        The configurations with ROC curves in the place of targets, and the differences in the order of
+        configurations, attacks and views.
     """
     originals = tuple(configurations)
     earlier = {_identity(d): d for d in known}
@@ -51,7 +52,7 @@ def side_by_side(
         if not item.is_baseline and item.rest in bases
         for d in _differences(item, bases[item.rest])
     ]
-    return tuple(_without_targets(c) for c in originals), tuple(differences)
+    return tuple(_with_curves(c) for c in originals), tuple(differences)
 
 
 def over_seeds(by_seed: Mapping[int, Estimate], *, metric: str) -> Estimate:
@@ -68,9 +69,10 @@ def _identity(d: AttackDifference) -> tuple[str, ...]:
     return d.configuration, d.against, d.id, d.attack, d.view
 
 
-def _without_targets(configuration: Configuration) -> Configuration:
-    findings = tuple(replace(f, targets=None) for f in configuration.findings)
-    return replace(configuration, findings=findings)
+def _with_curves(configuration: Configuration) -> Configuration:
+    """Return the configuration with an ROC curve in the place of each finding's targets."""
+    findings = [replace(f, targets=None, roc=roc_of(f.targets) or f.roc) for f in configuration.findings]
+    return replace(configuration, findings=tuple(findings))
 
 
 def _differences(item: Labelled, base: Labelled) -> list[AttackDifference]:

@@ -18,6 +18,7 @@ from fedproxy_secure.bundle.redaction import (
 )
 from fedproxy_secure.bundle.source import read_source
 from fedproxy_secure.bundle.verify import verify_bundle
+from fedproxy_secure.cli.options import typed
 from fedproxy_secure.errors import ConfigError
 from tests.support.bundles import RESEARCH
 from tests.support.signed_run import signed_run
@@ -39,9 +40,19 @@ SENTINELS = {
 ROOT = "/srv/SENTINEL-clients"
 
 
-@pytest.mark.parametrize("command", ["fedproxy-secure run mine.yaml", f"run x --set data.root={ROOT}"])
-def test_no_byte_of_a_bundle_is_of_a_record_a_transcript_a_ledger_a_key_or_a_path(tmp_path, command):
-    run = signed_run(tmp_path, command=command, root=ROOT, more=SENTINELS)
+@pytest.mark.parametrize(
+    ("root", "command"),
+    [
+        (ROOT, typed("run", "mine.yaml")),
+        (ROOT, typed("run", "x", set=[f"data.root={ROOT}"])),
+        ("/srv/O'Brien's SENTINEL", typed("run", "x", set=["data.root=/srv/O'Brien's SENTINEL"])),
+        ("/srv/O'Brien SENTINEL", typed("run", "x", set=["data={root: '/srv/O''Brien SENTINEL'}"])),
+        ("/srv/Praxis\u00adSENTINEL", typed("run", "x", set=["data.root=/srv/Praxis\u00adSENTINEL"])),
+        ("/srv/<\"a&b'\n\u00adSENTINEL", typed("run", "x", set=["data.root=/srv/<\"a&b'\n\u00adSENTINEL"])),
+    ],
+)
+def test_no_byte_of_a_bundle_is_of_a_record_a_transcript_a_ledger_a_key_or_a_path(tmp_path, root, command):
+    run = signed_run(tmp_path, command=command, root=root, more=SENTINELS)
     out = tmp_path / "b.zip"
     make_bundle(run.folder, out, policy=RESEARCH)
     raw = out.read_bytes()

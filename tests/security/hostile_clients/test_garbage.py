@@ -65,6 +65,18 @@ def test_an_update_so_long_that_sums_overflow_leaves_out_its_client_alone(world,
     assert "long; must be <= 1e+06" in caplog.text
 
 
+def test_losses_so_high_that_their_mean_is_infinite_leave_out_their_clients_alone(world, tmp_path):
+    def enormous(kind, true):
+        if kind != "train":
+            return true
+        return wire.encode_update(replace(wire.decode_update(true, d=len(world[2].adapter)), loss=1e308))
+
+    state, seen = served(world, in_the_clear(world[0]), Hostile(enormous, nodes=(3, 4)), tmp_path)
+    assert seen == participants(tmp_path)
+    assert len(seen) == 3
+    assert state.round == 1
+
+
 def test_garbage_is_noted_in_a_transcript_and_ends_nothing_there(world, tmp_path):
     job = in_the_clear(world[0])
     job = job.changed(audit=job.audit.model_copy(update={"record": True, "folder": str(tmp_path / "t")}))

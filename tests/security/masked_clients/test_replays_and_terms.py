@@ -111,7 +111,7 @@ def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, heard, p
 
 def other_terms(world, job, clip=None, cohort=None):
     """Changes of the terms to another clip or cohort, with the ring that goes with it."""
-    clip, cohort = clip or first_clip(job.local), cohort or [c.name for c in job.clients]
+    clip, cohort = clip or first_clip(job), cohort or [c.name for c in job.clients]
     plan = ring_plan(job, world[2].sizes.tolist(), clip=clip, clients=len(cohort))
     return {"clip": clip, "cohort": cohort, "plan_sha256": digest(plan.canonical())}
 
@@ -144,18 +144,29 @@ def test_a_clip_beyond_the_optimisers_reach_is_refused_in_every_later_round(worl
     assert "clip 1e+06: must be above 0 and at most" in caplog.text
 
 
+def test_where_rates_fall_the_first_rounds_clip_is_too_large_in_the_last(world, caplog):
+    job, folder, initial = world
+    job = job.changed(local=job.local.model_copy(update={"schedule": "cosine"}))
+    change = other_terms(world, with_(job))
+    with proxy_store.offered_on_this_host(folder), with_keys(with_(job)) as keyed:
+        grid = OtherTerms(InProcessGrid(Wrapped(), 5), change, from_round=keyed.federate.rounds - 1)
+        with pytest.raises(RoundAborted):
+            serve(grid, keyed, folder, initial)
+    assert f"clip {change['clip']:g}: must be above 0 and at most" in caplog.text
+
+
 def test_a_round_is_answered_for_one_clip_also_in_new_runs_of_flower(world, caplog):
     """Whether a client's values exceed a clip would tell them, clip by clip."""
     job, folder, initial = world
     job = with_(job)
     after_one = federate(with_(job, rounds=1, scheme="unsafe_plaintext"), folder, initial)
-    first = replace(after_one, clip=np.array([first_clip(job.local) * 0.9]))
-    second = replace(after_one, clip=np.array([first_clip(job.local) * 0.8]))
+    first = replace(after_one, clip=np.array([first_clip(job) * 0.9]))
+    second = replace(after_one, clip=np.array([first_clip(job) * 0.8]))
     with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
         serve(InProcessGrid(Wrapped(), 5), keyed, folder, first)
         with pytest.raises(RoundAborted):  # every client's state at Flower is new
             serve(InProcessGrid(Wrapped(), 5), keyed, folder, second)
-    assert f"must be {first_clip(job.local) * 0.9:g}, as asked for in this round" in caplog.text
+    assert f"must be {first_clip(job) * 0.9:g}, as asked for in this round" in caplog.text
 
 
 @pytest.mark.parametrize("protect", [{}, {"min_cohort": 3}], ids=["default", "a smaller least cohort"])

@@ -210,7 +210,7 @@ def test_a_weight_from_the_last_step_stays_in_its_range_whatever_step_a_server_m
     sizes = world[2].sizes.tolist()
     rng = np.random.default_rng(0)
     update = rng.standard_normal(sum(sizes)).astype(np.float32) * np.float32(1e-3)
-    plan = ring_plan(job, sizes, clip=first_clip(job.local), clients=5)
+    plan = ring_plan(job, sizes, clip=first_clip(job), clients=5)
     trained = ClientUpdate(client="c0", update=update, loss=0.0, steps=2, seconds=0.0, truncated=0)
     previous = (update * np.float32(1e3)).astype(np.float64) * scale
     _, control = parts_of(trained, job, sizes, plan, previous=previous.astype(np.float32))

@@ -211,6 +211,7 @@ def test_publish_writes_every_form_and_the_json_last(report: Report, tmp_path: P
         "pareto.png",
         "curves-loss.png",
         "curves-step_norm.png",
+        "roc.png",
     }
     assert max(tmp_path.iterdir(), key=lambda p: p.stat().st_mtime_ns).name == "report.json"
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(report)

@@ -17,8 +17,8 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from fedproxy_secure.data.demo_tasks import DEFAULT_RECORDS
 from fedproxy_secure.data.records import Record
+from fedproxy_secure.data.worlds.demo_tasks import DEFAULT_RECORDS
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.randomness import stream
 from fedproxy_secure.world.lexicon import THINGS_PER_KIND, lexicon
