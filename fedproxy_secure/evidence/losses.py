@@ -250,8 +250,6 @@ def _over_records(
             how = "over test records, Student t 95 %"
             if models[0] in models[1:]:  # a model minus itself, or an end of the scale of a gap
                 low, high, how, nature = value, value, BY_DEFINITION, "counted"
-            elif low == high:
-                low, high, how = None, None, "test records that agree, no interval"
     return Estimate(
         metric=metric,
         value=value,
