@@ -172,6 +172,13 @@ class Truth:
         """
         return {t for item in self.used(round_number, clients) for t in item.ids[:-1]}
 
+    def best_attended(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the clients of the round in which most trained, and all rounds that had these clients."""
+        rounds = sorted({r for s in self.clients.values() for r in s.rounds})
+        trained = {r: tuple(n for n, s in self.clients.items() if r in s.rounds) for r in rounds}
+        names = max(trained.values(), key=len, default=())
+        return names, tuple(r for r in rounds if trained[r] == names)
+
     def drawn_or_set_aside(self, round_number: int, clients: tuple[str, ...]) -> list[set[int]]:
         """Return the tokens, as in `tokens`, of each record that these clients drew or set aside."""
         set_aside = [

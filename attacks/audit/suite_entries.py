@@ -33,6 +33,7 @@ from attacks.base import (
     replace_view,
 )
 from attacks.registry import attack
+from fedproxy_secure.config import cohort_size
 from fedproxy_secure.evidence.estimate import Estimate, Nature, counted
 from fedproxy_secure.evidence.measures.privacy import AUDIT_SCOPE
 from fedproxy_secure.record.view import View
@@ -239,10 +240,11 @@ class CanaryClientAudit(_Audit):
     """The audit in which made-up clients at the clip norm join sums that carry the run's noise."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return the number of clients."""
+        """Return the number of clients of a round, for which the run plans its noise."""
         if view.settings is None or view.settings.privacy.unit != "client":
             raise NotApplicable("the run claims no client-level differential privacy")
-        return Exam(question=len(view.settings.clients))
+        asked = cohort_size(len(view.settings.clients), view.settings.federate.participation)
+        return Exam(question=asked)
 
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:
         """Put canary clients into all rounds' sums, or none, by coins, and bound epsilon from below."""

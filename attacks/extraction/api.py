@@ -48,7 +48,8 @@ class Api:
         limit: the most texts that the adversary asks; a stricter limit of the policy holds, too.
         policy: what the API discloses; by default all logits.
         mode: `true`, or one of two negative controls: `shuffled` gives every text the answer to another
-            text of the same call, `noise` answers with noise.
+            text of the same call, and a text that is alone that to its halves in turned order, which is no
+            query; `noise` answers with noise.
         notes_bytes: the largest size of the customer's cache.
     """
 
@@ -88,6 +89,9 @@ class Api:
         requested = self._seen | dict.fromkeys(keys, texts.shape[1])
         self._check(requested)
         self._seen = requested
+        if self._mode == "shuffled" and len(texts) == 1:
+            texts = texts.roll(texts.shape[1] // 2, dims=1)
+            keys = [texts[0].cpu().numpy().tobytes()]
         unknown = [i for i, key in enumerate(keys) if key not in self._notes]
         fresh: dict[bytes, ApiAnswer] = {}
         at_once = windows_a_pass(self._model, texts)

@@ -1,19 +1,20 @@
 """A11: a mask whose seed is small, such as a counter, is found by trying the smallest seeds.
 
-Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them.
-Sometimes only one mask hides a vector from the server, because all but one of a client's peers work with
-the server or dropped out. Then 2^32 tries remove it, and far fewer if seeds are small: a counter, the
-number of a round, a key of which few bits are left. A seed is right if every word, without its mask, is
-small enough to be an update: with a wrong seed a word is small only with chance `1 / clients`, and 64 words
-of each message are checked.
+Flower's SecAgg+ folds a shared key of 32 bytes into 32 bits and seeds a Mersenne Twister with them. Of two
+clients one adds the mask that they share, and the other subtracts it. Sometimes only one mask hides a
+vector from the server, because all but one of a client's peers work with the server or dropped out. Then
+2^32 tries, each of both signs, remove it, and far fewer if seeds are small: a counter, the number of a
+round, a key of which few bits are left. A seed is right if every word, without its mask, is small enough to
+be an update: with a wrong seed a word is small only with chance `1 / clients`, and 64 words of each message
+are checked.
 
-**Covered** are the seeds below 2^10, 2^14 or 2^18 by profile, at most 1 in 16,384 of those of 32 bits; the
-finding gives the part. So RESISTED says that none of these opens a message. It says nothing about larger
-seeds: of masks with seeds drawn from all of 32 bits this search, too, opens next to none, and 2^32 tries
-would open them all.
+**Covered** are the seeds below 2^10, 2^14 or 2^18 by profile, added and subtracted: at most 1 in 16,384 of
+those of 32 bits; the finding gives the part. So RESISTED says that none of these opens a message. It says
+nothing about larger seeds: of masks with seeds drawn from all of 32 bits this search, too, opens next to
+none, and 2^32 tries would open them all.
 
-This protocol's masks come from 256-bit keys, which no try fits. **Known-bad**: the positive control is an
-update under one mask of SecAgg+'s kind whose seed is below 2^10.
+This protocol's masks come from 256-bit keys, which no try fits. **Known-bad**: the positive control is
+updates each under one mask of SecAgg+'s kind whose seed is below 2^10; every other mask is subtracted.
 """
 
 from __future__ import annotations
@@ -55,13 +56,19 @@ def seed_stream(seed: int, bits: int, words: int) -> np.ndarray:
     return _TWISTER.randint(0, 2**bits - 1, words, dtype=np.int64)
 
 
-def masked_by_seed(update: np.ndarray, seed: int, *, bits: int, clients: int) -> np.ndarray:
-    """Return an update, float32 [d], quantised and under the mask of one seed: uint8 [bytes]."""
-    return packed_update(update, bits=bits, clients=clients, mask=seed_stream(seed, bits, len(update)))
+def masked_by_seed(update: np.ndarray, seed: int, *, bits: int, clients: int, sign: int = 1) -> np.ndarray:
+    """Return an update, float32 [d], quantised and under the mask of one seed: uint8 [bytes].
+
+    With `sign` -1 the mask is subtracted.
+    """
+    mask = sign * seed_stream(seed, bits, len(update))
+    return packed_update(update, bits=bits, clients=clients, mask=mask)
 
 
-def search(firsts: np.ndarray, *, bits: int, clients: int, seeds: range, budget: Budget) -> dict[int, int]:
-    """Return the seed that opens each message, by the message's index.
+def search(
+    firsts: np.ndarray, *, bits: int, clients: int, seeds: range, budget: Budget
+) -> dict[int, tuple[int, int]]:
+    """Return the seed and the sign, 1 or -1, of the mask that opens each message, by the message's index.
 
     Args:
         firsts: the first words of each message, int64 [n, words].
@@ -71,15 +78,21 @@ def search(firsts: np.ndarray, *, bits: int, clients: int, seeds: range, budget:
         budget: limits of the attack.
     """
     largest = 2 ** (bits - 1) // clients
-    seed_of: dict[int, int] = {}
+    mask_of: dict[int, tuple[int, int]] = {}
     for seed in seeds:
         if seed % 256 == 0:
             budget.check()
-        remainder = (firsts - seed_stream(seed, bits, firsts.shape[1])) % 2**bits
-        remainder = np.minimum(remainder, 2**bits - remainder)
-        for index in np.flatnonzero((remainder <= largest).all(axis=1)):
-            seed_of[int(index)] = seed
-    return seed_of
+        mask = seed_stream(seed, bits, firsts.shape[1])
+        for sign in (1, -1):
+            remainder = np.abs(_signed(firsts - sign * mask, bits))
+            for index in np.flatnonzero((remainder <= largest).all(axis=1)):
+                mask_of[int(index)] = seed, sign
+    return mask_of
+
+
+def _signed(words: np.ndarray, bits: int) -> np.ndarray:
+    """Return ring words, int64, as signed numbers from -2^(bits - 1)."""
+    return np.asarray((words + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1), dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +135,7 @@ class MaskSeedSearch(Attack):
         bits, clients = settings.protect.bits, _clients(settings)
         words = [words_of(raw, bits)[: settings.d] for raw in chosen.values()]
         tried = budget.pick(smoke=FEWEST_TRIED, standard=1 << 14, full=1 << 18)
-        seed_of = search(
+        mask_of = search(
             np.stack([w[:WORDS] for w in words]),
             bits=bits,
             clients=clients,
@@ -131,9 +144,9 @@ class MaskSeedSearch(Attack):
         )
         keys = list(chosen)
         read = {}
-        for index, seed in seed_of.items():
-            remainder = (words[index] - seed_stream(seed, bits, settings.d)) % 2**bits
-            read[keys[index]] = np.where(remainder >= 2 ** (bits - 1), remainder - 2**bits, remainder)
+        for index, (seed, sign) in mask_of.items():
+            mask = sign * seed_stream(seed, bits, settings.d)
+            read[keys[index]] = _signed(words[index] - mask, bits)
         return Opened(vectors=read, messages=len(chosen), seeds=tried)
 
     def score(self, guess: Opened, answer: Truth) -> tuple[Estimate, ...]:
@@ -169,12 +182,15 @@ class MaskSeedSearch(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return the same clients' updates, each under one mask whose seed is below `FEWEST_TRIED`."""
+        """Return the same clients' updates, each under one mask whose seed is below `FEWEST_TRIED`.
+
+        Masks are added and subtracted in turn.
+        """
         settings = view.settings
         if settings is None:
             return None
         rng = np.random.default_rng(settings.seed)
-        masked = {}
+        masked: dict[tuple[int, str], np.ndarray] = {}
         for r, name in sorted(view.masked)[:MESSAGES]:
             if name in truth.clients and r in truth.clients[name].rounds:
                 masked[r, name] = masked_by_seed(
@@ -182,6 +198,7 @@ class MaskSeedSearch(Attack):
                     int(rng.integers(FEWEST_TRIED)),
                     bits=settings.protect.bits,
                     clients=_clients(settings),
+                    sign=-1 if len(masked) % 2 else 1,
                 )
         return (replace_view(view, masked=masked), truth) if masked else None
 

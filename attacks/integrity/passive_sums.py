@@ -18,6 +18,7 @@ import numpy as np
 from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotApplicable, Truth, replace_view
 from attacks.registry import attack
 from attacks.statistics import auc_value, over_targets, share
+from fedproxy_secure.config import cohort_size
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import Sums, View
 from fedproxy_secure.secagg.signs import pack_signs, unpack_signs
@@ -72,8 +73,9 @@ class SignCounts(Attack):
         settings = view.settings
         if settings is None or not view.sums:
             raise NotApplicable("this view holds no sums")
-        # half a step per client: n clients share 2^(bits - 1) levels per side
-        rounding = 2 * len(settings.clients) ** 2 / 2**settings.protect.bits
+        # half a step per client: the n clients of a round share 2^(bits - 1) levels per side
+        asked = cohort_size(len(settings.clients), settings.federate.participation)
+        rounding = 2 * asked**2 / 2**settings.protect.bits
         lone = unanimous = total = 0
         named = []
         for r, sums in sorted(view.sums.items()):
@@ -145,13 +147,11 @@ class SignCounts(Attack):
 
 
 def coordinate_sums(view: View, truth: Truth) -> dict[int, Sums]:
-    """Return what granularity `coordinate` reveals of rounds in which all clients in `truth` trained."""
-    names = tuple(truth.clients)
+    """Return what granularity `coordinate` reveals of the best attended rounds; needs 2 clients."""
+    names, rounds = truth.best_attended()
     if view.settings is None or len(names) < 2:
         return {}
-    bits = view.settings.protect.bits
-    rounds = set.intersection(*(set(s.rounds) for s in truth.clients.values()))
-    return {r: _coordinate_sums(names, truth, r, bits) for r in sorted(rounds)}
+    return {r: _coordinate_sums(names, truth, r, view.settings.protect.bits) for r in rounds}
 
 
 def _coordinate_sums(names: tuple[str, ...], truth: Truth, round_number: int, bits: int) -> Sums:
@@ -268,16 +268,13 @@ class CohortDifferencing(Attack):
         return (over_targets(aucs, metric="auc", unit="AUC", within=(0, 1)), rank)
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return one more sum for every client, in which that client is left out."""
-        names = tuple(truth.clients)
+        """Return the sum of the best attended round, and one more for each of its clients, without it."""
+        names, rounds = truth.best_attended()
         if len(names) < 3:
             return None
-        rounds = set.intersection(*(set(s.rounds) for s in truth.clients.values()))
-        if not rounds:
-            return None
-        r = min(rounds)
-        alone = {n: replace(s, rounds={r: s.rounds[r]}) for n, s in truth.clients.items()}
-        updates = {n: truth.clients[n].rounds[r].update for n in names}
+        r = rounds[0]
+        alone = {n: replace(truth.clients[n], rounds={r: truth.clients[n].rounds[r]}) for n in names}
+        updates = {n: s.rounds[r].update for n, s in alone.items()}
         cohorts = [names, *(tuple(n for n in names if n != absent) for absent in names)]
         sums = {
             i: Sums(clients=c, segments={"update": np.sum([updates[n] for n in c], axis=0)})

@@ -26,7 +26,7 @@ import torch
 from attacks import white_box
 from attacks.base import Attack, AttackInfo, Budget, Exam, NotApplicable, Truth, replace_view
 from attacks.extraction.texts import continued, start_token
-from attacks.membership.overfit import overfitted
+from attacks.membership.overfit import RECORDS, overfitted
 from attacks.membership.scores import likelihoods
 from attacks.memorization.details import Detail, Found, Kind, find_details
 from attacks.reconstruction.vectors import with_round_0
@@ -79,12 +79,8 @@ class ClientDetails(Attack):
         if view.proxy is None:
             raise NotApplicable("this view holds no model")
         tokenizer = load_tokenizer(view.proxy)
-        own_details = _own_details(view, tokenizer)
-        by_record: list[frozenset[Detail]] = []
-        for state in truth.clients.values():
-            for text in _texts([state.train[i] for i in state.drawn()], tokenizer):
-                by_record.append(frozenset(f.detail for f in find_details(text)) - own_details)
-        answer = tuple(filter(None, by_record))
+        drawn = [state.train[i] for state in truth.clients.values() for i in state.drawn()]
+        answer = _lacked(drawn, _own_details(view, tokenizer), tokenizer)
         if not answer:
             raise NotApplicable("the records hold no names, dates, numbers or addresses")
         return Exam(answer=answer)
@@ -139,13 +135,40 @@ class ClientDetails(Attack):
         return {"texts written": guess.texts}
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return a proxy that was trained on a dozen records until it knew their texts by heart."""
-        return overfitted(replace_view(view, api=None), truth, what="texts")
+        """Return a proxy that was trained on a dozen records until it knew their texts by heart.
+
+        They are records of a client whose headline counts the same kind of detail as the attack's, since
+        details of another kind are harder or easier to find. None if there is no such client.
+        """
+        assert view.proxy is not None
+        tokenizer = load_tokenizer(view.proxy)
+        own_details = _own_details(view, tokenizer)
+        kind = _headline_kind(self.exam(truth, view, np.random.default_rng(0)).answer)
+        alike = {
+            name: state
+            for name, state in truth.clients.items()
+            if _headline_kind(_lacked(state.own_records[:RECORDS], own_details, tokenizer)) == kind
+        }
+        return overfitted(replace_view(view, api=None), Truth(clients=alike), what="texts")
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
         """Return the round-0 proxy, which has read no record, in place of the tuned one."""
         first = with_round_0(view).adapters[0]
         return replace_view(view, adapters={0: first, **dict.fromkeys(view.adapters, first)}), exam
+
+
+def _headline_kind(answer: Sequence[frozenset[Detail]]) -> Kind | None:
+    """Return the kind of details that the headline counts; None if there are no details."""
+    kinds = {detail.kind for details in answer for detail in details}
+    return next((kind for kind in KINDS if kind in kinds), None)
+
+
+def _lacked(
+    items: Sequence[Encoded], own_details: set[Detail], tokenizer: Any
+) -> tuple[frozenset[Detail], ...]:
+    """Return, of each record that holds such, the details that the adversary lacks."""
+    by_record = (frozenset(f.detail for f in find_details(text)) for text in _texts(items, tokenizer))
+    return tuple(filter(None, (details - own_details for details in by_record)))
 
 
 def _texts(items: Sequence[Encoded], tokenizer: Any) -> list[str]:

@@ -7,7 +7,7 @@ from attacks.audit import suite_entries
 from attacks.audit.suite_entries import WOULD_FAIL, CanaryClientAudit, DpAudit, more_canaries
 from attacks.base import KNOWN_BAD, Budget, NotApplicable, Truth, replace_view
 from attacks.trial import run_one
-from fedproxy_secure.config import FederateConfig, LocalConfig, PrivacyConfig
+from fedproxy_secure.config import FederateConfig, LocalConfig, PrivacyConfig, ProtectConfig
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.record.private import PrivateState
 from fedproxy_secure.record.view import View
@@ -87,6 +87,18 @@ def test_a_run_that_claims_nothing_of_the_kind_is_not_audited(lab, truth, attack
 def test_the_client_with_fewest_records_is_audited_since_it_samples_most_often(lab, truth):
     exam = DpAudit().exam(truth, seen(lab, RECORD, sampled=True), np.random.default_rng(0))
     assert exam.question == 200
+
+
+def test_a_run_that_asks_few_of_its_clients_each_round_is_audited_with_as_many(lab, truth):
+    """In 24 bits there is room for the noise of 20 clients, but not for that of all 400."""
+    some = seen(lab, CLIENT)
+    settings = some.settings.changed(
+        clients=tuple(f"c{i}" for i in range(400)),
+        federate=FederateConfig(rounds=4, participation=0.05),
+        protect=ProtectConfig(scheme="masking", bits=24),
+    )
+    found = tried(CanaryClientAudit(), replace_view(some, settings=settings), truth)
+    assert found.outcome == Outcome.RESISTED, found.reason
 
 
 @pytest.mark.slow

@@ -1,19 +1,24 @@
 """A16: what a proxy knows by heart it writes out, and a proxy that has read nothing writes nothing true."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from attacks.base import Budget, NotApplicable, Truth, replace_view
+from attacks.membership.overfit import RECORDS
+from attacks.memorization import client_details
 from attacks.memorization.client_details import ClientDetails, Guessed
 from attacks.memorization.details import Detail, find_details
 from attacks.trial import run_one
 from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import AdapterConfig, Config, LocalConfig
-from fedproxy_secure.data.encode import encode_records
+from fedproxy_secure.data.encode import Encoded, encode_records, text_ids
 from fedproxy_secure.data.worlds.demo_notes import NOTE_TASKS, note_records
 from fedproxy_secure.experiments.stages import exact_proxy, prepare
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, get_vector
+from fedproxy_secure.models.llm import load_tokenizer
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import PublicSettings, View
 from tests.support.toys import late
@@ -192,3 +197,29 @@ def test_each_record_that_was_drawn_is_asked_for_its_own_details(tmp_path):
     answer = ClientDetails().exam(truth, view, np.random.default_rng(0)).answer
     assert len(answer) == NOTES
     assert all(any(d.kind == "number" for d in details) for details in answer)
+
+
+def test_the_control_is_made_of_records_whose_headline_counts_the_same_kind_of_detail(
+    tmp_path, monkeypatch
+):
+    view, truth = view_after(tmp_path, steps=0)
+    monkeypatch.setattr(client_details, "overfitted", lambda view, truth, *, what: (view, truth))
+    tokenizer = load_tokenizer(view.proxy)
+    with_numbers = truth.clients["b"]
+    names = [
+        found.detail.text
+        for item in with_numbers.train
+        for found in find_details(tokenizer.decode(item.ids))
+        if found.detail.kind == "name"
+    ]
+    named = tuple(Encoded(ids=tuple(text_ids(f"{n} .", tokenizer)), response_start=1) for n in names)
+    only_names = replace(with_numbers, client="c", train=named)
+    _, control = ClientDetails().positive(view, Truth(clients={"b": with_numbers, "c": only_names}))
+    assert set(control.clients) == {"b"}
+    _, control = ClientDetails().positive(view, Truth(clients={"c": only_names}))
+    assert set(control.clients) == {"c"}
+    items = named * RECORDS + with_numbers.train
+    drawn = PrivateRound(update=np.zeros(1, np.float32), used=np.arange(len(items)))
+    late_numbers = replace(with_numbers, train=items, rounds={0: drawn})
+    _, control = ClientDetails().positive(view, Truth(clients={"b": late_numbers, "c": only_names}))
+    assert not control.clients  # numbers count, and no client begins with any

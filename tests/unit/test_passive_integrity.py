@@ -24,6 +24,7 @@ from attacks.integrity.passive_sums import (
     coordinate_sums,
     disaggregate,
 )
+from fedproxy_secure.config import FederateConfig, ProtectConfig
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import Sums, View
@@ -100,10 +101,11 @@ def test_known_bad_masks_are_those_of_flowers_secagg_plus(bits, seed):
 
 
 @pytest.mark.parametrize("bits", [16, 24, 32])
-def test_the_right_seed_opens_a_known_bad_message_and_no_other_seed_does(bits):
+@pytest.mark.parametrize("sign", [1, -1], ids=["added", "subtracted"])
+def test_the_right_seed_opens_a_known_bad_message_and_no_other_seed_does(bits, sign):
     update = rng().normal(0, 1, 100).astype(np.float32)
-    message = words_of(masked_by_seed(update, 300, bits=bits, clients=3), bits)[None, :64]
-    for seeds, expected in ((range(1000), {0: 300}), (range(300), {}), (range(301, 1000), {})):
+    message = words_of(masked_by_seed(update, 300, bits=bits, clients=3, sign=sign), bits)[None, :64]
+    for seeds, expected in ((range(1000), {0: (300, sign)}), (range(300), {}), (range(301, 1000), {})):
         assert search(message, bits=bits, clients=3, seeds=seeds, budget=Budget()) == expected
 
 
@@ -191,6 +193,18 @@ def test_values_named_wrongly_do_not_count(settings):
     assert SignCounts().score(replace(guess, named=moved), truth)[0].value == 0
 
 
+def test_how_far_rounding_moves_values_follows_from_the_clients_of_a_round(settings):
+    """Were it from all clients, 16 bits would round every value of 200 clients away."""
+    few_of_many = settings.changed(
+        clients=tuple(f"c{i}" for i in range(200)),
+        protect=ProtectConfig(bits=16),
+        federate=FederateConfig(participation=0.015),
+    )
+    truth, seen = truth_of(UPDATES), View(threat_model="server", settings=few_of_many)
+    guess = SignCounts().guess(replace_view(seen, sums=coordinate_sums(seen, truth)), None, Budget(), rng())
+    assert SignCounts().score(guess, truth)[0].value == 0.5
+
+
 def test_signs_of_rounds_whose_clients_are_unknown_are_not_judged(settings):
     truth = truth_of(UPDATES, rounds_=(0, 1))
     seen = View(threat_model="server", settings=settings)
@@ -210,6 +224,41 @@ def test_coordinate_sums_give_lone_values_away_and_block_sums_do_not(world):
     assert found.headline.value == 0
     assert found.positive.value > 0.1
     assert found.negative.value == 0
+
+
+ATTENDED = {0: "abcde", 1: "bcdef", 2: "abc", 3: "abcde"}  # no round has all six clients
+
+
+def attended(*rounds_):
+    """Six clients, each of which trained in those of the rounds that it attended."""
+    all_rounds = truth_of({n: rng(i).normal(0, 1, 64) for i, n in enumerate("abcdef")}, rounds_)
+    return Truth(
+        clients={
+            n: replace(s, rounds={r: done for r, done in s.rounds.items() if n in ATTENDED[r]})
+            for n, s in all_rounds.clients.items()
+        }
+    )
+
+
+def test_where_no_round_has_all_clients_the_controls_have_those_of_the_best_attended_round(settings):
+    seen, truth = View(threat_model="server", settings=settings.changed(d=64)), attended(*ATTENDED)
+    counted, whole = SignCounts().positive(seen, truth)
+    assert whole is truth
+    assert {r: s.clients for r, s in counted.sums.items()} == dict.fromkeys((0, 3), tuple("abcde"))
+    assert tried(SignCounts(), counted, truth).positive.value > 0.1
+    apart, alone = CohortDifferencing().positive(seen, truth)
+    assert {n: set(s.rounds) for n, s in alone.clients.items()} == {n: {0} for n in "abcde"}
+    assert tried(CohortDifferencing(), apart, alone).positive.value > 0.99
+
+
+def test_where_no_round_has_enough_clients_there_is_no_control(settings):
+    seen = View(threat_model="server", settings=settings)
+    two = Truth(clients={n: s for n, s in attended(2).clients.items() if n in "ab"})
+    assert SignCounts().positive(seen, two) is not None
+    assert CohortDifferencing().positive(seen, two) is None
+    for truth in (Truth(clients={"a": two.clients["a"]}), Truth(clients={}), attended()):
+        assert SignCounts().positive(seen, truth) is None
+        assert CohortDifferencing().positive(seen, truth) is None
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from attacks.extraction.api import Api, OverBudget
 from attacks.extraction.lessons import imitate, loss_of, predict, teach
 from attacks.extraction.starts.fillers import gaps_of, grown, guess_gaps, shapes, spread
 from attacks.extraction.texts import sampled
+from fedproxy_secure.config import ApiConfig
 from fedproxy_secure.models.llm import blocks_of, load_llm, with_blocks
 from tests.support.extraction import KEPT, gpt2, outputs, qwen2, texts
 from tests.support.tiny import tiny_llama, tiny_tokenizer
@@ -38,6 +39,21 @@ def test_answers_are_the_llms_logits_and_in_the_controls_another_texts_or_noise(
     assert torch.allclose(shuffled, true[[2, 0, 1]], atol=1e-5)
     noise = Api(folders / "llm", limit=3, mode="noise").ask(ids).numbers
     assert abs(float((noise.flatten() @ true.flatten()) / noise.norm() / true.norm())) < 0.05
+
+
+def test_a_shuffled_answer_to_a_text_that_is_asked_alone_is_anothers_and_one_query(folders):
+    """An LLM of many tokens is asked about one text at a time."""
+    ids = texts(1)
+    halves_turned = torch.cat([ids[:, 8:], ids[:, :8]], dim=1)
+    true, other = outputs(tiny_llama(), ids), outputs(tiny_llama(), halves_turned)
+    assert not torch.allclose(true, other, atol=0.1)
+    api = Api(folders / "llm", limit=1, mode="shuffled")
+    for _ in range(2):
+        assert torch.allclose(api.ask(ids).numbers, other, atol=1e-5)
+    assert api.asked == 1
+    noisy = Api(folders / "llm", limit=1, mode="shuffled", policy=ApiConfig(noise=1.0)).ask(ids)
+    asked = Api(folders / "llm", limit=1, policy=ApiConfig(noise=1.0)).ask(halves_turned)
+    assert torch.allclose(noisy.numbers, asked.numbers, atol=1e-4)
 
 
 # Fillers

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from attacks.base import Budget
+from attacks.extraction import logits
 from attacks.extraction.behaviour import KL, ExtractionQuestion, Scale, behaviour, scales, scores
 from attacks.extraction.logits import LogitSvd, width_of
 from attacks.extraction.proxy import ProxyExtraction
@@ -105,9 +106,9 @@ def test_what_all_logits_have_in_common_is_not_taken_for_the_hidden_size():
     """In a real LLM one direction outweighs all others by far; a log-probability differs by a sum a row."""
     rng = np.random.default_rng(0)
     hidden = np.concatenate([300 + rng.normal(size=(60, 1)), rng.normal(size=(60, 6))], axis=1)
-    logits = hidden @ rng.normal(size=(7, 90))
-    assert width_of(logits) == 7
-    assert width_of(logits + 50 * rng.normal(size=(60, 1))) == 7
+    answers = hidden @ rng.normal(size=(7, 90))
+    assert width_of(answers) == 7
+    assert width_of(answers + 50 * rng.normal(size=(60, 1))) == 7
     assert width_of((hidden @ rng.normal(size=(7, 90)))[:12]) == 0  # too few rows, one far larger value
 
 
@@ -118,6 +119,27 @@ def test_the_hidden_size_comes_out_of_the_api(seen, folders):
     assert found.estimates[0].value == 1
     assert found.estimates[1].value == 16
     assert found.negative.value == 0
+
+
+class WideLLM:
+    """An API whose logits, all 0, are as many as a hidden size of 8,000 takes to be found."""
+
+    vocabulary, asked = 8192, 0
+
+    def __init__(self, *_args, **_options):
+        pass
+
+    def logits(self, ids):
+        return torch.zeros((*ids.shape, self.vocabulary), dtype=torch.bool)
+
+
+def test_a_hidden_size_of_8000_is_within_reach_of_the_search(monkeypatch, tmp_path):
+    monkeypatch.setattr(logits, "Api", WideLLM)
+    monkeypatch.setitem(logits.TRIES, "smoke", 2)
+    monkeypatch.setattr(logits, "width_of", lambda table: 8000 if len(table) >= 8008 else 0)
+    outsider = View(threat_model="api_user", settings=None, api=tmp_path)
+    found = LogitSvd().guess(outsider, None, Budget(profile="smoke"), np.random.default_rng(0))
+    assert set(found.found) == {8000}
 
 
 def test_what_an_attack_spends_follows_from_the_llms_pace():
