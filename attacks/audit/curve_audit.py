@@ -29,6 +29,7 @@ import numpy as np
 
 from attacks.audit.dp_audit import ALPHA, lower_bound
 from attacks.audit.one_run import Guesses, refutes
+from fedproxy_secure.dp.guarantees import rounded_down
 from fedproxy_secure.dp.profile import PrivacyProfile
 from fedproxy_secure.errors import DataError
 
@@ -86,7 +87,8 @@ class CurveAudit:
         verdict = "REFUTES the claim of" if self.verdict == "FAIL" else "does not refute the claim of"
         return (
             f"{self.correct} of {self.guesses.count} guesses right over {self.canaries} canaries: epsilon "
-            f">= {self.lower_bound:.3g} by the mechanism's own curve, >= {self.without_curve:.3g} by any "
+            f">= {rounded_down(self.lower_bound, digits=3)} by the mechanism's own curve, "
+            f">= {rounded_down(self.without_curve, digits=3)} by any "
             f"(confidence {1 - self.alpha:g} each; at most {self.ceiling:.3g} could be shown), which "
             f"{verdict} {self.claimed_epsilon:.3g}"
         )

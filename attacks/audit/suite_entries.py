@@ -34,7 +34,7 @@ from attacks.base import (
 )
 from attacks.registry import attack
 from fedproxy_secure.config import cohort_size
-from fedproxy_secure.evidence.estimate import Estimate, counted
+from fedproxy_secure.evidence.estimate import Estimate, Nature, counted
 from fedproxy_secure.evidence.measures.privacy import AUDIT_SCOPE
 from fedproxy_secure.record.view import View
 
@@ -58,7 +58,9 @@ class Audited:
         """Return the audit's estimates: its headline, the bounds on epsilon, and the guesses behind."""
         result = self.result
 
-        def estimate(name: str, value: float, unit: str, how: str) -> Estimate:
+        def estimate(
+            name: str, value: float, unit: str, how: str, nature: Nature = "lower bound"
+        ) -> Estimate:
             capped = min(value, MOST)
             return Estimate(
                 metric=name,
@@ -69,6 +71,7 @@ class Audited:
                 unit=unit,
                 seeds=(0,),
                 how=how,
+                nature=nature,
             )
 
         how = f"one-run audit by the mechanism's own trade-off curve: a lower bound at 95 %, {AUDIT_SCOPE}"
@@ -84,7 +87,7 @@ class Audited:
         return (
             estimate(metric, result.lower_bound / result.claimed_epsilon, "ratio", how),
             estimate("audited epsilon", result.lower_bound, "epsilon", how),
-            estimate("most that these canaries could show", result.ceiling, "epsilon", how),
+            estimate("most that these canaries could show", result.ceiling, "epsilon", how, "counted"),
             estimate("audited epsilon, whatever the mechanism", result.without_curve, "epsilon", any_how),
             right,
             *would_fail,

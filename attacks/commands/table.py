@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedproxy_secure.dp.guarantees import rounded_down
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.runtime.escape import printable
@@ -25,9 +26,11 @@ def number(estimate: Estimate | None) -> str:
     """Return a value with its interval, such as `0.594 [0.553, 0.634]`; `-` for None."""
     if estimate is None:
         return "-"
-    if estimate.low is None or estimate.high is None:
+    if estimate.nature == "lower bound":
+        return f"at least {rounded_down(estimate.value, digits=3)}"
+    if estimate.exact or estimate.interval is None:
         return f"{estimate.value:.3g}"
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+    return "{:.3g} [{:.3g}, {:.3g}]".format(estimate.value, *estimate.interval)
 
 
 def power(result: Finding) -> str:

@@ -19,6 +19,7 @@ worse than the proxy. R means nothing where the LLM itself scores no better than
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -170,22 +171,36 @@ class Scale:
 
     def difference(self, a: np.ndarray, b: np.ndarray, metric: str, *, unit: str) -> Estimate:
         """Return the mean of a - b over the texts, in the score's own unit."""
-        return self.with_interval(metric, float((a - b).mean()), (a - b)[self.picks].mean(-1), unit=unit)
+        way = abs(float((self.llm - self.proxy).mean()))
+        draws = (a - b)[self.picks].mean(-1)
+        return self.with_interval(metric, float((a - b).mean()), draws, unit=unit, way=way)
 
     def with_interval(
-        self, metric: str, value: float, draws: np.ndarray, *, unit: str = "share"
+        self, metric: str, value: float, draws: np.ndarray, *, unit: str = "share", way: float = 1.0
     ) -> Estimate:
-        """Return an estimate with the draws' 95 % interval."""
-        low, high = np.quantile(draws, [0.025, 0.975])
+        """Return an estimate with the draws' 95 % interval.
+
+        If all draws agree, as for a model that is the proxy or the LLM itself, other texts need not: the
+        interval is that of the rule of three, by which up to 3/n of them may differ by `way`, the way from
+        the proxy to the LLM. It has no part beyond the LLM. Without such a way there is no interval.
+        """
+        low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
+        ends: tuple[float, float] | None = (min(low, value), max(high, value))
+        how = "bootstrap over held-out texts, 95 %"
+        if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
+            half, how = way * min(1.0, 3 / len(self.proxy)), "texts that agree, rule of three 95 %"
+            ends = (value - half, min(value + half, max(value, way)))
+            if half == 0:
+                ends, how = None, "texts that agree, no interval"
         return Estimate(
             metric=metric,
             value=value,
-            low=float(min(low, value)),
-            high=float(max(high, value)),
+            low=None if ends is None else ends[0],
+            high=None if ends is None else ends[1],
             n=len(self.proxy),
             unit=unit,
             seeds=(0,),
-            how="one training; bootstrap over held-out texts, 95 %",
+            how=f"one training; {how}",
         )
 
 

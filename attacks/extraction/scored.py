@@ -91,7 +91,7 @@ def estimates_of(guess: Stolen, answer: Original, *, headline: str) -> tuple[Est
         *_half(scale[KL], r, guess),
         scale[KL].difference(r[LLM], r[PROXY], "KL of the proxy", unit="nats"),
         # whoever holds the proxy may keep it
-        scale[KL].difference(r[LLM], r[strongest(r, [best, PROXY])], KL_LEFT, unit="nats"),
+        _not_below_0(scale[KL].difference(r[LLM], r[strongest(r, [best, PROXY])], KL_LEFT, unit="nats")),
         *_other_scores(scale, by_model[best]),
         counted(guess.steps, metric="steps of each training", unit="steps", seeds=(0,)),
         # a training without queries, then one for each number of queries
@@ -100,6 +100,11 @@ def estimates_of(guess: Stolen, answer: Original, *, headline: str) -> tuple[Est
         counted(answer.share, metric="weights held verbatim", unit="share", seeds=(0,)),
         *by_gaps,
     )
+
+
+def _not_below_0(left: Estimate) -> Estimate:
+    """Return a KL divergence with its interval cut at 0, the least that there is."""
+    return left if left.low is None else replace(left, low=min(left.value, max(0.0, left.low)))
 
 
 def strongest(r: Mapping[str, np.ndarray], names: Sequence[str]) -> str:

@@ -101,22 +101,27 @@ def privacy(
 
 
 def privacy_rows(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
-    """Return the lines that are printed, as names and values."""
-    rate, share = plan.noise.sampling_rate, 100 * plan.rate
+    """Return the lines that are printed, as names and values; what privacy costs at most is rounded up."""
+    from fedproxy_secure.dp.guarantees import rounded_up
+
+    rate, share, epsilon = plan.noise.sampling_rate, 100 * plan.rate, rounded_up(plan.epsilon)
     noised = f"with {numbers:,} trained numbers; a mean gradient has about 1 at most"
     rows = [
         ("steps", f"{plan.steps} of {plan.batch_size} records, each drawn with probability {rate:.3g}"),
         ("disclosed", f"that there are at most {plan.public_size:,} records and more than half as many"),
         ("noise multiplier", f"{plan.noise.noise_multiplier:.3g} (clip norm {plan.noise.clip_norm:g})"),
         ("noise of a step", f"{plan.noise_norm(numbers):.2g} clips long, {noised}"),
-        ("epsilon", f"{plan.epsilon:.3g} at delta {plan.delta:g}, of one record, in one training"),
+        ("epsilon", f"{epsilon} at delta {plan.delta:g}, of one record, in one training"),
     ]
     if plan.trainings > 1:
-        rows.append(("all trainings", f"epsilon {plan.all_epsilon:.3g} for {plan.trainings} of them"))
+        epsilon = rounded_up(plan.all_epsilon)
+        rows.append(("all trainings", f"epsilon {epsilon} for {plan.trainings} of them"))
     if plan.person_records > 1:
-        about = f"epsilon about {plan.person_epsilon:.3g} for {plan.person_records} records"
+        epsilon = rounded_up(plan.person_epsilon, digits=3)
+        about = f"epsilon about {epsilon} for {plan.person_records} records"
         rows.append(("one person", f"{about}, as of a Gaussian mechanism with this epsilon"))
-    best = f"AUC at most {plan.auc:.3f}; at most {share:.1f} % of members found at 1 % false positives"
+    most = f"AUC at most {rounded_up(plan.auc, digits=3)}; at most {rounded_up(share, digits=3)} %"
+    best = f"{most} of members found at 1 % false positives"
     return [*rows, ("best attack", f"on one record: {best}")]
 
 

@@ -79,14 +79,30 @@ def guarantees(
     return (*lines, NOT_COVERED, *((SIMULATED,) if simulated else ()))
 
 
-def rounded_up(value: float) -> str:
-    """Return a number rounded up to `DIGITS` significant digits, so that a guarantee still holds.
+def rounded_up(value: float, *, digits: int = DIGITS) -> str:
+    """Return a number rounded up to so many significant digits, so that a guarantee still holds.
 
-    >>> rounded_up(8.0), rounded_up(14.3401), rounded_up(1e-5)
-    ('8', '14.35', '1e-05')
+    >>> rounded_up(8.0), rounded_up(14.3401), rounded_up(1e-5), rounded_up(0.6081, digits=3)
+    ('8', '14.35', '1e-05', '0.609')
     """
-    text = f"{value:.{DIGITS}g}"
+    text = f"{value:.{digits}g}"
     if not math.isfinite(value) or float(text) >= value * (1 - ROUNDING):
         return text
-    step = 10.0 ** (math.floor(math.log10(value)) - DIGITS + 1)
-    return f"{float(text) + step:.{DIGITS}g}"
+    return f"{float(text) + _step(value, digits):.{digits}g}"
+
+
+def rounded_down(value: float, *, digits: int = DIGITS) -> str:
+    """Return a number rounded down to so many significant digits, so that a lower bound still holds.
+
+    >>> rounded_down(8.0), rounded_down(14.3499), rounded_down(0.0)
+    ('8', '14.34', '0')
+    """
+    text = f"{value:.{digits}g}"
+    if not math.isfinite(value) or float(text) <= value * (1 + ROUNDING):
+        return text
+    return f"{float(text) - _step(value, digits):.{digits}g}"
+
+
+def _step(value: float, digits: int) -> float:
+    """Return the last of so many significant digits of a number > 0."""
+    return 10.0 ** (math.floor(math.log10(value)) - digits + 1)

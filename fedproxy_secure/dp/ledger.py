@@ -43,6 +43,7 @@ from typing import Any
 
 from fedproxy_secure.dp.accounting import Spent, spent
 from fedproxy_secure.dp.events import Event, from_fields, to_fields
+from fedproxy_secure.dp.guarantees import rounded_up
 from fedproxy_secure.dp.noise import KEY_BYTES, fresh_key
 from fedproxy_secure.errors import DataError, PrivacyError, RunFolderError
 from fedproxy_secure.runtime.artifacts import RunFolder, private_folder
@@ -149,8 +150,9 @@ class PrivacyLedger:
         total = spent([*events, event], delta=self.delta)
         if not total.epsilon <= self.max_epsilon:  # also if it is NaN
             raise PrivacyError(
-                f"client {self.client}, round {place['round']}: epsilon would become {total.epsilon:.4g}; "
-                f"must be <= {self.max_epsilon:.4g} (privacy.max_epsilon); raise that limit, or stop here"
+                f"client {self.client}, round {place['round']}: epsilon would become "
+                f"{rounded_up(total.epsilon)}; must be <= {self.max_epsilon:g} (privacy.max_epsilon); "
+                "raise that limit, or stop here"
             )
         RunFolder(path=self.folder, private=True).append_jsonl(self.path.name, place)
         number = 1 + len(events)  # the header's is 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer,
 
 DRAWS = 10_000  # number of draws from a posterior
 OF_MEANS = "ratio of means over seeds, Fieller 95 %, no narrower than a seed's own"
+BY_DEFINITION = "exact by definition, whatever the test records"
 UNRESOLVED = "ratio of means over seeds; they do not resolve the gap itself, no interval"
 Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
 
@@ -132,6 +134,7 @@ def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str
 
     ends = where_apart(apart, value)
     low, high = ends or (None, None)
+    exact = low == value == high  # no spread on either side, as of the ceiling itself
     return Estimate(
         metric=metric,
         value=value,
@@ -140,7 +143,8 @@ def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str
         n=len(by_seed),
         unit="share",
         seeds=tuple(by_seed),
-        how=OF_MEANS if ends else UNRESOLVED,
+        how=BY_DEFINITION if exact else OF_MEANS if ends else UNRESOLVED,
+        nature="counted" if exact else "sampled",
     )
 
 
@@ -196,19 +200,29 @@ def _drawn(models: Sequence[Bits], seed: int) -> list[np.ndarray]:
 
 
 def _part(draws: np.ndarray, models: Sequence[Bits], value: float, *, metric: str, seed: int) -> Estimate:
-    """Return one seed's value with the interval of its draws."""
+    """Return one seed's value with the interval of its draws.
+
+    It is exact if all draws have it: then it is so by definition, as the gap closed by the ceiling itself.
+    """
     draws = draws[np.isfinite(draws)]
-    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (value, value)
-    return Estimate(
+    estimate = Estimate(
         metric=metric,
         value=value,
-        low=float(min(low, value)),
-        high=float(max(high, value)),
+        low=None,
+        high=None,
         n=sum(len(b) for b in models[0].values()),
         unit="share",
         seeds=(seed,),
-        how="one seed; over test records, Jeffreys 95 %",
+        how="one seed; no draw from the posterior has a value, no interval",
     )
+    if not len(draws):
+        return estimate
+    if (draws == value).all():
+        how = f"one seed; {BY_DEFINITION}"
+        return replace(estimate, low=value, high=value, how=how, nature="counted")
+    low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
+    how = "one seed; over test records, Jeffreys 95 %"
+    return replace(estimate, low=min(low, value), high=max(high, value), how=how)
 
 
 def alone(share: Any) -> Any:

@@ -11,7 +11,8 @@ to 1.4 times as wide.
 
 Equal numbers of all seeds do not mean certainty. If the data of a single seed allow an interval, the
 interval over seeds is no narrower than the seeds' own on average (`no_surer`). If they do not, and all
-seeds agree, there is no interval, unless the number was counted.
+seeds agree, there is no interval, unless the number was counted. Nor is an interval without width one
+(`Estimate.interval`): what was sampled is never certain.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fedproxy_secure.errors import DataError
 
 CONFIDENCE = 0.95
+# sampled, with an interval or none; counted, and so exact; a bound that the truth exceeds with CONFIDENCE
+Nature = Literal["sampled", "counted", "lower bound"]
 _Z = 1.959963984540054  # standard normal quantile of (1 + CONFIDENCE) / 2
 _FARTHEST = 2.0**20  # no end of the interval of a ratio is searched beyond
 _ROUNDING = 1e-12  # seeds that differ by less, relative to their mean, agree
@@ -40,8 +44,11 @@ class Estimate:
         unit: its unit; `share` means a fraction, 1 = everything, and is shown as percent.
         seeds: the seeds that the values came from.
         how: how the number and its interval were made, in words.
+        nature: whether it was sampled, or counted and so is exact, or is a lower bound on the truth. Both
+            ends of the last two equal the value.
 
-    Raises `DataError` if a number is not finite, n < 1, or only one end is given.
+    Raises `DataError` if a number is not finite, n < 1, only one end is given, or an end of a number that
+    was not sampled differs from it.
     """
 
     metric: str
@@ -52,6 +59,7 @@ class Estimate:
     unit: str
     seeds: tuple[int, ...]
     how: str
+    nature: Nature = "sampled"
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -63,11 +71,23 @@ class Estimate:
         for number in (self.value, self.low, self.high):
             if number is not None and not math.isfinite(number):
                 raise DataError(f"{self.metric}: {number}: must be finite")
+        if self.nature != "sampled" and not self.low == self.value == self.high:
+            raise DataError(
+                f"{self.metric}: {self.value} [{self.low}, {self.high}]: the ends of a number that is "
+                f"{self.nature} must equal it; a number with another interval is sampled"
+            )
 
     @property
     def exact(self) -> bool:
-        """Whether it was counted, not sampled: both ends of its interval equal the value."""
-        return self.low == self.value == self.high
+        """Whether it was counted, not sampled."""
+        return self.nature == "counted"
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends of its interval; None without one, or with one without width although it was sampled."""
+        if self.low is None or self.high is None or (self.nature == "sampled" and self.low == self.high):
+            return None
+        return self.low, self.high
 
 
 def mean_interval(
@@ -169,6 +189,8 @@ def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
             return joined
         low, high = min(joined.low, low), max(joined.high, high)
         how = joined.how + ", no narrower than a seed's own"
+    elif low == high == joined.value and all(p.exact for p in parts):
+        return replace(joined, low=low, high=high, how="seeds that agree, exact", nature="counted")
     else:
         how = "seeds that agree, as wide as a seed's own"
     return replace(joined, low=low, high=high, how=how)
@@ -178,12 +200,17 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
     """Return `a - b` of two numbers that were measured on different targets.
 
     Its interval combines theirs (Newcombe 1998; Zou & Donner 2008), and so stays within the range of a
-    difference. It has no interval if one of them has none.
+    difference. It has no interval if one of them has none or is a lower bound, and is exact if both are.
     """
     value = a.value - b.value
     low = high = None
     how = "difference, not paired: no interval"
-    if a.low is not None and a.high is not None and b.low is not None and b.high is not None:
+    nature: Nature = "counted" if a.exact and b.exact else "sampled"
+    if nature == "counted":
+        low, high, how = value, value, "difference of two counts, exact"
+    elif "lower bound" in (a.nature, b.nature):
+        how = "difference of lower bounds, no interval"
+    elif a.low is not None and a.high is not None and b.low is not None and b.high is not None:
         low = value - math.hypot(a.value - a.low, b.high - b.value)
         high = value + math.hypot(a.high - a.value, b.value - b.low)
         how = "difference, not paired: other targets, 95 %"
@@ -196,6 +223,7 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
         unit=a.unit,
         seeds=a.seeds,
         how=how,
+        nature=nature,
     )
 
 
@@ -241,6 +269,7 @@ def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: in
         unit=unit,
         seeds=tuple(seeds),
         how="counted, exact",
+        nature="counted",
     )
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.answers import OF_MEANS, UNRESOLVED, alone, gap_closed
+from fedproxy_secure.evidence.answers import BY_DEFINITION, OF_MEANS, UNRESOLVED, alone, gap_closed
 from fedproxy_secure.evidence.estimate import (
     Estimate,
+    Nature,
     mean_interval,
     no_surer,
     where_apart,
@@ -201,7 +202,11 @@ def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, uni
     if any(len(loss.nats) < 2 for models in by_seed.values() for loss in models[0].values()):
         return replace(over, how=f"ratio of means over seeds; {NO_SPREAD}")
     ends = where_apart(apart, way / gap)
-    return over if ends is None else replace(over, low=ends[0], high=ends[1], how=OF_MEANS)
+    if ends is None:
+        return over
+    if ends[0] == over.value == ends[1]:  # no spread on either side, as of the ceiling itself
+        return replace(over, low=over.value, high=over.value, how=BY_DEFINITION, nature="counted")
+    return replace(over, low=ends[0], high=ends[1], how=OF_MEANS)
 
 
 def loss_of(losses: Mapping[int, Losses], metric: str) -> Estimate:
@@ -235,6 +240,7 @@ def _over_records(
     """
     sizes = [len(loss.nats) for loss in models[0].values()]
     low = high = None
+    nature: Nature = "sampled"
     how = NO_SPREAD
     if min(sizes) > 1:
         ends = _fieller(models, value) if statistic is gap_closed else _student(models, statistic, value)
@@ -242,8 +248,18 @@ def _over_records(
         if ends is not None:
             low, high = max(within[0], min(value, ends[0])), min(within[1], max(value, ends[1]))
             how = "over test records, Student t 95 %"
+            if models[0] in models[1:]:  # a model minus itself, or an end of the scale of a gap
+                low, high, how, nature = value, value, BY_DEFINITION, "counted"
     return Estimate(
-        metric=metric, value=value, low=low, high=high, n=sum(sizes), unit=unit, seeds=(seed,), how=how
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=sum(sizes),
+        unit=unit,
+        seeds=(seed,),
+        how=how,
+        nature=nature,
     )
 
 

@@ -51,8 +51,8 @@ class MeasureKind:
         unit: unit of its estimates, such as `share`, `AUC`, `bits`, `bytes`, `s`.
         by: `attacks` if it is the worst number of any attack, `run` if the run itself measures it. A gate
             trusts a number of attacks only if none of them was inconclusive.
-        within: the lowest and the highest possible value. A policy's bound must lie in it, and intervals of
-            attacks' numbers are cut to it.
+        within: the lowest and the highest possible value. A policy's bound must lie in it, and intervals
+            are cut to it.
         in_trilemma: whether it is a column of the trilemma; if not, it is only in the page's records.
         meaning: one sentence that explains the number.
         phrase: text that follows "it" or a configuration's name, with `{}` in place of the number.

@@ -6,12 +6,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedproxy_secure.dp.guarantees import rounded_down, rounded_up
 from fedproxy_secure.evidence.estimate import Estimate
 
 _SHARE_LIKE = {"AUC": 2, "probability": 3, "cosine": 2, "CKA": 2}  # unit -> decimals
 _DECIMALS = {**_SHARE_LIKE, "share": 1, "nats": 3}  # a KL of 0.03 nats is large
 # units that are not shown, because the measure's name implies them
 _BARE = {*_SHARE_LIKE, "ratio", "epsilon", "delta", "count", "perplexity", "norm"}
+_UPPER_BOUNDS = {"epsilon", "delta"}  # units of what privacy costs at most: rounded up if exact
+_MOST_DECIMALS = 6  # of plain numbers
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
@@ -49,7 +52,9 @@ class Number:
 
     @property
     def text(self) -> str:
-        """The value without interval and unit, such as `97.2`."""
+        """The value without interval and unit, such as `97.2`, or `at least 2.91` for a lower bound."""
+        if self.estimate.nature == "lower bound":
+            return f"at least {rounded_down(self.estimate.value * self._scale[0], digits=3)}"
         return self._written(self.estimate.value, signed=self.signed)
 
     @property
@@ -61,17 +66,17 @@ class Number:
     def spread(self) -> str:
         """The interval, such as `± 1.4`, or `[95.8, 98.0]` if it is not symmetric.
 
-        It is empty for an exact number and for one without an interval.
+        It has as many decimals as it takes to show its width. It is empty for an exact number, for a lower
+        bound, and for a number without an interval.
         """
         e = self.estimate
-        if self.exact or e.low is None or e.high is None:
+        if e.interval is None or e.nature != "sampled":
             return ""
-        low, high = self._written(e.low, signed=self.signed), self._written(e.high, signed=self.signed)
-        half = (e.high - e.low) / 2
+        low, high = e.interval
         rounding = 0.51 * 10.0**-self._decimals / self._scale[0]
-        if abs((e.low + e.high) / 2 - e.value) < rounding:
-            return f"± {self._written(half)}"
-        return f"[{low}, {high}]"
+        if abs((low + high) / 2 - e.value) < rounding:
+            return f"± {self._written((high - low) / 2)}"
+        return f"[{self._written(low, signed=self.signed)}, {self._written(high, signed=self.signed)}]"
 
     @property
     def short(self) -> str:
@@ -87,16 +92,29 @@ class Number:
     def title(self) -> str:
         """The number's origin in words: interval, n, seeds, how, source."""
         e = self.estimate
-        if e.low is None or e.high is None:
-            interval = "no interval"
-        elif self.exact:
+        if self.exact:
             interval = "exact"
+        elif e.nature == "lower bound":
+            interval = "the truth is at least this, with 95 % confidence"
+        elif e.interval is None:
+            interval = "no interval"
         else:
-            interval = f"95 % interval {self._written(e.low)} to {self._written(e.high)}"
+            interval = "95 % interval {} to {}".format(*map(self._written, e.interval))
         return f"{e.metric}: {interval}; n = {e.n}; {named_seeds(e.seeds)}; {e.how}; from {self.source}"
 
     @cached_property
     def _decimals(self) -> int:
+        """Decimals of value and interval: those of the unit, or more if half the interval needs them."""
+        interval, decimals = self.estimate.interval, self._decimals_of_unit
+        if interval is None or self.estimate.nature != "sampled" or self._tiny:
+            return decimals
+        half = (interval[1] - interval[0]) / 2 * self._scale[0]
+        while decimals < _MOST_DECIMALS and float(f"{half:.{decimals}f}") == 0:
+            decimals += 1
+        return decimals
+
+    @cached_property
+    def _decimals_of_unit(self) -> int:
         unit = self.estimate.unit
         if unit in _DECIMALS:
             return _DECIMALS[unit]
@@ -109,6 +127,8 @@ class Number:
 
     def _written(self, value: float, *, signed: bool = False) -> str:
         scaled = value * self._scale[0]
+        if self.exact and self.estimate.unit in _UPPER_BOUNDS and not self.signed:
+            return rounded_up(scaled).replace("e-0", "e-")
         if self._tiny:
             return f"{scaled:.1e}".replace("e-0", "e-")
         text = f"{scaled:{'+' if signed else ''},.{self._decimals}f}"
@@ -122,7 +142,11 @@ class Number:
     def _tiny(self) -> bool:
         """Whether plain decimals would wrongly show the number as 0; for a difference 0 is acceptable."""
         size = abs(self.estimate.value * self._scale[0])
-        return self.estimate.unit != "share" and not self.signed and 0 < size < 0.5 * 10.0**-self._decimals
+        return (
+            self.estimate.unit != "share"
+            and not self.signed
+            and 0 < size < 0.5 * 10.0**-self._decimals_of_unit
+        )
 
 
 def unit_text(unit: str, *, signed: bool = False) -> str:

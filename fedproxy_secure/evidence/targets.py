@@ -129,7 +129,7 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
         if a.kinds or not ((x >= 0) & (x <= 1)).all():
             return replace(exact, how=how)
         half = min(1.0, 3 / count)
-        return replace(exact, low=-half, high=half, how=f"{how}, rule of three 95 %")
+        return replace(exact, low=-half, high=half, how=f"{how}, rule of three 95 %", nature="sampled")
     if not a.kinds:
         differences = dict(enumerate((x - y).tolist()))
         estimate = mean_interval(differences, metric=metric, unit=unit)

@@ -20,6 +20,7 @@ from fedproxy_secure.report.measured import (
     attacked,
     configuration_of,
     read_seeds,
+    without_a_seed,
     without_losses,
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
@@ -88,6 +89,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         configuration = _configuration(alike_runs, out)
         parts.append((alike_runs[0][0], (configuration,), ()))
         not_measured |= dict.fromkeys(without_losses([configuration], text_clients(alike_runs[0][1])))
+        not_measured |= dict.fromkeys(without_a_seed([configuration]))
         if not all(attacked(folder) for folder, _ in alike_runs):
             not_measured[ATTACKED] = None
     joined, known_differences = _named_apart(parts)

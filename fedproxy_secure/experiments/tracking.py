@@ -120,8 +120,9 @@ def measure_values(configuration: Configuration) -> dict[str, float]:
     for measure in configuration.measures:
         estimate, name = measure.estimate, f"{measure.axis}/{measure.key}"
         values[name] = estimate.value
-        if estimate.low is not None and estimate.high is not None and estimate.low < estimate.high:
-            values |= {f"{name}/low": estimate.low, f"{name}/high": estimate.high}
+        if estimate.interval is not None and estimate.nature == "sampled":
+            low, high = estimate.interval
+            values |= {f"{name}/low": low, f"{name}/high": high}
     return values
 
 

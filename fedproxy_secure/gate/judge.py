@@ -18,6 +18,7 @@ from functools import partial
 
 from fedproxy_secure.config import ANSWERS
 from fedproxy_secure.crypto.primitives import key_id
+from fedproxy_secure.dp.guarantees import rounded_down
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.privacy import (
     AUDIT_SCOPE,
@@ -31,7 +32,7 @@ from fedproxy_secure.evidence.measures.privacy import (
 from fedproxy_secure.gate.policy import Policy, Rule
 from fedproxy_secure.gate.resolution import numbers_of, remedy, resisted, unresolved
 from fedproxy_secure.gate.rules import TOTAL_EPSILON, Limit
-from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, compare
+from fedproxy_secure.gate.verdict import Judged, Judgement, Signed, Verdict, by_how_much, compare
 from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sources import UNDECIDED, Attempts
 from fedproxy_secure.report.trilemma import Configuration, Measure
@@ -121,7 +122,7 @@ def _limit(rule: Rule, limit: Limit, configuration: Configuration) -> Iterator[J
 
 def _compared(rule: Rule, limit: Limit, configuration: Configuration, measure: Measure) -> Judged:
     verdict, excess = compare(measure.estimate, limit.side, rule.bound)
-    why = _by_how_much(limit, verdict, excess)
+    why = by_how_much(measure.estimate, limit.side, verdict, excess)
     if verdict == Verdict.PASSED and limit.lower_bound:
         verdict, why = Verdict.INCONCLUSIVE, f"{why}; but a lower bound never shows that a limit is kept"
     if verdict != Verdict.FAILED and limit.by_attacks:
@@ -151,17 +152,6 @@ def _resolved(
         return verdict, why
     needed = remedy(key, rule.bound, numbers_of(configuration, key))
     return Verdict.INCONCLUSIVE, f"{blind or why}; {needed}"
-
-
-def _by_how_much(limit: Limit, verdict: Verdict, excess: float | None) -> str:
-    if excess is None:
-        return "has no interval: there is only one seed, or too little data"
-    if excess > 0:
-        verb = "exceeds" if limit.side == "max" else "falls short of"
-        if verdict == Verdict.INCONCLUSIVE:
-            return f"the interval includes the bound; its unfavourable end {verb} the bound by {excess:.3g}"
-        return f"{verb} the bound by {excess:.3g}"
-    return f"within the bound by {abs(excess):.3g}"
 
 
 def _named(measure: Measure, configuration: Configuration) -> str:
@@ -212,7 +202,8 @@ def _audit_within_claim(rule: Rule, configuration: Configuration) -> Judged:
                 rule=rule.text,
                 configuration=configuration.name,
                 verdict=Verdict.FAILED,
-                why=f"epsilon is at least {audited.estimate.value:.3g}: exceeds the claim by {excess:.3g}",
+                why=f"epsilon is at least {rounded_down(audited.estimate.value)}: exceeds the claim by "
+                f"{excess:.3g}",
                 measured=audited.estimate,
                 excess=excess,
                 source=audited.source,
@@ -245,7 +236,7 @@ def _total(report: Report, rule: Rule) -> Judged:
     if total is not None and rule.limit is not None:
         verdict, excess = compare(total, rule.limit.side, rule.bound)
         counted = f"{len(trained)} of {len(report.configurations)} configurations began to train"
-        why = f"{counted}; together: {_by_how_much(rule.limit, verdict, excess)}"
+        why = f"{counted}; together: {by_how_much(total, rule.limit.side, verdict, excess)}"
         source = pointer("total_epsilon")
         return row(verdict=verdict, why=why, measured=total, excess=excess, source=source)
     if bare is not None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from fedproxy_secure.dp.guarantees import rounded_down, rounded_up
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.gate.verdict import Judged, Judgement, Verdict
 from fedproxy_secure.report.text.table import markdown_table
@@ -28,14 +29,18 @@ def cells(row: Judged) -> tuple[str, ...]:
 def measured_text(estimate: Estimate) -> str:
     """Return a number with its interval, such as `0.93 [0.91, 0.95], n = 3`.
 
-    A counted number has no interval to show.
+    A counted number has no interval to show, and a lower bound has `at least` before it.
     """
-    if estimate.low is None or estimate.high is None:
-        interval = ", no interval"
-    elif estimate.exact:
+    if estimate.nature == "lower bound":
+        return f"at least {rounded_down(estimate.value)}, n = {estimate.n}"
+    if estimate.exact and estimate.unit in ("epsilon", "delta"):
+        return f"{rounded_up(estimate.value)}, exact, n = {estimate.n}"
+    if estimate.exact:
         interval = ", exact"
+    elif estimate.interval is None:
+        interval = ", no interval"
     else:
-        interval = f" [{estimate.low:.4g}, {estimate.high:.4g}]"
+        interval = " [{:.4g}, {:.4g}]".format(*estimate.interval)
     return f"{estimate.value:.4g}{interval}, n = {estimate.n}"
 
 

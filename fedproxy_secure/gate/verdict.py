@@ -84,16 +84,29 @@ def compare(estimate: Estimate, side: Side, bound: float) -> tuple[Verdict, floa
     >>> compare(counted(3, metric="m", unit="clients", seeds=[0]), "min", 2)
     (<Verdict.PASSED: 'PASSED'>, -1)
     """
-    if estimate.low is None or estimate.high is None:
+    if estimate.interval is None:
         return Verdict.INCONCLUSIVE, None
+    low, high = estimate.interval
     worst_excess, least_excess = (
-        (estimate.high - bound, estimate.low - bound)
-        if side == "max"
-        else (bound - estimate.low, bound - estimate.high)
+        (high - bound, low - bound) if side == "max" else (bound - low, bound - high)
     )
     if worst_excess <= 0:
         return Verdict.PASSED, worst_excess
     return (Verdict.FAILED if least_excess > 0 else Verdict.INCONCLUSIVE), worst_excess
+
+
+def by_how_much(estimate: Estimate, side: Side, verdict: Verdict, excess: float | None) -> str:
+    """Return in words how far an estimate is from a bound, with the verdict and the excess of `compare`."""
+    if excess is None:
+        return "has no interval: there is only one seed, or too little data"
+    if excess <= 0:
+        return f"within the bound by {abs(excess):.3g}"
+    beyond = f"{'exceeds' if side == 'max' else 'falls short of'} the bound by {excess:.3g}"
+    if verdict == Verdict.INCONCLUSIVE:
+        return f"the interval includes the bound; its unfavourable end {beyond}"
+    if estimate.nature != "sampled":
+        return beyond
+    return f"the whole interval lies beyond the bound; its unfavourable end {beyond}"
 
 
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:

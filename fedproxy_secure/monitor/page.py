@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedproxy_secure.dp.guarantees import rounded_up
 from fedproxy_secure.monitor.state import RENEW_DAYS, FederationStatus
 from fedproxy_secure.report.html.drawing import DARK, LIGHT
 from fedproxy_secure.report.html.page import MORE_DARK, MORE_LIGHT
@@ -91,9 +92,9 @@ def _spent(at: FederationStatus) -> Rows:
         return []
     epsilon = at.spending.epsilon
     return [
-        ("Epsilon so far", "infinite" if math.isinf(epsilon) else f"{epsilon:.3g}"),
-        ("Limit on epsilon", f"{at.spending.limit:.3g}"),
-        ("Delta", f"{at.spending.delta:.3g}"),
+        ("Epsilon so far", "infinite" if math.isinf(epsilon) else rounded_up(epsilon)),
+        ("Limit on epsilon", f"{at.spending.limit:.4g}"),
+        ("Delta", rounded_up(at.spending.delta)),
     ]
 
 

@@ -86,7 +86,7 @@ def _whose_is_better(group: Sequence[Configuration], key: str, scope: str, subje
     measure = _worst(group, key, min)
     if measure is None:
         return ()
-    low, high = measure.estimate.low, measure.estimate.high
+    low, high = measure.estimate.interval or (None, None)
     if low is None or high is None:
         begin = f"The owner's edge{scope} was measured without an interval"
     elif low > 0:

@@ -110,10 +110,11 @@ def guarantees_of(config: Config, trainings: Sequence[Training]) -> tuple[str, .
     cost, alone = composed(trainings), one_alone(trainings)
     if cost is None or alone is None:
         epsilon, delta = count * privacy.limit, count * privacy.target_delta
+        each = f"({rounded_up(privacy.limit)}, {rounded_up(privacy.target_delta)})-DP"
         composes = (
-            f"Seeds compose: this covers {count} trainings on the same records, each at most "
-            f"({privacy.limit:.4g}, {privacy.target_delta:g})-DP. Their epsilons and deltas are added up, "
-            "because the ledgers, which would allow a tighter bound, stay with the clients."
+            f"Seeds compose: this covers {count} trainings on the same records, each at most {each}. Their "
+            "epsilons and deltas are added up, because the ledgers, which would allow a tighter bound, "
+            "stay with the clients."
         )
     else:
         epsilon, delta, composes = cost.epsilon, cost.delta, sentence(cost, alone=alone)

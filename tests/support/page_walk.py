@@ -115,8 +115,8 @@ def _faults_of(number: Element) -> Iterator[str]:
     if not re.fullmatch(r"[^#\s]+\.(json|jsonl|yaml)(#.+)?", said.get("data-source") or ""):
         yield "no source"
     interval = {"data-low", "data-high"} <= set(said)
-    if interval + ("data-exact" in said) + ("data-single" in said) != 1:
-        yield "not one of interval, exact, single"
+    if interval + sum(mark in said for mark in ("data-exact", "data-single", "data-at-least")) != 1:
+        yield "not one of interval, exact, single, at least"
     if interval and not float(str(said["data-low"])) <= float(str(said["value"])) <= float(
         str(said["data-high"])
     ):

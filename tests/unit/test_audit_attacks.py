@@ -67,6 +67,7 @@ def test_the_runs_own_mechanism_is_not_accused_and_known_faults_are(
     assert found.estimates[1].low == pytest.approx(shown)
     assert shown <= found.estimates[1].value <= found.estimates[1].high
     told = {e.metric: e for e in found.estimates}
+    assert {found.headline.nature, told["audited epsilon"].nature} == {"lower bound"}, "neither is exact"
     assert told[WOULD_FAIL].value >= 0.5
     right = told["right guesses"]  # with its n and the number of canaries the bound can be computed again
     assert 0 < right.value <= right.n

@@ -23,6 +23,7 @@ from fedproxy_secure.config import AdapterConfig, LocalConfig
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.measures.privacy import CANARY_EXPOSURE_BITS
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, get_vector
 from fedproxy_secure.models.llm import load_llm
@@ -71,6 +72,11 @@ def world(tmp_path_factory):
 )
 def test_known_exposures_among_references_one_to_sixteen_come_out(perplexity, bits):
     assert exposure(perplexity, np.arange(1, 17)) == pytest.approx(bits, abs=1e-12)
+
+
+def test_the_measure_s_range_begins_at_the_last_rank_among_the_fewest_references_of_any_profile():
+    last = exposure(1.0, np.zeros(min(REFERENCES.values())))
+    assert CANARY_EXPOSURE_BITS.within[0] == pytest.approx(last, abs=1e-12)
 
 
 def test_a_tie_counts_against_the_adversary():

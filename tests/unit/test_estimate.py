@@ -2,6 +2,7 @@
 
 import math
 import operator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fedproxy_secure.evidence.answers import (
 from fedproxy_secure.evidence.estimate import (
     Estimate,
     counted,
+    independent_difference,
     mean_interval,
     no_surer,
     proportion_interval,
@@ -118,6 +120,31 @@ def test_counted_numbers_that_agree_stay_exact():
     parts = [counted(7.0, metric="m", unit="bytes", seeds=[s]) for s in range(3)]
     joined = no_surer(mean_interval(dict.fromkeys(range(3), 7.0), metric="m", unit="bytes"), parts)
     assert joined.low == joined.value == joined.high == 7.0
+    assert joined.exact
+
+
+def test_only_what_was_counted_is_exact_and_its_ends_are_itself():
+    exact = counted(7.0, metric="m", unit="bytes", seeds=[0])
+    assert (exact.exact, exact.interval) == (True, (7.0, 7.0))
+    alike = replace(exact, nature="sampled")
+    assert (alike.exact, alike.interval) == (False, None)
+    with pytest.raises(DataError, match=r"m: 7\.0 \[7\.0, 8\]: the ends of a number that is counted must"):
+        replace(exact, high=8)
+
+
+def test_a_difference_of_counts_is_exact_and_one_of_lower_bounds_has_no_interval():
+    a, b = (counted(v, metric="m", unit="epsilon", seeds=[0]) for v in (3.0, 1.0))
+    found = independent_difference(a, b, metric="d")
+    assert (found.value, found.exact) == (2.0, True)
+    at_least = replace(b, nature="lower bound")
+    assert independent_difference(a, at_least, metric="d").interval is None
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_gap_that_the_ceiling_itself_closes_is_exact_by_definition(seeds):
+    zero, top = {"t": [False] * 40}, {"t": [True] * 40}
+    found = gap_over_seeds_or_records({s: (top, zero, top) for s in range(seeds)}, "gap")
+    assert (found.value, found.exact) == (1.0, True)
 
 
 # shares of right answers

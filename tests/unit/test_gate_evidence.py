@@ -7,6 +7,7 @@ import pytest
 from fedproxy_secure.evidence.estimate import counted
 from fedproxy_secure.gate.judge import Verdict, compare, judge
 from fedproxy_secure.gate.rules import limit_names, limit_of
+from fedproxy_secure.gate.table import measured_text
 from fedproxy_secure.report.trilemma import Configuration
 from tests.support.gate_samples import (
     SAFE,
@@ -14,6 +15,7 @@ from tests.support.gate_samples import (
     SIGNED,
     estimate,
     measure,
+    policy,
     release_policy,
     report,
     verdicts,
@@ -43,6 +45,25 @@ def test_the_unfavourable_end_of_the_interval_decides(side, bound, verdict):
     assert compare(estimate(0.52, 0.50, 0.54), side, bound)[0] == verdict
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            "- max_token_auc: 0.6",
+            "the whole interval lies beyond the bound; its unfavourable end exceeds the bound by 0.226",
+        ),
+        (
+            "- max_token_auc: 0.7",
+            "the interval includes the bound; its unfavourable end exceeds the bound by 0.126",
+        ),
+    ],
+)
+def test_how_far_beyond_a_bound_a_number_is_says_that_an_end_of_its_interval_is_meant(tmp_path, rule, said):
+    found = replace(SAFE, measures=(measure("token_auc", 0.755, 0.6541, 0.826),))
+    (row,) = judge(report(found), policy(tmp_path, rule)).rows
+    assert row.why.startswith(f"token_auc: {said}")
+
+
 def test_an_exact_number_is_never_inconclusive():
     exact = counted(3, metric="m", unit="clients", seeds=[0])
     assert compare(exact, "min", 3) == (Verdict.PASSED, 0)
@@ -52,6 +73,19 @@ def test_an_exact_number_is_never_inconclusive():
 @pytest.mark.parametrize("value", [0.1, 0.9])
 def test_a_number_without_an_interval_shows_nothing(value):
     assert compare(estimate(value), "max", 0.5) == (Verdict.INCONCLUSIVE, None)
+
+
+def test_an_interval_without_width_of_a_number_that_was_sampled_shows_nothing():
+    collapsed = estimate(0.0, 0.0, 0.0)
+    assert compare(collapsed, "max", 0) == (Verdict.INCONCLUSIVE, None)
+    assert measured_text(collapsed) == "0, no interval, n = 3"
+
+
+def test_an_exact_epsilon_is_never_shown_below_itself_and_a_lower_bound_never_above():
+    spent = counted(8.00049, metric="m", unit="epsilon", seeds=[0])
+    assert measured_text(spent) == "8.001, exact, n = 1"
+    audited = replace(spent, value=2.91359, low=2.91359, high=2.91359, nature="lower bound")
+    assert measured_text(audited) == "at least 2.913, n = 1"
 
 
 def test_of_two_numbers_under_one_key_both_are_judged(tmp_path):

@@ -1,6 +1,7 @@
 """What a run left on disk becomes measures with n, interval, seeds and a source."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.estimate import counted, proportion_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.losses import TextLoss
-from fedproxy_secure.report.measured import configuration_of, cost_against, read_seed, without_gap
+from fedproxy_secure.evidence.measures.ip import PROXY_KL_NATS
+from fedproxy_secure.report.measured import (
+    configuration_of,
+    cost_against,
+    read_seed,
+    without_a_seed,
+    without_gap,
+)
+from fedproxy_secure.report.measured.joining import exact_or_mean
 from fedproxy_secure.report.stamps import unsafe_stamps
 from fedproxy_secure.secagg import messages
 from fedproxy_secure.secagg.ckks import messages as ckks
@@ -189,6 +198,24 @@ def test_the_worst_of_several_has_a_low_end_that_counts_them(tmp_path: Path):
     assert "better end" not in alone.how
 
 
+def test_an_exposure_that_is_the_worst_of_several_stays_among_the_possible_ones(tmp_path: Path):
+    """The least exposure is that of the last rank among the references, log2(128 / 129)."""
+    findings = []
+    for times, bits in enumerate((1.76, 1.0, 0.5)):
+        one = finding(f"attack_{times}", "A7", "auc", 5, seed=0, outcome=Outcome.RESISTED)
+        number = replace(one.estimates[0], value=bits, low=-0.011, high=6.2, unit="bits")
+        findings.append(replace(one, estimates=(number,), measures={"canary_exposure_bits": (0,)}))
+    folder = write_run(tmp_path / "run", seeds=(0,), findings=tuple(findings))
+    worst = made(folder, tmp_path, (0,)).measure("canary_exposure_bits").estimate
+    assert "better end for the worst of 3" in worst.how
+    assert worst.low == pytest.approx(math.log2(128 / 129))
+
+
+def test_the_interval_of_a_number_of_the_run_stays_among_its_possible_values():
+    estimate = exact_or_mean({0: 0.001, 1: 0.009}, PROXY_KL_NATS)
+    assert (estimate.low, estimate.high > 0.009) == (0.0, True)
+
+
 def test_over_seeds_the_wider_interval_is_told_where_it_is_the_seeds_own(tmp_path: Path):
     findings = tuple(
         finding(f"attack_{i}", "A2", "auc", hits, seed=seed, outcome=Outcome.RESISTED)
@@ -223,6 +250,25 @@ def test_a_number_that_one_seed_lacks_is_left_out(tmp_path: Path):
     findings = (finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED),)
     folder = write_run(tmp_path / "run", seeds=(0, 1), findings=findings)
     assert made(folder, tmp_path, (0, 1)).measure("token_auc") is None
+
+
+def test_a_measure_that_a_seed_lacks_is_named_with_the_seed(tmp_path: Path):
+    found = finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED)
+    failed = finding("lora_span_tokens", "A2", "auc", 7, seed=1, outcome=Outcome.ERROR)
+    folder = write_run(tmp_path / "run", seeds=(0, 1), findings=(found, failed))
+    (line,) = without_a_seed([made(folder, tmp_path, (0, 1))])
+    assert line.startswith("token_auc of c: no attack has a number of it with seed 1")
+    assert without_a_seed([made(folder, tmp_path, (0,))]) == []
+
+
+def test_the_perplexity_of_a_model_that_diverged_is_named_and_not_only_left_out(tmp_path: Path):
+    folder = write_run(tmp_path / "run", seeds=(0, 1))
+    file = folder / "seed-1" / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "perplexity": {"fused": None, "tuned": 9}}))
+    configuration = made(folder, tmp_path, (0, 1))
+    assert configuration.measure("perplexity_after") is None
+    (line,) = without_a_seed([configuration])
+    assert line.startswith("perplexity_after of c: the fused LLM of a seed has diverged")
 
 
 def test_a_private_report_says_that_scores_of_attacks_are_outside_its_epsilon(tmp_path: Path):

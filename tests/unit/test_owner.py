@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import measure_kind
 from fedproxy_secure.report.html.page import page
@@ -53,12 +53,16 @@ def extraction(r, *, view="client", healed=0.2, outcome=Outcome.SUCCEEDED):
 
 
 def configuration(name, *findings, edge=(0.01, 0.002, 0.018), held=0.1, **settings):
+    exact = counted(held, metric="verbatim_share", unit="share", seeds=(0,))
     return Configuration(
         name=name,
         scheme="masking",
         settings={"protection": "masking", "compression": "width", "remove_ratio": "0.5", **settings},
         seeds=(0,),
-        measures=(measure("owners_edge", *edge), measure("verbatim_share", held, held, held)),
+        measures=(
+            measure("owners_edge", *edge),
+            Measure.of_kind(measure_kind("verbatim_share"), exact, "result.json#x"),
+        ),
         findings=findings,
         api_answers="logits",
     )

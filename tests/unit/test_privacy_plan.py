@@ -1,6 +1,7 @@
 """The command `privacy`: what it says is what training would do, and no attack exceeds its bounds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.stats import norm
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
+from fedproxy_secure.cli.federation import privacy_rows
 from fedproxy_secure.config import LocalConfig, PrivacyConfig
 from fedproxy_secure.dp.accounting import spent
 from fedproxy_secure.dp.events import SampledGaussian
@@ -90,3 +92,10 @@ def test_client_level_privacy_is_sent_to_the_dry_run():
     shown = CliRunner().invoke(app, ["privacy", "quickstart", "--records", "100", *asked])
     assert shown.exit_code == 2
     assert "see `run --dry-run`" in shown.stderr
+
+
+def test_the_command_rounds_what_privacy_costs_at_most_up():
+    made = replace(plan(8000), epsilon=8.00049, auc=0.60801, rate=0.065001)
+    lines = dict(privacy_rows(made, 10_000))
+    assert lines["epsilon"].startswith("8.001 at delta")
+    assert "AUC at most 0.609; at most 6.51 % of members" in lines["best attack"]

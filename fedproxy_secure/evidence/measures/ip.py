@@ -8,6 +8,7 @@ from fedproxy_secure.evidence.measure import MeasureKind
 
 _POSITIVE = (0.0, math.inf)
 _SHARE = (0.0, 1.0)
+_AT_MOST_THE_LLM = (-math.inf, 1.0)  # of R, which is below 0 for a model worse than the proxy
 
 VERBATIM_SHARE = MeasureKind(
     key="verbatim_share",
@@ -100,6 +101,7 @@ EXTRACTION_R = MeasureKind(
     axis="ip",
     better="lower",
     unit="share",
+    within=_AT_MOST_THE_LLM,
     headline=4,
     relative=True,
 )
@@ -124,6 +126,7 @@ API_GAIN = MeasureKind(
     axis="ip",
     better="lower",
     unit="share",
+    within=_AT_MOST_THE_LLM,
     in_trilemma=False,
     signed=True,
     relative=True,
@@ -145,6 +148,7 @@ HEALING_R = MeasureKind(
     axis="ip",
     better="lower",
     unit="share",
+    within=_AT_MOST_THE_LLM,
     in_trilemma=False,
     relative=True,
 )

@@ -8,6 +8,7 @@ from fedproxy_secure.evidence.measure import MeasureKind
 
 _POSITIVE = (0.0, math.inf)
 _SHARE = (0.0, 1.0)
+_LAST_OF_FEWEST = math.log2(128 / 129)  # bits of the last rank among 128 references, the fewest of A7
 # audits read a run's settings and numbers of records, never what its clients did
 AUDIT_SCOPE = "shown for the mechanism at these settings, not for this run's training"
 
@@ -137,6 +138,7 @@ CANARY_EXPOSURE_BITS = MeasureKind(
     axis="privacy",
     better="lower",
     unit="bits",
+    within=(_LAST_OF_FEWEST, math.inf),
 )
 EPSILON_AUDITED = MeasureKind(
     key="epsilon_audited",
@@ -147,6 +149,7 @@ EPSILON_AUDITED = MeasureKind(
     axis="privacy",
     better="lower",
     unit="epsilon",
+    within=_POSITIVE,
     in_trilemma=False,
     lower_bound=True,
 )
@@ -159,6 +162,7 @@ AUDITED_OVER_CLAIMED = MeasureKind(
     axis="privacy",
     better="lower",
     unit="ratio",
+    within=_POSITIVE,
     in_trilemma=False,
     lower_bound=True,
 )

@@ -31,6 +31,7 @@ from fedproxy_secure.report.measured import (
     configuration_of,
     cost_against,
     read_seed,
+    without_a_seed,
     without_gap,
     without_losses,
 )
@@ -119,6 +120,7 @@ def matrix_report(
             *missing,
             *without_gap(configurations),
             *without_losses(configurations, text_clients(config), ceiling=not missing),
+            *without_a_seed(configurations),
             *not_measured(config, configurations, cells=len(cells)),
         ),
         audit_head=audit_head,

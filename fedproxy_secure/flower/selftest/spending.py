@@ -11,6 +11,7 @@ from typing import Any
 
 from fedproxy_secure.dp import ledger as privacy
 from fedproxy_secure.dp.events import DiscreteSum
+from fedproxy_secure.dp.guarantees import rounded_up
 from fedproxy_secure.dp.ledger import PrivacyLedger
 from fedproxy_secure.errors import FedProxyError, PrivacyError
 from fedproxy_secure.flower.selftest.attempts import Attempt, Limit
@@ -55,11 +56,13 @@ def passes_the_limit(world: World) -> str:
     spent, events = ledger.spent().epsilon, len(ledger.events())
     if spent <= LIMIT:
         raise PrivacyError(
-            f"{events} of {CALLS} rounds granted, epsilon {spent:.2f}; the rest: {refused[0]}"
+            f"{events} of {CALLS} rounds granted, epsilon {rounded_up(spent)}; the rest: {refused[0]}"
             if refused
-            else f"{events} rounds granted, epsilon {spent:.2f}"
+            else f"{events} rounds granted, epsilon {rounded_up(spent)}"
         )
-    return f"{events} of {CALLS} rounds granted under a limit of {LIMIT:g}, epsilon {spent:.2f} spent"
+    return (
+        f"{events} of {CALLS} rounds granted under a limit of {LIMIT:g}, epsilon {rounded_up(spent)} spent"
+    )
 
 
 def attempts() -> Iterator[Attempt | Limit]:

@@ -67,8 +67,9 @@ def ends(number: Number, channel: str) -> Spec:
     e = number.estimate
     size = 100.0 if e.unit == "share" else 1.0
     fields = {channel: round(size * e.value, 6)}
-    if e.low is not None and e.high is not None:
-        fields |= {f"{channel}_low": round(size * e.low, 6), f"{channel}_high": round(size * e.high, 6)}
+    if e.interval is not None:
+        low, high = e.interval
+        fields |= {f"{channel}_low": round(size * low, 6), f"{channel}_high": round(size * high, 6)}
     return fields
 
 

@@ -15,6 +15,7 @@ from fedproxy_secure.report.measured.seed import ATTACKED, SeedRun, attacked, re
 from fedproxy_secure.report.measured.unmeasured import (
     NO_GAP,
     rows_without_losses,
+    without_a_seed,
     without_gap,
     without_losses,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "read_seed",
     "read_seeds",
     "rows_without_losses",
+    "without_a_seed",
     "without_gap",
     "without_losses",
 ]

@@ -37,6 +37,11 @@ def measured_by_attacks(seeds: Sequence[SeedRun]) -> list[Measure]:
     ]
 
 
+def counts(finding: Finding, key: str) -> bool:
+    """Return whether a finding has a number of the measure `key` that counts for it."""
+    return finding.outcome not in WITHOUT_NUMBERS and bool(finding.numbers(key))
+
+
 def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
     """Return the worst number of each seed, joined over seeds; None if some seed has no number."""
     worst: dict[int, tuple[Estimate, Finding]] = {}
@@ -45,7 +50,7 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
         pairs = [
             (estimate, finding)
             for finding in s.findings
-            if finding.outcome not in WITHOUT_NUMBERS
+            if counts(finding, kind.key)
             for estimate in finding.numbers(kind.key)
         ]
         if not pairs:
@@ -90,7 +95,8 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
     if kind.better == "higher":
         worst, finding = min(pairs, key=lambda pair: pair[0].value)
         if worst.low is not None:
-            worst = replace(worst, low=min(e.low for e in estimates if e.low is not None))
+            low = min(e.low for e in estimates if e.low is not None)
+            worst = replace(worst, low=low, nature=worst.nature if low == worst.low else "sampled")
         if worst.high is not None:
             reach = _luck(len(pairs)) * (worst.high - worst.value)
             high = min(kind.within[1], worst.value + reach)
@@ -98,7 +104,8 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
     else:
         worst, finding = max(pairs, key=lambda pair: pair[0].value)
         if worst.high is not None:  # another view's interval may reach further
-            worst = replace(worst, high=max(e.high for e in estimates if e.high is not None))
+            high = max(e.high for e in estimates if e.high is not None)
+            worst = replace(worst, high=high, nature=worst.nature if high == worst.high else "sampled")
         if worst.low is not None:
             reach = _luck(len(pairs)) * (worst.value - worst.low)
             low = max(kind.within[0], worst.value - reach)

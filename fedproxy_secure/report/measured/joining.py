@@ -67,4 +67,4 @@ def exact_or_mean(by_seed: Mapping[int, float], kind: MeasureKind) -> Estimate:
     if kind.counted and len(set(by_seed.values())) == 1:
         value = next(iter(by_seed.values()))
         return counted(value, metric=kind.estimate_name, unit=kind.unit, seeds=by_seed, n=len(by_seed))
-    return mean_interval(by_seed, metric=kind.estimate_name, unit=kind.unit)
+    return mean_interval(by_seed, metric=kind.estimate_name, unit=kind.unit, within=kind.within)

@@ -1,14 +1,21 @@
-"""Notes on losses on free text, and on gaps closed, that a report should have but does not."""
+"""Notes on measures that a report should have but does not: losses, gaps closed, what some seed lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from fedproxy_secure.evidence.measure import in_order
 from fedproxy_secure.evidence.measures import performance as kinds
+from fedproxy_secure.evidence.number import named_seeds
+from fedproxy_secure.report.measured.attacks import counts
 from fedproxy_secure.report.report import MethodRow
 from fedproxy_secure.report.trilemma import Configuration
+from fedproxy_secure.runtime.files.names import seed_folder
 
 WHY = "a model has diverged, and its loss is not finite (train it less, or slower)"
+DIVERGED = (
+    "the fused LLM of a seed has diverged, and its perplexity is not finite (train it less, or slower)"
+)
 NO_GAP = (
     "the LLM tuned on all records together is not better than the LLM before tuning beyond the interval of "
     "their difference, so there is no gap to measure by"
@@ -38,6 +45,29 @@ def without_losses(
         missing = [kind.key for kind in expected if kind.key not in present]
         if missing and configuration.seeds:
             lines.append(f"{', '.join(missing)} of {configuration.name}: {WHY}")
+    return lines
+
+
+def without_a_seed(configurations: Sequence[Configuration]) -> list[str]:
+    """Return a line for each measure that is left out because a finished seed has no number of it.
+
+    Measures of losses and of gaps have lines of their own (`without_losses`, `without_gap`).
+    """
+    lines = []
+    for configuration in configurations:
+        before, after = (
+            configuration.measure(kind.key) for kind in (kinds.PERPLEXITY_BEFORE, kinds.PERPLEXITY_AFTER)
+        )
+        if before is not None and after is None:
+            lines.append(f"{kinds.PERPLEXITY_AFTER.key} of {configuration.name}: {DIVERGED}")
+        for key in in_order(key for f in configuration.findings for key in f.measures):
+            folders = {f.seed_folder for f in configuration.findings if counts(f, key)}
+            lacking = [s for s in configuration.seeds if seed_folder(s) not in folders]
+            if folders and lacking:
+                lines.append(
+                    f"{key} of {configuration.name}: no attack has a number of it with "
+                    f"{named_seeds(lacking)}, and a mean over the other seeds would mislead"
+                )
     return lines
 
 

@@ -161,6 +161,8 @@ def _headline(findings: Sequence[Finding]) -> Estimate:
     joined = over_seeds(by_seed, metric=next(iter(by_seed.values())).metric)
     if joined.unit not in WITHIN_ONE or joined.low is None or joined.high is None:
         return joined
+    if joined.nature != "sampled":  # its ends are the number itself
+        return joined
     return replace(joined, low=max(0.0, joined.low), high=min(1.0, joined.high))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fedproxy_secure.cli.experiments import show_report
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, Nature, counted
 from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.number import Number, interval_overlaps
 from fedproxy_secure.report import method_words, page_words
@@ -27,6 +27,11 @@ def number(value: float, low: float | None, high: float | None, unit: str, signe
         metric="m", value=value, low=low, high=high, n=3, unit=unit, seeds=(0, 1, 2), how="for a test"
     )
     return Number(e, "result.json#m", signed=signed)
+
+
+def sure(value: float, unit: str, nature: Nature = "counted") -> Number:
+    e = replace(counted(value, metric="m", unit=unit, seeds=(0,)), nature=nature)
+    return Number(e, "result.json#m")
 
 
 def test_the_pull_request_summary_has_stamps_numbers_and_red_findings(report: Report):
@@ -82,22 +87,38 @@ def test_pipes_and_markup_in_names_do_not_break_the_summary(report: Report):
         (number(0.972, 0.958, 0.986, "share"), "97.2 ± 1.4 %"),
         (number(0.972, 0.950, 0.980, "share"), "97.2 [95.0, 98.0] %"),
         (number(0.972, None, None, "share"), "97.2 %"),
-        (number(0.5, 0.5, 0.5, "share"), "50 %"),
+        (sure(0.5, "share"), "50 %"),
+        (number(0.5, 0.5, 0.5, "share"), "50.0 %"),
         (number(-0.0121, -0.02, -0.0042, "share", signed=True), "−1.2 ± 0.8 points"),
         (number(0.0, -0.01, 0.01, "share", signed=True), "+0.0 ± 1.0 points"),
         (number(0.5, 0.25, 1.5, "nats", signed=True), "+0.500 [+0.250, +1.500] nats"),
         (number(0.935, 0.92, 0.95, "AUC"), "0.94 ± 0.01"),
-        (number(4_100_000, 4_100_000, 4_100_000, "bytes"), "4.1 MB"),
+        (sure(4_100_000, "bytes"), "4.1 MB"),
         (number(812.4e6, 800e6, 824.8e6, "bytes"), "812 ± 12 MB"),
-        (number(1e-5, 1e-5, 1e-5, "delta"), "1.0e-5"),
-        (number(0.996, 0.9945, 0.9975, "AUC"), "1.00 ± 0.00"),
-        (number(1, 1, 1, "clients"), "1 client"),
+        (sure(1e-5, "delta"), "1e-5"),
+        (sure(1.00004e-5, "delta"), "1.001e-5"),
+        (sure(8.0049, "epsilon"), "8.005"),
+        (sure(8.00049, "epsilon"), "8.001"),
+        (sure(8.0, "epsilon"), "8"),
+        (sure(2.9199, "epsilon", "lower bound"), "at least 2.91"),
+        (sure(0.0, "ratio", "lower bound"), "at least 0"),
+        (number(0.996, 0.9948, 0.9972, "AUC"), "0.996 ± 0.001"),
+        (number(0.99996, 0.99995, 0.99997, "AUC"), "0.99996 ± 0.00001"),
+        (number(0.00186, 0.00154, 0.00218, "nats"), "0.0019 ± 0.0003 nats"),
+        (number(0.9999, 0.9996, 1.0, "share"), "99.99 [99.96, 100.00] %"),
+        (sure(1, "clients"), "1 client"),
         (number(12.345, 12.0, 12.69, "s"), "12.3 ± 0.3 s"),
         (number(1234.5, None, None, "s"), "1,234 s"),
     ],
 )
 def test_a_number_is_written_with_its_interval_and_unit(shown: Number, text: str):
     assert shown.short == text
+
+
+def test_what_was_sampled_is_never_called_exact_and_a_lower_bound_is_called_one():
+    assert "no interval" in number(0.0, 0.0, 0.0, "share").title
+    assert ": exact;" in sure(0.0, "share").title
+    assert "at least this, with 95 % confidence" in sure(2.9, "epsilon", "lower bound").title
 
 
 def test_intervals_that_touch_overlap_and_a_missing_one_tells_nothing():
