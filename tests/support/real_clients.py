@@ -206,6 +206,7 @@ class RealWorld:
                 truncated=0,
                 pad_id=0,
                 local=self.job.local,
+                rounds=self.job.federate.rounds,
                 seed=0,
                 vector=self.vectors[me],
             )

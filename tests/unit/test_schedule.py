@@ -187,8 +187,8 @@ def test_a_run_killed_within_a_round_ends_as_an_unbroken_one(world, tmp_path, sc
             raise Killed
 
     seen: list[str] = []
-    constant, folder, initial = changed(world[0]), *world[1:]
-    job = changed(world[0], {"schedule": schedule})
+    agreed, folder, initial = world
+    constant, job = changed(agreed), changed(agreed, {"schedule": schedule})
     whole = federate(job, folder, initial)
     with pytest.raises(Killed):
         federate(job, folder, initial, run_folder=tmp_path, on_client=kill)
