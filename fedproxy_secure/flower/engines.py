@@ -17,7 +17,7 @@ from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import forget_failed
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.record.saved_rounds import STATE
-from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.artifacts import private_folder, write_bytes
 from fedproxy_secure.runtime.files.names import PRIVACY, ROSTER, TRANSCRIPT
 from fedproxy_secure.secagg.provision import load_roster, provision
 
@@ -60,15 +60,15 @@ def leave_roster(job: FederationJob, run_folder: Path | None) -> None:
 def with_ledger(job: FederationJob, run_folder: Path | None) -> Iterator[FederationJob]:
     """Yield the job, with a folder for privacy ledgers if it needs one and names none; on one machine.
 
-    Ledgers in the run's folder survive if the run is killed. Without a run folder they are deleted when the
-    block is left.
+    Ledgers in the run's folder survive if the run is killed. Their folder is there before any client is, so
+    that an empty one means that no client paid. Without a run folder they are deleted when the block is
+    left.
     """
     if job.privacy.unit == "none" or job.privacy.ledger is not None:
         yield job
     elif run_folder is not None:
-        yield job.changed(
-            privacy=job.privacy.model_copy(update={"ledger": str(run_folder.resolve() / PRIVACY)})
-        )
+        ledgers = private_folder(run_folder.resolve() / PRIVACY)
+        yield job.changed(privacy=job.privacy.model_copy(update={"ledger": str(ledgers)}))
     else:
         with tempfile.TemporaryDirectory(prefix="fedproxy-privacy-") as folder:
             yield job.changed(privacy=job.privacy.model_copy(update={"ledger": folder}))

@@ -56,13 +56,20 @@ class SpentTotal:
 def unfinished_training(run: Path, seed: int, config: Config) -> list[Training]:
     """Return the training of a seed that did not finish, because it used the same records, too.
 
-    The result is empty if the seed did not begin to train: it has no folder of rounds, or no event in its
-    ledgers. The cost of a training is unknown without differential privacy, without ledgers, as in a
-    deployment, and if a ledger cannot be read.
+    The result is empty if the seed did not begin to train: its folder of rounds is missing or empty, or its
+    ledgers have no event. The cost of a training is unknown without differential privacy, without ledgers,
+    as in a deployment, and if a ledger cannot be read.
+
+    What a deployment asks its clients is in the folder before it asks them. Clients on one machine have the
+    folder of their ledgers before they exist; without differential privacy a first round that was stopped
+    leaves nothing, on disk or elsewhere.
     """
     rounds, unknown = run / seed_folder(seed) / FEDERATION, Training(delta=config.privacy.target_delta)
-    if not rounds.is_dir():
-        return []
+    try:
+        if not rounds.is_dir() or not any(rounds.iterdir()):
+            return []
+    except OSError:
+        return [unknown]
     if config.privacy.unit == "none" or not (rounds / PRIVACY).is_dir():
         return [unknown]
     try:

@@ -15,6 +15,8 @@ from fedproxy_secure.dp.guarantees import rounded_up
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.run_report import report_of
+from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower.engines import with_ledger
 from fedproxy_secure.gate.judge import Verdict, judge
 from fedproxy_secure.gate.policy import load_policy
 from fedproxy_secure.report.composition import (
@@ -175,7 +177,7 @@ def beside_a_finished_one(place: Path, died_in: Path, **settings):
 
 
 def test_a_training_without_privacy_leaves_no_finite_total_even_if_it_died(tmp_path):
-    (tmp_path / "died/seed-0/federation").mkdir(parents=True)
+    RunFolder(path=tmp_path).write_text("died/seed-0/federation/rounds.jsonl", "{}\n")
     made = beside_a_finished_one(tmp_path, tmp_path / "died", privacy={"unit": "none"})
     assert made.total_epsilon is None
     assert "no finite epsilon, because died trains on the same records" in made.composition[-1]
@@ -186,7 +188,7 @@ def test_a_training_without_privacy_leaves_no_finite_total_even_if_it_died(tmp_p
 
 @pytest.mark.parametrize("ledger", ["not JSON\n", None])
 def test_a_private_training_that_died_without_a_readable_ledger_leaves_no_known_total(tmp_path, ledger):
-    (tmp_path / "died/seed-0/federation").mkdir(parents=True)
+    RunFolder(path=tmp_path).write_text("died/seed-0/federation/job.json", "{}")  # as of a deployment
     if ledger is not None:
         RunFolder(path=tmp_path).write_text("died/seed-0/federation/privacy/c0.ledger.jsonl", ledger)
     made = beside_a_finished_one(tmp_path, tmp_path / "died")
@@ -204,6 +206,25 @@ def test_a_configuration_that_did_not_begin_to_train_costs_nothing_and_is_named(
     rows = rows_of(made, "max_total_epsilon: 1000")
     assert [row.verdict for row in rows] == [Verdict.PASSED]
     assert rows[0].why.startswith("1 of 2 configurations began to train; together: within the bound")
+
+
+@pytest.mark.parametrize("unit", ["none", "record"])
+def test_a_seed_whose_folder_of_rounds_is_empty_did_not_begin_to_train(tmp_path, unit):
+    (tmp_path / "seed-0/federation").mkdir(parents=True)
+    privacy = {**PRIVATE["privacy"], "unit": unit} if unit != "none" else {"unit": unit}
+    assert unfinished_training(tmp_path, 0, parse_config({**PRIVATE, "privacy": privacy})) == []
+
+
+def test_a_seed_on_one_machine_that_was_stopped_before_its_clients_exist_costs_nothing(tmp_path):
+    config, rounds = parse_config(PRIVATE), tmp_path / "seed-3/federation"
+    with with_ledger(FederationJob.from_config(config, seed=3), rounds) as ready:
+        assert ready.privacy.ledger == str(rounds.resolve() / "privacy")
+    RunFolder(path=rounds).write_text("job.json", "{}")  # as of Flower's own processes
+    besides = unfinished_training(tmp_path, 3, config)
+    assert besides == []
+    assert (
+        configuration(private_run(tmp_path / "run"), besides=besides).measure("epsilon_spent") is not None
+    )
 
 
 def test_a_total_that_is_not_known_does_not_pass(tmp_path):
