@@ -250,6 +250,7 @@ def mean_difference(values: np.ndarray, positive: np.ndarray, *, metric: str, un
         unit=unit,
         seeds=SEEDS,
         how="difference of means, normal 95 %",
+        nature="sampled",
     )
 
 

@@ -23,12 +23,18 @@ from attacks.registry import check_measures, every, get
 from attacks.trial import finding, has_surfaces, run_one
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.finding import Finding, Outcome, Profile, write_findings
-from fedproxy_secure.evidence.kept import Key, forget_events, kept_findings, key_of, read_events
+from fedproxy_secure.evidence.kept import (
+    Key,
+    append_event,
+    forget_events,
+    kept_findings,
+    key_of,
+    read_events,
+)
 from fedproxy_secure.models.memory import free_memory
 from fedproxy_secure.record.private import client_names, read_private
 from fedproxy_secure.record.view import View, view
-from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, FEDERATION, SEED_PREFIX, TRANSCRIPT
+from fedproxy_secure.runtime.files.names import FEDERATION, SEED_PREFIX, TRANSCRIPT
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 from fedproxy_secure.runtime.workers import Lost, in_processes
 from threat_models import ThreatModel
@@ -156,14 +162,14 @@ def run_suite(
     if not resume:  # a later resumed suite must not keep them
         keys = {t.key for t in trials}
         forget_events(run, lambda raw: tuple(str(raw.get(name)) for name in KEYS) in keys)
-    log_file, bars, task = RunFolder(path=run, private=True), progress or NoProgress(), f"{profile} suite"
+    bars, task = progress or NoProgress(), f"{profile} suite"
     bars.start(task, len(todo))  # only attacks still to run, so that the remaining time is right
     running = _results(todo, {one.info.name: one for one in attacks}, surfaces, jobs, bars)
     try:
         with closing(running):  # an interrupt ends processes
             for result in running:
                 results[key_of(result)] = result
-                log_file.append_jsonl(ATTACK_EVENTS, result.to_json())
+                append_event(run, result)
                 if on_result is not None:
                     on_result(result)
                 bars.advance(task, note=f"{result.attack}: {result.outcome}")

@@ -20,7 +20,7 @@ from fedproxy_secure.evidence.finding import Finding
 from fedproxy_secure.runtime.artifacts import RunFolder, json_bytes, write_bytes
 from fedproxy_secure.runtime.untrusted import read_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 JSON_NAME, TEXT_NAME = "benchmark.json", "benchmark.txt"
 CELLS = "cells"
 

@@ -201,6 +201,7 @@ class Scale:
             unit=unit,
             seeds=(0,),
             how=f"one training; {how}",
+            nature="sampled",
         )
 
 

@@ -98,6 +98,7 @@ class MaskedWords(Attack):
             unit="probability",
             seeds=(0,),
             how="chi-square over 256 byte values",
+            nature="sampled",
         )
         return (estimates[0], uniform)
 

@@ -263,6 +263,7 @@ class CohortDifferencing(Attack):
             unit="ratio",
             seeds=(0,),
             how="exact",
+            nature="sampled",
         )
         # one AUC per part: pairs of one part are centred over the same clients and far from independent
         by_part, is_own = np.reshape(cosines, (-1, PARTS)), np.reshape(same_client, (-1, PARTS))

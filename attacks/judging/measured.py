@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attacks.judging.power import Power
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, Nature
 from fedproxy_secure.evidence.targets import midranks
 
 DIGITS = 6  # significant digits of a score that a finding keeps
@@ -32,11 +32,13 @@ class Measured(Estimate):
     """An estimate of an attack, before it becomes part of a finding.
 
     Args:
+        nature: as in `Estimate`; what an attack measures is sampled unless it says otherwise.
         chance: the value where there is nothing to find; None if only the attack's headline has one.
         power: how far above a bar the truth must be to be seen.
         judged: kinds, values and scores of the targets; None if they cannot be paired.
     """
 
+    nature: Nature = "sampled"
     chance: float | None = None
     power: Power | None = field(default=None, compare=False, repr=False)
     judged: Judged | None = field(default=None, compare=False, repr=False)

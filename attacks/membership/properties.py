@@ -139,6 +139,7 @@ class PropertyInference(Attack):
             unit="probability",
             seeds=(0,),
             how=f"{PERMUTATIONS} permutations of the labels",
+            nature="sampled",
         )
         if p.value > MOST_P and auc.low is not None:
             auc = replace(auc, low=min(auc.low, self.info.chance))

@@ -214,6 +214,7 @@ def _part(draws: np.ndarray, models: Sequence[Bits], value: float, *, metric: st
         unit="share",
         seeds=(seed,),
         how="one seed; no draw from the posterior has a value, no interval",
+        nature="sampled",
     )
     if not len(draws):
         return estimate

@@ -59,7 +59,7 @@ class Estimate:
     unit: str
     seeds: tuple[int, ...]
     how: str
-    nature: Nature = "sampled"
+    nature: Nature  # without a default, so that a file that does not say it cannot be read
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -133,6 +133,7 @@ def mean_interval(
         unit=unit,
         seeds=tuple(values_by_seed),
         how=how,
+        nature="sampled",
     )
 
 
@@ -154,6 +155,7 @@ def proportion_interval(correct: int, n: int, *, metric: str, seeds: Iterable[in
         unit="share",
         seeds=tuple(seeds),
         how="share of records, Wilson 95 %",
+        nature="sampled",
     )
 
 

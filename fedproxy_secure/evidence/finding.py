@@ -22,7 +22,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import FINDINGS
 from fedproxy_secure.runtime.untrusted import read_json
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 Profile = Literal["smoke", "standard", "full"]
 
 

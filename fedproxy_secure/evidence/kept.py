@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.errors import FedProxyError, RunFolderError
-from fedproxy_secure.evidence.finding import Finding, read_findings, write_findings
+from fedproxy_secure.evidence.finding import SCHEMA_VERSION, Finding, read_findings, write_findings
 from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, FINDINGS
 from fedproxy_secure.runtime.untrusted import parse_json
@@ -28,14 +28,30 @@ def key_of(finding: Finding) -> Key:
     return finding.seed_folder, finding.view, finding.attack
 
 
+def append_event(run: Path, finding: Finding) -> None:
+    """Append a finding to a run's log; its line has the schema version, as each line may be of another."""
+    line = {"schema_version": SCHEMA_VERSION, **finding.to_json()}
+    RunFolder(path=run, private=True).append_jsonl(ATTACK_EVENTS, line)
+
+
 def read_events(run: Path) -> list[Finding]:
-    """Return the findings in a run's log, in order, without damaged lines."""
-    findings = []
+    """Return the findings in a run's log, in order, without damaged lines and those of another version."""
+    findings, unlike = [], set[str]()
     for raw in _lines(run):
+        if (version := raw.pop("schema_version", None)) != SCHEMA_VERSION:
+            unlike.add(str(version))
+            continue
         try:
             findings.append(Finding.from_json(raw))
         except (ValueError, FedProxyError):
             continue
+    if unlike:
+        log.warning(
+            "%s: lines of schema_version=%s are left out: must be %d; run their attacks again",
+            run / ATTACK_EVENTS,
+            ", ".join(sorted(unlike)),
+            SCHEMA_VERSION,
+        )
     return findings
 
 

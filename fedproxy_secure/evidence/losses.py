@@ -197,7 +197,15 @@ def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, uni
 
     n, seeds = len(by_seed), tuple(by_seed)
     over = Estimate(
-        metric=metric, value=way / gap, low=None, high=None, n=n, unit=unit, seeds=seeds, how=UNRESOLVED
+        metric=metric,
+        value=way / gap,
+        low=None,
+        high=None,
+        n=n,
+        unit=unit,
+        seeds=seeds,
+        how=UNRESOLVED,
+        nature="sampled",
     )
     if any(len(loss.nats) < 2 for models in by_seed.values() for loss in models[0].values()):
         return replace(over, how=f"ratio of means over seeds; {NO_SPREAD}")

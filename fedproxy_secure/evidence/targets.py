@@ -155,6 +155,7 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
         unit=unit,
         seeds=(0,),
         how="difference paired by target, DeLong 95 %",
+        nature="sampled",
     )
 
 

@@ -22,7 +22,7 @@ from fedproxy_secure.runtime.artifacts import read_file
 from fedproxy_secure.runtime.files.names import REPORT_JSON
 from fedproxy_secure.runtime.untrusted import parse_json
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 def pointer(path: str) -> str:

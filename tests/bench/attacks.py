@@ -250,7 +250,15 @@ def _row(where: str, setting: Setting, cohort: int, found: Finding) -> Row:
     seen = "one update" if cohort == 1 else f"sum of {cohort}"
     wanted = {"A2": "auc", "A3": "exact recall", "A5": "auc"}[found.id]
     estimate = next((e for e in found.estimates if e.metric == wanted), None) or Estimate(
-        metric=wanted, value=0.0, low=None, high=None, n=1, unit="AUC", seeds=(0,), how=found.reason
+        metric=wanted,
+        value=0.0,
+        low=None,
+        high=None,
+        n=1,
+        unit="AUC",
+        seeds=(0,),
+        how=found.reason,
+        nature="sampled",
     )
     metric = {"A2": "token AUC", "A3": "sequences found exactly", "A5": "membership AUC"}[found.id]
     return Row.of(f"{where}, {setting.name}, {seen}: {metric} ({found.outcome})", estimate, command=COMMAND)

@@ -240,6 +240,7 @@ def bound(scores: np.ndarray, coins: np.ndarray, *, delta: float) -> Estimate:
         unit="epsilon",
         seeds=SEEDS,
         how="lower bound at 95 %",
+        nature="sampled",
     )
 
 

@@ -331,6 +331,7 @@ def paired(rounds: Sequence[Asked], name: str) -> Estimate:
         unit="AUC",
         seeds=(SEED,),
         how="difference paired by record, DeLong 95 %",
+        nature="sampled",
     )
 
 

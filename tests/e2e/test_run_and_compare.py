@@ -141,7 +141,7 @@ def test_a_comparison_is_the_same_after_losing_a_cell(settings, tmp_path):
     whole = compare(config, tmp_path)
     (tmp_path / "cells" / "fedproxy_h_ties-0.5-seed1.json").unlink()
     assert compare(config, tmp_path, resume=True).rows == whole.rows
-    assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 6
+    assert json.loads((tmp_path / "report.json").read_text())["schema_version"] == 7
 
 
 def test_a_comparison_is_widened_on_resume_and_keeps_the_cells_it_has(settings, tmp_path):

@@ -31,6 +31,7 @@ def finding(value=0.7, *, attack="lora_span_tokens", ranks=None, outcome=Outcome
         unit="AUC",
         seeds=(0,),
         how="for the test",
+        nature="sampled",
     )
     numbers = () if outcome in (Outcome.ERROR, Outcome.NOT_APPLICABLE) else (number,)
     return Finding(

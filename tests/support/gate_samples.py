@@ -18,7 +18,15 @@ SHIPPED = Path(__file__).parents[2] / "configs" / "policies"
 
 def estimate(value, low=None, high=None, unit="share"):
     return Estimate(
-        metric="m", value=value, low=low, high=high, n=3, unit=unit, seeds=SEEDS, how="Student t 95 %"
+        metric="m",
+        value=value,
+        low=low,
+        high=high,
+        n=3,
+        unit=unit,
+        seeds=SEEDS,
+        how="Student t 95 %",
+        nature="sampled",
     )
 
 

@@ -23,7 +23,15 @@ NOTHING = Truth(clients={})
 
 def estimate(value, low, high, metric="auc"):
     return Estimate(
-        metric=metric, value=value, low=low, high=high, n=10, unit="AUC", seeds=(7,), how="for the test"
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=10,
+        unit="AUC",
+        seeds=(7,),
+        how="for the test",
+        nature="sampled",
     )
 
 

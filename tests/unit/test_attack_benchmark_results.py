@@ -43,7 +43,7 @@ def test_the_schema_refuses_results_without_what_they_rest_on(key):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"schema_version": 9}, "schema_version=9: must be 2"),
+        ({"schema_version": 9}, "schema_version=9: must be 3"),
         ({"benchmark_id": "0" * 12}, "benchmark_id=000000000000: must be "),
         ({"cells": 3}, "is damaged"),
     ],

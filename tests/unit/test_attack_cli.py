@@ -42,7 +42,15 @@ def invoke(*words):
 
 def finding(outcome, attack="toy", view="server", **changes):
     estimate = Estimate(
-        metric="auc", value=0.7, low=0.6, high=0.8, n=9, unit="AUC", seeds=(0,), how="for the test"
+        metric="auc",
+        value=0.7,
+        low=0.6,
+        high=0.8,
+        n=9,
+        unit="AUC",
+        seeds=(0,),
+        how="for the test",
+        nature="sampled",
     )
     numbers = () if outcome in (Outcome.ERROR, Outcome.NOT_APPLICABLE) else (estimate,)
     made = Finding(
@@ -225,7 +233,7 @@ def test_an_interrupt_before_the_first_result_is_no_error(run, monkeypatch):
 
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "attacks").mkdir()
-    (tmp_path / "attacks" / "results.json").write_text('{"schema_version": 3, "results": [{}]}')
+    (tmp_path / "attacks" / "results.json").write_text('{"schema_version": 4, "results": [{}]}')
     shown = invoke("report", "--run", tmp_path)
     assert shown.exit_code == 2
     assert "is damaged" in shown.stderr

@@ -17,9 +17,9 @@ from fedproxy_secure.config import parse_config
 from fedproxy_secure.crypto.primitives import fresh_secret
 from fedproxy_secure.errors import AuditError, DataError, RunFolderError
 from fedproxy_secure.evidence.finding import read_findings, write_findings
-from fedproxy_secure.evidence.kept import read_events
+from fedproxy_secure.evidence.kept import append_event, read_events
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import ATTACK_EVENTS, AUDIT_LOG, FINDINGS
+from fedproxy_secure.runtime.files.names import AUDIT_LOG, FINDINGS
 from tests.support.gate_samples import finding
 from tests.support.signed_run import signed_run
 
@@ -138,7 +138,7 @@ def test_findings_about_a_seed_go_when_it_is_trained_anew(tmp_path, caplog):
     run = signed_run(tmp_path).folder
     about = [finding("A2", seed=seed) for seed in (0, 1)]
     for one in about:
-        RunFolder(path=run).append_jsonl(ATTACK_EVENTS, one.to_json())
+        append_event(run, one)
     write_findings(run, about)
     Witness.open(RunFolder(path=run), CONFIG, command="c").settle()
     shutil.rmtree(run / "seed-0")

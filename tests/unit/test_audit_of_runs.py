@@ -244,7 +244,7 @@ def test_findings_that_came_later_are_told_and_signed(finished, settings, tmp_pa
     shutil.copytree(finished, folder)
     shutil.copy(own_key_file(finished), own_key_file(folder))
     (folder / "attacks").mkdir()
-    (folder / "attacks" / "results.json").write_text('{"schema_version": 3, "results": []}')
+    (folder / "attacks" / "results.json").write_text('{"schema_version": 4, "results": []}')
     run(parse_config(settings), folder, resume=True)
     assert [e.event for e in events(folder)][-2:] == ["resumed", "files"]
     assert list(events(folder)[-1].body["files"]) == ["attacks/results.json"]
@@ -256,7 +256,7 @@ def test_findings_may_change_once_the_run_is_attacked_anew(finished, settings, t
     shutil.copytree(finished, folder)
     shutil.copy(own_key_file(finished), own_key_file(folder))
     findings.parent.mkdir()
-    findings.write_text('{"schema_version": 3, "results": []}')
+    findings.write_text('{"schema_version": 4, "results": []}')
     config = parse_config(settings)
     run(config, folder, resume=True)
     before = len(events(folder))
@@ -264,11 +264,11 @@ def test_findings_may_change_once_the_run_is_attacked_anew(finished, settings, t
     assert [e.event for e in events(folder)[before:]] == ["resumed", "reopened"]
     assert not verify_run(folder).problems
     assert not verify_run(folder).whole
-    findings.write_text('{"results": [], "schema_version": 3}')  # as a suite that was killed may leave it
+    findings.write_text('{"results": [], "schema_version": 4}')  # as a suite that was killed may leave it
     run(config, folder, resume=True)
     assert [e.event for e in events(folder)[before + 2 :]] == ["resumed", "files"]
     assert verify_run(folder).whole
-    findings.write_text('{"schema_version": 3, "results": []}')
+    findings.write_text('{"schema_version": 4, "results": []}')
     with pytest.raises(AuditError, match=r"results\.json: is not as audit\.jsonl has it"):
         run(config, folder, resume=True)
 

@@ -127,7 +127,17 @@ def test_the_front_is_told_in_words_with_the_members_that_intervals_leave_unsure
 
 def number(value: float, half: float | None) -> Estimate:
     low, high = (None, None) if half is None else (value - half, value + half)
-    return Estimate(metric="m", value=value, low=low, high=high, n=1, unit="s", seeds=(0,), how="by hand")
+    return Estimate(
+        metric="m",
+        value=value,
+        low=low,
+        high=high,
+        n=1,
+        unit="s",
+        seeds=(0,),
+        how="by hand",
+        nature="sampled",
+    )
 
 
 def test_the_page_says_below_each_front_what_is_on_it_and_how_sure_that_is(report: Report):

@@ -296,4 +296,6 @@ def test_no_values_and_half_an_interval_are_refused():
     with pytest.raises(DataError, match="no values"):
         mean_interval({}, metric="m", unit="s")
     with pytest.raises(DataError, match="must be both None or both given"):
-        Estimate(metric="m", value=1, low=0, high=None, n=1, unit="s", seeds=(0,), how="-")
+        Estimate(
+            metric="m", value=1, low=0, high=None, n=1, unit="s", seeds=(0,), how="-", nature="sampled"
+        )

@@ -17,7 +17,17 @@ from tests.support.page_walk import faults, parse
 
 
 def estimate(metric, value, low, high, unit="share"):
-    return Estimate(metric=metric, value=value, low=low, high=high, n=800, unit=unit, how="h", seeds=(0,))
+    return Estimate(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=800,
+        unit=unit,
+        how="h",
+        seeds=(0,),
+        nature="sampled",
+    )
 
 
 def measure(key, value, low, high):

@@ -25,7 +25,15 @@ WITHIN = 0.08  # of .8: a formula's error and 600 draws'
 
 def estimate(value, low, high, unit="AUC"):
     return Estimate(
-        metric="m", value=value, low=low, high=high, n=9, unit=unit, seeds=(0,), how="for the test"
+        metric="m",
+        value=value,
+        low=low,
+        high=high,
+        n=9,
+        unit=unit,
+        seeds=(0,),
+        how="for the test",
+        nature="sampled",
     )
 
 

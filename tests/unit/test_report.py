@@ -95,16 +95,24 @@ def test_the_schema_refuses_a_number_without_what_it_rests_on(report: Report, ke
 
 def test_a_report_of_another_version_is_refused(report: Report, tmp_path: Path):
     replace(report, schema_version=9).write(tmp_path)
-    with pytest.raises(RunFolderError, match=r"schema_version=9: must be 6; make the report again$"):
+    with pytest.raises(RunFolderError, match=r"schema_version=9: must be 7; make the report again$"):
         Report.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 6, "seeds": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 7, "seeds": 3}'])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunFolderError, match="is damaged") as raised:
         Report.load(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_report_that_does_not_say_whether_a_number_was_counted_is_refused(report: Report, tmp_path: Path):
+    raw = json.loads(report.to_json())
+    del raw["rows"][1]["average"]["nature"]
+    (tmp_path / "report.json").write_text(json.dumps(raw))
+    with pytest.raises(RunFolderError, match="is damaged"):
+        Report.load(tmp_path)
 
 
 def test_a_missing_report_is_named(tmp_path: Path):
@@ -138,7 +146,15 @@ def test_markdown_holds_rows_tasks_estimates_notes_and_command(report: Report):
 
 def test_cells_do_not_show_a_small_divergence_as_zero():
     left = Estimate(
-        metric="KL", value=0.032, low=0.025, high=0.039, n=32, unit="nats", seeds=(0,), how="made up"
+        metric="KL",
+        value=0.032,
+        low=0.025,
+        high=0.039,
+        n=32,
+        unit="nats",
+        seeds=(0,),
+        how="made up",
+        nature="sampled",
     )
     assert cell(Number(left, "")) == "0.032 ± 0.007"
 

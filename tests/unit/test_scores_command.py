@@ -102,7 +102,7 @@ def test_what_cannot_be_exported_is_one_line_with_exit_code_2(run, tmp_path):
     out = tmp_path / "scores.csv"
     ranks, damaged = tmp_path / "ranks", tmp_path / "damaged.json"
     write_findings(ranks, [f.without_scores() for f in OPEN])
-    damaged.write_text('{"schema_version": 3, "results": [{}]}')
+    damaged.write_text('{"schema_version": 4, "results": [{}]}')
     for words, says in (
         (("--run", tmp_path / "none", "--out", out), "run `attack run` first"),
         (("--run", damaged, "--out", out), "damaged.json: is damaged"),

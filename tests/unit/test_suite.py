@@ -14,6 +14,7 @@ from attacks.base import Feeds
 from attacks.suite import read_truth, seed_folders
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.evidence.finding import Outcome, read_findings, write_findings
+from fedproxy_secure.evidence.kept import read_events
 from fedproxy_secure.record.view import view
 from fedproxy_secure.runtime.preload import warm_up
 from fedproxy_secure.runtime.workers import Lost, in_processes
@@ -201,7 +202,7 @@ def test_a_seed_folder_names_each_result(clean_run):
 def test_results_are_plain_json_with_a_schema_version(clean_run):
     suite(clean_run, Toy())
     raw = json.loads((clean_run / "attacks" / "results.json").read_text())
-    assert raw["schema_version"] == 3
+    assert raw["schema_version"] == 4
     assert raw["results"][0]["outcome"] == "SUCCEEDED"
 
 
@@ -323,23 +324,45 @@ def test_a_measure_that_nobody_has_registered_is_refused_before_anything_runs(cl
     assert attack.guesses == 0
 
 
-def test_what_another_version_wrote_is_made_again(clean_run):
+@pytest.mark.parametrize("lacking", ["measures", "schema_version"])
+def test_what_another_version_wrote_is_made_again(clean_run, lacking):
     suite(clean_run, Toy())
     events = clean_run / "attacks" / "events.jsonl"
     old = json.loads(events.read_text())
-    del old["measures"]
+    del old[lacking]
     events.write_text(json.dumps(old) + "\n")
     came = []
     suite(clean_run, Toy(), resume=True, on_result=came.append)
     assert [r.attack for r in came] == ["toy"]
 
 
+def test_a_line_of_another_version_is_left_out_with_a_warning(clean_run, caplog):
+    suite(clean_run, Toy())
+    events = clean_run / "attacks" / "events.jsonl"
+    events.write_text(events.read_text().replace('"schema_version": 4', '"schema_version": 3'))
+    assert read_events(clean_run) == []
+    said = "lines of schema_version=3 are left out: must be 4; run their attacks again"
+    assert said in caplog.text
+
+
+def test_a_finding_that_does_not_say_whether_a_number_was_counted_is_refused_in_one_line(clean_run):
+    """A counted number would otherwise be read as sampled, and lose its interval."""
+    suite(clean_run, Toy())
+    results = clean_run / "attacks" / "results.json"
+    raw = json.loads(results.read_text())
+    del raw["results"][0]["estimates"][0]["nature"]
+    results.write_text(json.dumps(raw))
+    with pytest.raises(RunFolderError, match="is damaged") as raised:
+        read_findings(clean_run)
+    assert "\n" not in str(raised.value)
+
+
 def test_findings_of_another_version_are_refused_with_the_way_to_new_ones(clean_run):
     suite(clean_run, Toy())
     results = clean_run / "attacks" / "results.json"
     text = results.read_text()
-    results.write_text(text.replace('"schema_version": 3', '"schema_version": 1'))
-    with pytest.raises(RunFolderError, match=r"schema_version=1: must be 3; run `attack run` again$"):
+    results.write_text(text.replace('"schema_version": 4', '"schema_version": 1'))
+    with pytest.raises(RunFolderError, match=r"schema_version=1: must be 4; run `attack run` again$"):
         read_findings(clean_run)
     raw = json.loads(text)
     raw["results"][0]["measures"] = {"token_auc": [1]}

@@ -143,7 +143,17 @@ def test_without_targets_the_interval_is_that_of_independent_numbers():
 
 
 def test_a_number_without_an_interval_leaves_none_to_the_difference():
-    a = Estimate(metric="m", value=0.9, low=None, high=None, n=1, unit="AUC", seeds=(0,), how="one target")
+    a = Estimate(
+        metric="m",
+        value=0.9,
+        low=None,
+        high=None,
+        n=1,
+        unit="AUC",
+        seeds=(0,),
+        how="one target",
+        nature="sampled",
+    )
     b = replace(a, value=0.5, low=0.4, high=0.6)
     found = independent_difference(a, b, metric="d")
     assert (found.value, found.low, found.high) == (pytest.approx(0.4), None, None)

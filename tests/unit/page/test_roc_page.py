@@ -32,6 +32,7 @@ def with_rates(found: Finding) -> Finding:
         unit="share",
         seeds=(0,),
         how="for the test",
+        nature="sampled",
     )
     other = replace(rate, metric="cosine")
     return replace(found, estimates=(*found.estimates, rate, other))

@@ -24,7 +24,15 @@ from tests.support.sample_report import sample_comparison, sample_report
 
 def number(value: float, low: float | None, high: float | None, unit: str, signed: bool = False) -> Number:
     e = Estimate(
-        metric="m", value=value, low=low, high=high, n=3, unit=unit, seeds=(0, 1, 2), how="for a test"
+        metric="m",
+        value=value,
+        low=low,
+        high=high,
+        n=3,
+        unit=unit,
+        seeds=(0, 1, 2),
+        how="for a test",
+        nature="sampled",
     )
     return Number(e, "result.json#m", signed=signed)
 
