@@ -29,7 +29,12 @@ SEEDS = (0,)  # `attacks.trial` puts the seed of the attack in its place
 
 
 def auc_estimate(
-    scores: np.ndarray, positive: np.ndarray, *, metric: str, inflation: float = 1.0
+    scores: np.ndarray,
+    positive: np.ndarray,
+    *,
+    metric: str,
+    inflation: float = 1.0,
+    parts: Sequence[int] = (),
 ) -> Measured:
     """Return the area under the ROC curve with DeLong's interval (1988), taken on the logit scale.
 
@@ -42,6 +47,7 @@ def auc_estimate(
         metric: name of the estimate.
         inflation: factor by which the standard error is larger than DeLong's where scores are not
             independent.
+        parts: of an exam of several questions, how many scores are of each, in order.
 
     Raises `DataError` for shapes that differ, scores that are not finite, or fewer than 2 of a kind.
     """
@@ -72,7 +78,7 @@ def auc_estimate(
         seeds=SEEDS,
         how="DeLong 95 % on the logit scale",
         power=AucPower(positives=m, negatives=n, inflation=inflation),
-        judged=of_kinds(scores, positive) if inflation == 1 else None,
+        judged=of_kinds(scores, positive, parts) if inflation == 1 else None,
     )
 
 

@@ -59,7 +59,8 @@ def scores_command(
     score (higher: rather a member; six digits), rank (of the score among the attack's, ties share one).
 
     Rows with the same target are about the same target: exams are equal if attack, seed, records and
-    question are, as for A6 and A15 with and without masking. Scores are of the attack's headline, and
+    questions are, as for A6 and A15 with and without masking. A target's name is the exam's digest, the
+    question's number and the place in the question. Scores are of the attack's headline, and
     compare only within one attack, view and seed. Exams of more than 5,000 targets are not kept.
 
     The file is readable by you alone. Treat it like the clients' records: whoever has a text and the models
@@ -109,13 +110,17 @@ def rows_of(findings: Sequence[Finding]) -> list[Row]:
 
 
 def _targets(targets: Targets) -> list[Row]:
-    """Return the rows of an exam: a target's name is the exam's digest and the target's place in it."""
+    """Return the rows of an exam.
+
+    A target's name is the exam's digest, the question, and the target's place in the question, because an
+    attack may judge only the first targets of each question.
+    """
     if not targets.scores:
         return []
-    each = zip(targets.kinds, targets.scores, targets.values, strict=True)
+    each = zip(targets.places, targets.kinds, targets.scores, targets.values, strict=True)
     return [
-        {"target": f"{targets.exam}-{place}", "member": int(kind), "score": score, "rank": rank}
-        for place, (kind, score, rank) in enumerate(each)
+        {"target": f"{targets.exam}-{question}-{place}", "member": int(kind), "score": score, "rank": rank}
+        for (question, place), kind, score, rank in each
     ]
 
 

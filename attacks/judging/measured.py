@@ -7,6 +7,7 @@ is not paired.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -20,11 +21,12 @@ DIGITS = 6  # significant digits of a score that a finding keeps
 
 
 class Judged(NamedTuple):
-    """Kinds, values and scores as in `Targets`."""
+    """Kinds, values, scores and parts as in `Targets`."""
 
     kinds: str
     values: tuple[float, ...]
     scores: tuple[float, ...] = ()
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Measured(Estimate):
         nature: as in `Estimate`; what an attack measures is sampled unless it says otherwise.
         chance: the value where there is nothing to find; None if only the attack's headline has one.
         power: how far above a bar the truth must be to be seen.
-        judged: kinds, values and scores of the targets; None if they cannot be paired.
+        judged: kinds, values, scores and parts of the targets; None if they cannot be paired.
     """
 
     nature: Nature = "sampled"
@@ -44,15 +46,16 @@ class Measured(Estimate):
     judged: Judged | None = field(default=None, compare=False, repr=False)
 
 
-def of_kinds(scores: np.ndarray, positive: np.ndarray) -> Judged:
+def of_kinds(scores: np.ndarray, positive: np.ndarray, parts: Sequence[int] = ()) -> Judged:
     """Return how an AUC over `scores`, float [n], judged its targets; labels are bool [n].
 
-    Ranks are those of the scores before rounding.
+    Ranks are those of the scores before rounding. `parts` is as in `Targets`.
     """
     return Judged(
         kinds="".join("1" if p else "0" for p in positive),
         values=tuple(midranks(scores).tolist()),
         scores=tuple(float(f"{score:.{DIGITS}g}") for score in scores.tolist()),
+        parts=tuple(parts),
     )
 
 

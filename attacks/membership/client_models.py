@@ -111,7 +111,8 @@ class ClientModelMembership(Attack):
         """Return the AUC over all clients' documents, and TPR at fixed FPR."""
         labels = np.concatenate([a[: len(g)] for a, g in zip(answer, guess, strict=True)])
         values = np.concatenate([deviations(g) for g in guess])
-        return (auc_estimate(values, labels, metric="auc"), *tpr_estimates(values, labels))
+        auc = auc_estimate(values, labels, metric="auc", parts=[len(g) for g in guess])
+        return (auc, *tpr_estimates(values, labels))
 
     def effort(self, guess: tuple[np.ndarray, ...]) -> Mapping[str, int]:
         """Return how many documents were read."""

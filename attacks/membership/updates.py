@@ -208,12 +208,12 @@ class UpdateMembership(Attack):
     ) -> tuple[Estimate, ...]:
         """Return the AUC over all documents, the headline first, TPR at fixed FPR, each score alone."""
         labels = np.concatenate([a[: len(g["auc"])] for a, g in zip(answer, guess, strict=True)])
-        estimates = []
+        estimates, parts = [], [len(g["auc"]) for g in guess]
         for name in ("auc", "cosine", "share"):
             # in deviations within each question, so that the questions can be joined
             values = np.concatenate([deviations(g[name]) for g in guess])
             metric = "auc" if name == "auc" else f"auc, {name} alone"
-            estimates.append(auc_estimate(values, labels, metric=metric))
+            estimates.append(auc_estimate(values, labels, metric=metric, parts=parts))
             if name == "auc":
                 estimates += tpr_estimates(values, labels)
         return tuple(estimates)

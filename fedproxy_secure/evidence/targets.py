@@ -43,15 +43,18 @@ class Targets:
         values: one number per target. For an AUC it is the rank of the target's score among all, from 1,
             with the mean rank for ties; for a mean it is the target's own number.
         scores: for an AUC the score of each target, rounded; empty for a mean, and if only ranks are kept.
+        parts: of an exam of several questions, how many targets of each were judged, its first ones; empty
+            for an exam of one question.
 
     Raises `DataError` for numbers that are not finite, kinds or scores of another length, kinds with other
-    characters, and fewer than 2 targets (for an AUC, of each kind).
+    characters, parts of another sum, and fewer than 2 targets (for an AUC, of each kind).
     """
 
     exam: str
     kinds: str
     values: tuple[float, ...]
     scores: tuple[float, ...] = ()
+    parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, numbers in (("values", self.values), ("scores", self.scores)):
@@ -61,6 +64,8 @@ class Targets:
             raise DataError(f"targets: scores: must be {len(self.kinds)}, one for each of an AUC's targets")
         if self.kinds and (len(self.kinds) != len(self.values) or set(self.kinds) - {"0", "1"}):
             raise DataError(f"targets: kinds: must be {len(self.values)} of the characters 0 and 1")
+        if self.parts and (sum(self.parts) != len(self.values) or min(self.parts) < 0):
+            raise DataError(f"targets: parts: must be >= 0 and add up to {len(self.values)}")
         counts = [self.kinds.count(k) for k in "01"] if self.kinds else [len(self.values)]
         if min(counts) < FEWEST:
             raise DataError(f"targets: {min(counts)} of a kind: must be >= {FEWEST}")
@@ -69,6 +74,12 @@ class Targets:
     def positive(self) -> np.ndarray:
         """Which targets were present, bool [n]; of length 0 for a mean over targets."""
         return np.array([k == "1" for k in self.kinds], dtype=bool)
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """The question of each target, and its place among those of the question, both from 0."""
+        counts = self.parts or (len(self.values),)
+        return [(question, place) for question, count in enumerate(counts) for place in range(count)]
 
 
 def components(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,8 +112,8 @@ def midranks(values: np.ndarray) -> np.ndarray:
 def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit: str) -> Estimate | None:
     """Return the difference `a - b` of two headlines with its paired interval.
 
-    The result is None unless both have the same exam. If one has fewer targets, because time ran out, both
-    are compared on the first ones that they share.
+    The result is None unless both have the same exam. If one has fewer targets of a question, because time
+    ran out, both are compared on the first ones that they share.
 
     If both findings judge every target equally, the difference is 0. It is exact for equal rankings of an
     AUC and for means of numbers outside [0, 1], which are equal to the last digit only if both read the
@@ -118,10 +129,12 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
     """
     if a is None or b is None or a.exam != b.exam or bool(a.kinds) != bool(b.kinds):
         return None
-    count = min(len(a.values), len(b.values))
-    if a.kinds[:count] != b.kinds[:count]:
+    shared = set(a.places) & set(b.places)
+    chosen = [np.array([place in shared for place in t.places], dtype=bool) for t in (a, b)]
+    x, y = (np.array(t.values, dtype=np.float64)[own] for t, own in zip((a, b), chosen, strict=True))
+    count, positive = len(shared), a.positive[chosen[0]] if a.kinds else a.positive
+    if a.kinds and (positive != b.positive[chosen[1]]).any():
         return None
-    x, y = (np.array(t.values[:count], dtype=np.float64) for t in (a, b))
     alike = bool((midranks(x) == midranks(y)).all()) if a.kinds else bool((x == y).all())
     if alike:
         exact = counted(0.0, metric=metric, unit=unit, seeds=(0,), n=count)
@@ -138,7 +151,6 @@ def paired_by_target(a: Targets | None, b: Targets | None, *, metric: str, unit:
             estimate.low is None or estimate.high is None or math.isclose(estimate.low, estimate.high)
         )
         return None if without_width else replace(estimate, seeds=(0,), how=how)
-    positive = a.positive[:count]
     if min(positive.sum(), (~positive).sum()) < FEWEST:
         return None
     (x10, x01), (y10, y01) = components(x, positive), components(y, positive)

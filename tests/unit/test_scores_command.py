@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from attacks.cli import app
-from attacks.commands.scores import COLUMNS
+from attacks.commands.scores import COLUMNS, rows_of
 from attacks.statistics import auc_value
 from fedproxy_secure.evidence.finding import write_findings
 from tests.support.side_by_side import MASKED, NO_NUMBER, OPEN, finding
@@ -53,7 +53,7 @@ def test_there_is_a_row_for_each_target_and_the_headline_follows_from_the_rows(r
         "seed": "0",
         "attack_seed": "0",
         "exam": "one client's",
-        "target": "one client's-0",
+        "target": "one client's-0-0",
     }
 
 
@@ -76,6 +76,22 @@ def test_the_same_target_has_the_same_name_under_two_protections(run, tmp_path):
         names.append([r["target"] for r in rows_in(out)])
     assert names[0] == names[1]
     assert len(set(names[0])) == 200
+
+
+def test_a_name_is_of_the_same_target_where_an_attack_judged_fewer_of_a_question(run, tmp_path):
+    """An attack with less time reads fewer of each question's documents."""
+    whole = OPEN[1]
+    first = [place for question in (range(60), range(100, 160)) for place in question]
+    kinds, values, scores = (
+        [kept[place] for place in first]
+        for kept in (whole.targets.kinds, whole.targets.values, whole.targets.scores)
+    )
+    cut = replace(whole.targets, kinds="".join(kinds), values=tuple(values), scores=tuple(scores))
+    named = []
+    for targets in (replace(whole.targets, parts=(100, 100)), replace(cut, parts=(60, 60))):
+        named.append({r["target"]: r["score"] for r in rows_of([replace(whole, targets=targets)])})
+    assert len(named[1]) == 120
+    assert named[1].items() <= named[0].items()
 
 
 def test_the_file_is_private_and_the_command_says_why(run, tmp_path):

@@ -73,6 +73,21 @@ def test_the_paired_interval_covers_as_often_as_it_says_and_is_narrower_than_the
     assert narrower > 500
 
 
+def test_findings_are_paired_by_the_first_targets_of_each_question():
+    """Else a finding that was cut in the first question would be compared on other records."""
+    rng, positive = np.random.default_rng(3), np.arange(80) % 2 == 0
+    x, y = rng.normal(size=(2, 80)) + positive
+    whole = replace(targets(x, positive), parts=(40, 40))
+    first = np.r_[0:20, 40:80]
+    cut = replace(targets(y[first], positive[first]), parts=(20, 40))
+    by_hand = paired(targets(x[first], positive[first]), targets(y[first], positive[first]))
+    for found, sign in ((paired(whole, cut), 1), (paired(cut, whole), -1)):
+        assert found.value == pytest.approx(sign * by_hand.value)
+        assert found.n == 60
+    with pytest.raises(DataError, match=r"parts: must be >= 0 and add up to 60"):
+        replace(cut, parts=(20, 20))
+
+
 def test_targets_that_were_judged_alike_differ_by_nothing():
     positive = np.arange(10) < 5
     same = targets(np.arange(10.0), positive)
