@@ -145,6 +145,9 @@ def test_another_measure_redraws_the_front(browser: Browser, page: Path):
     assert "vocabulary AUC" not in browser.run(text)
     Select(browser.find('select[data-for="front-privacy"]')).select_by_visible_text("vocabulary AUC")
     browser.wait(f"{text}.includes('vocabulary AUC')")
+    said = browser.run("return document.getElementById('front-privacy-says').textContent")
+    assert "vocabulary AUC" in said
+    assert said.endswith("The numbers are in the table below.")
 
 
 def test_an_unticked_kind_fades_in_every_chart(browser: Browser, page: Path):

@@ -17,6 +17,7 @@
     const id = box.dataset.chart;
     const list = document.querySelector(`select[data-for="${id}"]`);
     const spec = structuredClone(specs[id][list ? list.selectedIndex : 0]);
+    if (list) document.getElementById(`${id}-says`).firstElementChild.textContent = spec.description;
     if (document.querySelector(".kinds")) spec.params[0].value = lit();
     const panels = [...box.closest("figure").parentElement.querySelectorAll(".canvas")];
     if (id.startsWith("glance") && !narrow.matches && box !== panels[0]) {
