@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedproxy_secure.evidence.targets import Targets
 
 COLUMNS = (
-    *("id", "attack", "view", "surface", "seed", "attack_seed"),
+    *("id", "attack", "view", "surface", "seed", "attack_seed", "outcome"),
     *("exam", "target", "member", "score", "rank"),
 )
 CONFIDENTIAL = (
@@ -55,8 +55,9 @@ def scores_command(
 
     Membership attacks (A5, A6, A15) and some others give every target a score and call the highest ones
     members. With the rows you can draw ROC curves, set thresholds, or join attacks. Columns: id, attack,
-    view, surface (what the attack read), seed (of the run), attack_seed, exam, target, member (1 or 0),
-    score (higher: rather a member; six digits), rank (of the score among the attack's, ties share one).
+    view, surface (what the attack read), seed (of the run), attack_seed, outcome (of the attack), exam,
+    target, member (1 or 0), score (higher: rather a member; six digits), rank (of the score among the
+    attack's, ties share one).
 
     Rows with the same target are about the same target: exams are equal if attack, seed, records and
     questions are, as for A6 and A15 with and without masking. A target's name is the exam's digest, the
@@ -100,6 +101,7 @@ def rows_of(findings: Sequence[Finding]) -> list[Row]:
             "surface": surface_of(f),
             "seed": seed_of(f.seed_folder),
             "attack_seed": f.seed,
+            "outcome": f.outcome.value,
             "exam": f.targets.exam,
             **target,
         }

@@ -26,6 +26,14 @@ from fedproxy_secure.report.sweep import (
 from fedproxy_secure.report.trilemma import Measure
 from fedproxy_secure.runtime.files.names import REPORT_JSON
 
+OUTCOME_WORDS = {
+    Outcome.SUCCEEDED: "succeeded",
+    Outcome.RESISTED: "resisted",
+    Outcome.INCONCLUSIVE: "inconclusive",
+    Outcome.NOT_APPLICABLE: "not applicable",
+    Outcome.ERROR: "error",
+}
+
 
 @dataclass(frozen=True)
 class Verbatim:

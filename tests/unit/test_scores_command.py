@@ -45,13 +45,14 @@ def test_there_is_a_row_for_each_target_and_the_headline_follows_from_the_rows(r
         assert tuple(scores) == found.targets.scores
         assert [float(r["rank"]) for r in own] == list(found.targets.values)
     first = rows[0]
-    assert {k: first[k] for k in COLUMNS[:8]} == {
+    assert {k: first[k] for k in COLUMNS[:9]} == {
         "id": "X11",
         "attack": "from_update",
         "view": "server",
         "surface": "single update",
         "seed": "0",
         "attack_seed": "0",
+        "outcome": "SUCCEEDED",
         "exam": "one client's",
         "target": "one client's-0-0",
     }

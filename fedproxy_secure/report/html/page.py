@@ -29,7 +29,7 @@ from fedproxy_secure.report.html.drawing import DARK, LIGHT, kind_slots, to_svg,
 from fedproxy_secure.report.html.figure import Figure
 from fedproxy_secure.report.html.findings import GRAVEST, attack_groups
 from fedproxy_secure.report.html.ledger import ledger_tables
-from fedproxy_secure.report.page_words import Verbatim
+from fedproxy_secure.report.page_words import OUTCOME_WORDS, Verbatim
 from fedproxy_secure.report.protections import rows, verdicts
 from fedproxy_secure.report.report import Report, pointer
 from fedproxy_secure.report.sweep import common_settings, kinds_of, labelled
@@ -39,13 +39,6 @@ from fedproxy_secure.runtime.artifacts import write_bytes
 from fedproxy_secure.runtime.escape import printable
 from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
-OUTCOME_WORDS = {
-    Outcome.SUCCEEDED: "succeeded",
-    Outcome.RESISTED: "resisted",
-    Outcome.INCONCLUSIVE: "inconclusive",
-    Outcome.NOT_APPLICABLE: "not applicable",
-    Outcome.ERROR: "error",
-}
 _MOST_OPEN = 12  # an attack that succeeded is shown open if it has at most this many findings
 _TEMPLATES = Path(__file__).parent / "templates"
 MORE_LIGHT = {

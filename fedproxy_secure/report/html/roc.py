@@ -12,18 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedproxy_secure.evidence.finding import Finding
+from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.number import Number
 from fedproxy_secure.evidence.roc import READ_AT, Roc, allowed_at
 from fedproxy_secure.report.html.chart_specs import by_kind, frame, opacity, tooltip
 from fedproxy_secure.report.html.drawing import Spec, variable
 from fedproxy_secure.report.html.figure import Chart
-from fedproxy_secure.report.page_words import attacks_in_order
+from fedproxy_secure.report.measured.attacks import WITHOUT_NUMBERS
+from fedproxy_secure.report.page_words import OUTCOME_WORDS, attacks_in_order
 from fedproxy_secure.report.report import Report
 from fedproxy_secure.report.sweep import Labelled, kinds_of, labelled
 
 TICKS = (0.01, 0.1, 1, 10, 100)  # percent
-AT_FIXED = "TPR at "  # how numbers begin that are points of a curve, with their interval
+AT_FIXED = "TPR at "  # how numbers begin that are points of a curve, with their interval ...
+OF_OTHERS = " FPR, "  # ... and what they have if they are of another score than the curve's
+DECIDED = (Outcome.SUCCEEDED, Outcome.RESISTED)
 _MOST_SAID = 12  # lines of a chart that its text describes; the table beside it has all
 
 
@@ -37,35 +40,52 @@ class _Line:
 
     @property
     def name(self) -> str:
-        """The configuration, and the seed in words."""
-        return f"{self.item.name}, {self.finding.seed_folder.replace('-', ' ')}"
+        """The configuration, the seed in words, and how the attack ended."""
+        seed = self.finding.seed_folder.replace("-", " ")
+        return f"{self.item.name}, {seed}, {OUTCOME_WORDS[self.finding.outcome]}"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the attack succeeded or was resisted."""
+        return self.finding.outcome in DECIDED
+
+    @property
+    def auc(self) -> float:
+        """The attack's headline."""
+        assert self.finding.headline is not None
+        return self.finding.headline.value
 
     @property
     def said(self) -> str:
         """What it finds without a false positive, and with one in ten, in words."""
-        assert self.finding.headline is not None
         return (
-            f"{self.name}: AUC {self.finding.headline.value:.2f}, finds {self.roc.found(0)} of "
+            f"{self.name}: AUC {self.auc:.2f}, finds {self.roc.found(0)} of "
             f"{self.roc.positives} without a false positive, {self.roc.found(0.1)} with at most "
             f"{allowed_at(0.1, self.roc.negatives)} of {self.roc.negatives}"
         )
 
 
 def roc_charts(report: Report) -> list[Chart]:
-    """Return a chart for each attack with ROC curves, with a spec for each view, the most telling first."""
+    """Return a chart for each attack with ROC curves, with a spec for each view, the most telling first.
+
+    Attacks that raised an error have no curve. Those that were decided come before those that were not.
+    """
     items = labelled(report.configurations)
     lines = [
         _Line(item=item, finding=finding, roc=finding.roc)
         for item in items
         for finding in item.configuration.findings
-        if finding.roc is not None and finding.headline is not None
+        if finding.roc is not None
+        and finding.headline is not None
+        and finding.outcome not in WITHOUT_NUMBERS
     ]
+    lines.sort(key=lambda line: not line.decided)
     kinds = kinds_of(items)
     charts = []
     for number, (id, name) in enumerate(attacks_in_order([line.finding for line in lines])):
         of_attack = [line for line in lines if (line.finding.id, line.finding.attack) == (id, name)]
         title = f"{id} {name.replace('_', ' ')}"
-        views = sorted(_views(of_attack).items(), key=lambda view: -_most(view[1]))
+        views = sorted(_views(of_attack).items(), key=lambda view: _most(view[1]), reverse=True)
         specs = [
             (
                 f"the view {view}",
@@ -185,8 +205,8 @@ def _view_of(lines: Sequence[_Line]) -> str:
     return lines[0].finding.view.replace("_", " ")
 
 
-def _most(lines: Sequence[_Line]) -> float:
-    return max(line.finding.headline.value for line in lines if line.finding.headline is not None)
+def _most(lines: Sequence[_Line]) -> tuple[bool, float]:
+    return max((line.decided, line.auc) for line in lines)
 
 
 def _says(title: str, view: str, lines: Sequence[_Line]) -> str:
@@ -198,8 +218,9 @@ def _says(title: str, view: str, lines: Sequence[_Line]) -> str:
 
 
 def _numbers(line: _Line) -> list[tuple[str, Number]]:
-    """Return the headline, and the numbers at fixed rates of false positives, with their intervals."""
+    """Return the headline, and its score's rates at fixed false positives, with their intervals."""
     source = line.item.configuration.source_of(line.finding)
-    shown = [e for i, e in enumerate(line.finding.estimates) if not i or e.metric.startswith(AT_FIXED)]
+    headline, *others = line.finding.estimates
+    rates = [e for e in others if e.metric.startswith(AT_FIXED) and OF_OTHERS not in e.metric]
     title = f"{line.finding.id} from {_view_of([line])}"
-    return [(f"{title}, {line.name}: {e.metric}", Number(e, source)) for e in shown]
+    return [(f"{title}, {line.name}: {e.metric}", Number(e, source)) for e in (headline, *rates)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.evidence.finding import Finding
+from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.roc import Roc
 from fedproxy_secure.report.html.charts import figures, write_pngs
 from fedproxy_secure.report.html.drawing import to_svg
@@ -34,8 +34,8 @@ def with_rates(found: Finding) -> Finding:
         how="for the test",
         nature="sampled",
     )
-    other = replace(rate, metric="cosine")
-    return replace(found, estimates=(*found.estimates, rate, other))
+    others = (replace(rate, metric=m) for m in ("cosine", "TPR at 1.0% FPR, loss (0 false positives)"))
+    return replace(found, estimates=(*found.estimates, rate, *others))
 
 
 def test_each_attack_has_a_chart_and_a_line_for_each_configuration():
@@ -48,7 +48,11 @@ def test_each_attack_has_a_chart_and_a_line_for_each_configuration():
         (1, "masking"),
         (2, "masking + DP"),
     }
-    assert {p["name"] for p in points} == {"open, seed 0", "masked, seed 0", "private, seed 0"}
+    assert {p["name"] for p in points} == {
+        "open, seed 0, succeeded",
+        "masked, seed 0, succeeded",
+        "private, seed 0, resisted",
+    }
 
 
 def test_the_line_has_the_steps_in_percent_from_the_left_edge_to_the_right():
@@ -85,19 +89,37 @@ def test_the_view_that_finds_most_is_shown_first_and_the_others_are_a_choice():
     assert "<option>the view client</option>" in text
 
 
+def test_an_attack_that_raised_an_error_has_no_curve():
+    broken = replace(OPEN[1], outcome=Outcome.ERROR)
+    assert charts(report_of(three((broken,), (), ()))) == []
+
+
+def test_what_was_not_decided_comes_last_and_is_called_inconclusive():
+    """Where a control failed, the highest AUC proves nothing."""
+    strong = finding("from_sum", 3.0, view="active_server", outcome=Outcome.INCONCLUSIVE)
+    weak = finding("from_sum", 0.5, view="client")
+    beside = replace(strong, view="client")
+    (chart,) = charts(report_of(three((strong, beside), (weak,), ())))
+    assert [name for name, _ in chart.specs] == ["the view client", "the view active server"]
+    drawn = list(dict.fromkeys(p["name"] for p in chart.specs[0][1]["data"]["values"]))
+    assert drawn == ["masked, seed 0, resisted", "open, seed 0, inconclusive"]
+    assert "open, seed 0, inconclusive: AUC" in chart.description
+    assert "X8 from client, open, seed 0, inconclusive: auc" in [name for name, _ in chart.numbers]
+
+
 def test_the_chart_is_told_in_words_and_its_numbers_stand_beside_it():
     report = report_of(three(tuple(map(with_rates, OPEN[:1])), MASKED[:1], PRIVATE[:1]))
     (chart,) = charts(report)
     roc = report.configurations[0].findings[0].roc
     assert roc is not None
     says = f"finds {roc.found(0)} of 100 without a false positive, {roc.found(0.1)} with at most 10 of 100"
-    begins = "X11 from update from the view server. open, seed 0: AUC 0.99,"
+    begins = "X11 from update from the view server. open, seed 0, succeeded: AUC 0.99,"
     assert chart.description.startswith(f"{begins} {says}.")
     assert [name for name, _ in chart.numbers] == [
-        "X11 from server, open, seed 0: auc",
-        "X11 from server, open, seed 0: TPR at 1.0% FPR",
-        "X11 from server, masked, seed 0: auc",
-        "X11 from server, private, seed 0: auc",
+        "X11 from server, open, seed 0, succeeded: auc",
+        "X11 from server, open, seed 0, succeeded: TPR at 1.0% FPR",
+        "X11 from server, masked, seed 0, succeeded: auc",
+        "X11 from server, private, seed 0, resisted: auc",
     ]
     root = parse(page(report))
     (section,) = (e for e in root.every("section") if e.attributes.get("id") == "roc")
