@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,9 +58,9 @@ from attacks.reconstruction.row_spaces import (
 from attacks.reconstruction.spans import PRIVACY_OF_GRADIENTS, attack_one
 from attacks.reconstruction.vectors import shuffled, vectors
 from attacks.registry import attack
-from attacks.statistics import matched, over_targets, share
+from attacks.statistics import SEEDS, matched, over_targets, share
 from attacks.white_box import WhiteBox
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.record.view import View
 
 BEAM = 64
@@ -69,6 +69,7 @@ MOST = {"smoke": 1, "standard": 4, "full": 20}  # vectors; the first may hold no
 MOST_TOKENS = 160  # extensions tried at each position
 CONTROL_UPDATES = 16  # of 16 found the interval begins at .806; of one that is not found it ends at .793
 SHARE = 0.2  # of its seconds that the control spends on its updates, but for the last one
+NOT_COUNTED = "vectors beyond capacity, not counted"
 Prefix = tuple[int, ...]
 
 
@@ -255,8 +256,8 @@ class LoraSpanSequences(Attack):
                         longest=settings.max_tokens,
                         budget=budget,
                     )
-                result = Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full)
-                results.append(result)
+                found = Found(round=r, clients=clients, sequences=sequences, evaluations=tried, full=full)
+                results.append(found)
         if not results:
             raise Inconclusive("no update changes A of the first adapted block")
         if all(found.full for found in results):
@@ -266,7 +267,7 @@ class LoraSpanSequences(Attack):
     def score(self, guess: tuple[Found, ...], answer: Truth) -> tuple[Estimate, ...]:
         """Return exact recall and precision over records, ROUGE of the best match, and the cost.
 
-        Vectors beyond capacity or of which no record is known do not count; intervals count the others.
+        Vectors beyond capacity (the last number) or of which no record is known are not counted.
         """
         hits = named = telling = 0
         rouge: list[tuple[float, float, float]] = []  # of each record
@@ -279,15 +280,14 @@ class LoraSpanSequences(Attack):
             rouge += best_rouge(true, result.sequences)
         if not telling:
             raise Inconclusive("of no vector within capacity is a record known: nothing to compare with")
-        columns = list(zip(*rouge, strict=True))
+        counts = {"exact recall": (hits, len(rouge)), "exact precision": (hits, named)}
+        shares = [share(*pair, metric=metric, groups=telling) for metric, pair in counts.items()]
+        columns = zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), zip(*rouge, strict=True), strict=True)
+        shares += [over_targets(v, metric=name, unit="share", within=(0, 1)) for name, v in columns]
         return (
-            share(hits, len(rouge), metric="exact recall", groups=telling),
-            share(hits, named, metric="exact precision", groups=telling),
-            *(
-                over_targets(values, metric=name, unit="share", within=(0, 1))
-                for name, values in zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), columns, strict=True)
-            ),
+            *(replace(estimate, how=f"{estimate.how}, of vectors within capacity") for estimate in shares),
             over_targets([float(f.evaluations) for f in guess], metric="prefixes tried", unit="count"),
+            counted(sum(f.full for f in guess), metric=NOT_COUNTED, unit="count", seeds=SEEDS),
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:

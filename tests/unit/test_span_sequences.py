@@ -10,6 +10,7 @@ from attacks.reconstruction.one_step import one_step_control, one_step_controls
 from attacks.reconstruction.rouge import best_rouge
 from attacks.reconstruction.sequences import (
     CONTROL_UPDATES,
+    NOT_COUNTED,
     Found,
     LoraSpanSequences,
     without_prefixes,
@@ -89,8 +90,10 @@ def test_records_of_vectors_beyond_capacity_do_not_hide_one_that_was_found():
         Found(round=0, clients=(n,), sequences=((1, 2, 3),) * (n == "a"), evaluations=1, full=n != "a")
         for n in "abcd"
     )
-    recall, precision, *_ = LoraSpanSequences().score(found, truth)
+    recall, precision, *_, left_out = LoraSpanSequences().score(found, truth)
     assert (recall.value, recall.n, precision.value) == (1, 1, 1)
+    assert recall.how.endswith("of vectors within capacity")
+    assert (left_out.metric, left_out.value, left_out.exact) == (NOT_COUNTED, 3, True)
 
 
 @pytest.mark.parametrize("full", [False, True])

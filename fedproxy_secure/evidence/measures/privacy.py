@@ -93,8 +93,11 @@ EXACT_SEQUENCE_RECALL = MeasureKind(
     title="whole records found",
     heading="sequences (%)",
     metric="sequences found exactly",
-    meaning="Share of the attacked records that an attack reconstructed word for word.",
-    phrase="{} of the attacked records come out word for word",
+    meaning=(
+        "Share of the attacked records that an attack reconstructed word for word. A3 counts only the "
+        "records of vectors within the adapter's capacity."
+    ),
+    phrase="{} of the attacked records within capacity come out word for word",
     axis="privacy",
     better="lower",
     unit="share",
