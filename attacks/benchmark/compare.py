@@ -60,9 +60,7 @@ class Change:
     @property
     def shows(self) -> bool:
         """Whether the interval of the change excludes 0."""
-        if self.change is None or self.change.low is None or self.change.high is None:
-            return False
-        return self.change.low > 0 or self.change.high < 0
+        return self.change is not None and (self.change.above(0) or self.change.below(0))
 
 
 def check_same(old: Identity, new: Identity, *, where: str) -> None:

@@ -144,8 +144,7 @@ class Scale:
     @property
     def usable(self) -> bool:
         """Whether the LLM is better than the proxy, judged by the gap's interval."""
-        low = self.gap.low
-        return low is not None and low > 0
+        return self.gap.above(0)
 
     def ratio(self, attack: np.ndarray) -> float:
         """Return R: how far the attack gets from the proxy (0) to the LLM (1)."""

@@ -164,5 +164,5 @@ def _other_scores(scale: Mapping[str, Scale], best: Mapping[str, np.ndarray]) ->
 def _half(scale: Scale, r: Mapping[str, np.ndarray], guess: Stolen) -> list[Estimate]:
     """Return the fewest queries of the grid whose R lies above one half; nothing if none does."""
     tried = {k: scale.estimate(r[queries(k)], "R") for k in guess.grid if queries(k) in r}
-    enough = [k for k, estimate in tried.items() if estimate.low is not None and estimate.low > 0.5]
+    enough = [k for k, estimate in tried.items() if estimate.above(0.5)]
     return [counted(min(enough), metric="queries to R > .5", unit="queries", seeds=(0,))] if enough else []

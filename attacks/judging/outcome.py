@@ -29,23 +29,23 @@ def judge(
     """
     bar, inverted = info.chance + info.margin, info.chance - info.margin
     text = f"{headline.metric} {headline.value:.3g}"
-    if negative is not None and low_end(negative) > bar:
+    if negative is not None and negative.above(bar):
         return (
             Outcome.INCONCLUSIVE,
             f"negative control at {negative.value:.3g}: the attack succeeds where nothing is to be found",
         )
-    if low_end(headline) > bar:
-        if negative is not None and low_end(headline) <= negative.value:
+    if headline.above(bar):
+        if negative is not None and not headline.above(negative.value):
             return (
                 Outcome.INCONCLUSIVE,
                 f"{text}: its interval must begin above the negative control, {negative.value:.3g}",
             )
         return Outcome.SUCCEEDED, f"{text}, chance {info.chance:g}"
-    if headline.low is None:
+    if headline.interval is None:
         return Outcome.INCONCLUSIVE, f"{text}: there is no interval"
-    if positive is None or low_end(positive) <= bar:
+    if positive is None or not positive.above(bar):
         control = "none" if positive is None else f"{positive.value:.3g}"
-        if positive is not None and positive.low is None:
+        if positive is not None and positive.interval is None:
             return Outcome.INCONCLUSIVE, f"{text}; positive control {control}: there is no interval"
         return (
             Outcome.INCONCLUSIVE,
@@ -53,9 +53,9 @@ def judge(
         )
     if headline.value > bar:
         return Outcome.INCONCLUSIVE, f"{text}: above {bar:g}, but its interval begins below"
-    if headline.high is None or headline.high >= low_end(positive):
+    if not headline.below(low_end(positive)):
         return Outcome.INCONCLUSIVE, f"{text}: its interval reaches the positive control's"
-    if headline.unit == "AUC" and headline.high < inverted:
+    if headline.unit == "AUC" and headline.below(inverted):
         return (
             Outcome.INCONCLUSIVE,
             f"{text}: its interval ends below {inverted:g}: its scores are informative, but with inverted "
@@ -79,4 +79,4 @@ def _too_little_power(could: Detectable, positive: Estimate) -> str:
 
 def low_end(estimate: Estimate) -> float:
     """Return the interval's low end; minus infinity without an interval, which proves nothing."""
-    return float("-inf") if estimate.low is None else estimate.low
+    return float("-inf") if estimate.interval is None else estimate.interval[0]

@@ -157,8 +157,7 @@ def resolved_gap(by_seed: Mapping[int, Sequence[Bits]]) -> bool:
         by_seed: for each seed, the answers of zero-shot and of the ceiling.
     """
     pairs = {seed: (ceiling, zero_shot) for seed, (zero_shot, ceiling) in by_seed.items()}
-    low = over_seeds_or_records(pairs, operator.sub, "gap").low
-    return low is not None and low > 0
+    return over_seeds_or_records(pairs, operator.sub, "gap").above(0)
 
 
 def _over_records(

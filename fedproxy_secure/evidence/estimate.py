@@ -89,6 +89,14 @@ class Estimate:
             return None
         return self.low, self.high
 
+    def above(self, bar: float) -> bool:
+        """Return whether its interval begins above a number; False without an interval."""
+        return self.interval is not None and self.interval[0] > bar
+
+    def below(self, bar: float) -> bool:
+        """Return whether its interval ends below a number; False without an interval."""
+        return self.interval is not None and self.interval[1] < bar
+
 
 def mean_interval(
     values_by_seed: Mapping[int, float],
@@ -181,11 +189,10 @@ def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
         joined: the mean over two seeds or more.
         parts: the estimate of each seed.
     """
-    lows = [p.low for p in parts if p.low is not None]
-    highs = [p.high for p in parts if p.high is not None]
-    if len(lows) < len(parts):
+    intervals = [p.interval for p in parts if p.interval is not None]
+    if len(intervals) < len(parts):
         return joined
-    low, high = math.fsum(lows) / len(parts), math.fsum(highs) / len(parts)
+    low, high = (math.fsum(ends) / len(parts) for ends in zip(*intervals, strict=True))
     if joined.low is not None and joined.high is not None:
         if joined.low <= low and high <= joined.high:
             return joined
@@ -212,9 +219,10 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
         low, high, how = value, value, "difference of two counts, exact"
     elif "lower bound" in (a.nature, b.nature):
         how = "difference of lower bounds, no interval"
-    elif a.low is not None and a.high is not None and b.low is not None and b.high is not None:
-        low = value - math.hypot(a.value - a.low, b.high - b.value)
-        high = value + math.hypot(a.high - a.value, b.value - b.low)
+    elif a.interval is not None and b.interval is not None:
+        (a_low, a_high), (b_low, b_high) = a.interval, b.interval
+        low = value - math.hypot(a.value - a_low, b_high - b.value)
+        high = value + math.hypot(a_high - a.value, b.value - b_low)
         how = "difference, not paired: other targets, 95 %"
     return Estimate(
         metric=metric,

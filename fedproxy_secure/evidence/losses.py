@@ -117,8 +117,7 @@ def resolved_loss_gap(by_seed: Mapping[int, Sequence[Losses]]) -> bool:
 
     `by_seed`: for each seed, the losses of zero-shot and of the ceiling.
     """
-    low = loss_over_seeds_or_records(by_seed, operator.sub, "gap").low
-    return low is not None and low > 0
+    return loss_over_seeds_or_records(by_seed, operator.sub, "gap").above(0)
 
 
 def loss_gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Losses]], metric: str) -> Estimate | None:
@@ -134,7 +133,7 @@ def loss_gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Losses]], metr
     if not resolved_loss_gap({seed: models[1:] for seed, models in by_seed.items()}):
         return None
     found = loss_over_seeds_or_records(by_seed, gap_closed, metric, unit="share")
-    return None if found.low is None else found  # Fieller's interval may need a slightly larger gap
+    return None if found.interval is None else found  # Fieller's interval may need a slightly larger gap
 
 
 def loss_over_seeds_or_records(
@@ -173,7 +172,7 @@ def loss_over_seeds_or_records(
     if len(parts) == 1:
         return replace(parts[0], how=f"one seed; {parts[0].how}")
     over_seeds = mean_interval(values, metric=metric, unit=unit, within=within)
-    unsure = next((part for part in parts if part.low is None), None)
+    unsure = next((part for part in parts if part.interval is None), None)
     if unsure is not None:
         return replace(over_seeds, low=None, high=None, how=f"mean over seeds; {unsure.how}")
     return no_surer(over_seeds, parts)

@@ -161,9 +161,9 @@ def unit_text(unit: str, *, signed: bool = False) -> str:
 
 def interval_overlaps(a: Estimate, b: Estimate) -> bool | None:
     """Return whether the intervals of two estimates share a point; None if one has no interval."""
-    if a.low is None or a.high is None or b.low is None or b.high is None:
+    if a.interval is None or b.interval is None:
         return None
-    return a.low <= b.high and b.low <= a.high
+    return a.interval[0] <= b.interval[1] and b.interval[0] <= a.interval[1]
 
 
 def named_seeds(seeds: Collection[int]) -> str:

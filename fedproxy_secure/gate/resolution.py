@@ -66,8 +66,8 @@ def resisted(findings: Sequence[Finding]) -> tuple[bool, str]:
                 f"but {source} could have detected only values of {could.smallest:.3g} or more "
                 f"({could.how}), which is above its positive control"
             )
-        if headline.high is not None:
-            ends.append((headline.high, source))
+        if headline.interval is not None:
+            ends.append((headline.interval[1], source))
     if not ends:
         return True, ""
     high, source = max(ends)

@@ -87,12 +87,11 @@ def _lead(report: Report, best: MethodRow, rival: MethodRow, key: str, *, sign: 
         names = (pair.method, pair.against)
         if (
             estimate is None
-            or estimate.low is None
-            or estimate.high is None
+            or estimate.interval is None
             or {*names} != {best.method, rival.method}
             or {pair.remove_ratio} != (ratios or {None})
         ):
             continue
-        above = (estimate.low > 0) - (estimate.high < 0)
+        above = estimate.above(0) - estimate.below(0)
         return above * sign * (1 if names[0] == best.method else -1)
     return None

@@ -136,8 +136,7 @@ def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def upward(estimate: Estimate, better: Better) -> Span:
     """Return an estimate with its interval, turned so that higher is better; one without has no bounds."""
-    low = -math.inf if estimate.low is None else estimate.low
-    high = math.inf if estimate.high is None else estimate.high
+    low, high = (-math.inf, math.inf) if estimate.interval is None else estimate.interval
     if better == "higher":
         return low, estimate.value, high
     return -high, -estimate.value, -low

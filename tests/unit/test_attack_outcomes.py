@@ -71,6 +71,15 @@ from tests.support.toys import (
         (estimate(0.5, 0.1, 0.9), HIGH, CHANCE, Outcome.INCONCLUSIVE, "reaches the positive control's"),
         (estimate(0.5, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.5: there is no interval"),
         (estimate(0.9, None, None), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.9: there is no interval"),
+        (estimate(0.5, 0.5, 0.5), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.5: there is no interval"),
+        (estimate(0.9, 0.9, 0.9), HIGH, CHANCE, Outcome.INCONCLUSIVE, "auc 0.9: there is no interval"),
+        (
+            CHANCE,
+            estimate(0.9, 0.9, 0.9),
+            CHANCE,
+            Outcome.INCONCLUSIVE,
+            "positive control 0.9: there is no interval",
+        ),
         (estimate(0.56, 0.549, 0.57), HIGH, CHANCE, Outcome.INCONCLUSIVE, "above 0.55"),
         (
             estimate(0.4, 0.3, 0.449),

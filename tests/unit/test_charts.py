@@ -123,6 +123,7 @@ def test_the_front_is_told_in_words_with_the_members_that_intervals_leave_unsure
     said = front_in_words(["a", "b"], [unknown, exact(0, -2)])
     assert said.endswith("another configuration may beat each of them on both axes.")
     assert upward(number(1, 0.5), "lower") == (-1.5, -1, -0.5)
+    assert upward(number(1, 0), "lower") == (-math.inf, -1, math.inf)  # what was sampled is never certain
 
 
 def number(value: float, half: float | None) -> Estimate:

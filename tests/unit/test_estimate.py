@@ -140,6 +140,22 @@ def test_a_difference_of_counts_is_exact_and_one_of_lower_bounds_has_no_interval
     assert independent_difference(a, at_least, metric="d").interval is None
 
 
+def test_what_was_sampled_is_never_certain_however_narrow_its_interval():
+    alike = replace(counted(0.5, metric="m", unit="share", seeds=[0]), nature="sampled")
+    wide = replace(alike, low=0.4, high=0.6)
+    assert not alike.above(0.4)
+    assert not alike.below(0.6)
+    assert (wide.above(0.39), wide.above(0.4), wide.below(0.6), wide.below(0.61)) == (
+        True,
+        False,
+        False,
+        True,
+    )
+    assert independent_difference(wide, alike, metric="d").interval is None
+    mean = mean_interval({0: 0.4, 1: 0.6}, metric="m", unit="share")
+    assert no_surer(mean, [alike, wide]) == mean
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_gap_that_the_ceiling_itself_closes_is_exact_by_definition(seeds):
     zero, top = {"t": [False] * 40}, {"t": [True] * 40}

@@ -125,5 +125,5 @@ def _scale(task: str, constant: Sequence[bool], ends: Ends, seeds: Sequence[int]
         ceiling=share_right(ceiling, f"accuracy of the ceiling on {task}"),
         above_constant=above_constant,
         above_zero_shot=above_zero_shot,
-        counts=all(e.low is not None and e.low > 0 for e in (above_constant, above_zero_shot)),
+        counts=all(e.above(0) for e in (above_constant, above_zero_shot)),
     )

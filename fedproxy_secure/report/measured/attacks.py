@@ -94,19 +94,19 @@ def _worst_pair(pairs: Sequence[tuple[Estimate, Finding]], kind: MeasureKind) ->
     widened = f"{WIDENED}{len(pairs)}" if len(pairs) > 1 else ""
     if kind.better == "higher":
         worst, finding = min(pairs, key=lambda pair: pair[0].value)
-        if worst.low is not None:
-            low = min(e.low for e in estimates if e.low is not None)
+        if worst.interval is not None:
+            low = min(e.interval[0] for e in estimates if e.interval is not None)
             worst = replace(worst, low=low, nature=worst.nature if low == worst.low else "sampled")
-        if worst.high is not None:
+        if worst.interval is not None and worst.high is not None:
             reach = _luck(len(pairs)) * (worst.high - worst.value)
             high = min(kind.within[1], worst.value + reach)
             worst = replace(worst, high=high, how=worst.how + widened)
     else:
         worst, finding = max(pairs, key=lambda pair: pair[0].value)
-        if worst.high is not None:  # another view's interval may reach further
-            high = max(e.high for e in estimates if e.high is not None)
+        if worst.interval is not None:  # another view's interval may reach further
+            high = max(e.interval[1] for e in estimates if e.interval is not None)
             worst = replace(worst, high=high, nature=worst.nature if high == worst.high else "sampled")
-        if worst.low is not None:
+        if worst.interval is not None and worst.low is not None:
             reach = _luck(len(pairs)) * (worst.value - worst.low)
             low = max(kind.within[0], worst.value - reach)
             worst = replace(worst, low=low, how=worst.how + widened)

@@ -190,9 +190,8 @@ def _shows(base: Estimate, findings: Sequence[Finding]) -> bool:
     """
     bar = findings[0].bar
     succeeded = all(f.outcome == Outcome.SUCCEEDED for f in findings)
-    negatives = [f.negative.low for f in findings if f.negative is not None and f.negative.low is not None]
-    above = base.low is not None and base.low > bar
-    return (succeeded or above) and all(low <= bar for low in negatives)
+    false_alarm = any(f.negative is not None and f.negative.above(bar) for f in findings)
+    return (succeeded or base.above(bar)) and not false_alarm
 
 
 def _measure(finding: Finding) -> str:

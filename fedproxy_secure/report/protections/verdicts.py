@@ -174,20 +174,19 @@ def _sentence(index: int, d: AttackDifference) -> Sentence:
             return ("Leaves the attack nothing to work on; ", *unprotected)
         return ("Not measured (", Verbatim(why_without(d)), "); ", *unprotected)
     details: tuple[Part, ...] = (": difference ", change, *(() if d.paired else (f", {NOT_PAIRED}",)))
-    low, high = change.estimate.low, change.estimate.high
     still = "; the attack still succeeds" if _succeeds(d) else ""
-    if low is None or high is None:
+    if change.estimate.interval is None:
         return ("Changes ", _what(d), " from ", base, " to ", value, *details, "; no interval", still, *who)
-    if high < 0 and _at_chance(d):
+    if change.estimate.below(0) and _at_chance(d):
         return ("Lowers ", _what(d), " from ", base, " to chance, ", value, *details, *who)
-    if high < 0:
+    if change.estimate.below(0):
         qualification: tuple[Part, ...] = (_side(d),)
         if still:
             qualification = (still,)
         elif d.outcome == Outcome.INCONCLUSIVE:
             qualification = ("; it is undecided whether the attack still succeeds: ", Verbatim(d.why))
         return ("Lowers ", _what(d), " from ", base, " to ", value, *details, *qualification, *who)
-    if low > 0:
+    if change.estimate.above(0):
         return ("Raises ", _what(d), " from ", base, " to ", value, *details, still, *who)
     return (
         "Makes no detectable difference to ",
@@ -231,16 +230,14 @@ def _undecided(d: AttackDifference) -> bool:
 
 
 def _at_chance(d: AttackDifference) -> bool:
-    if d.value is None or d.value.low is None:
+    if d.value is None or d.value.interval is None:
         return False
-    return d.outcome == Outcome.RESISTED and d.value.low <= d.chance and not _below_chance(d)
+    return d.outcome == Outcome.RESISTED and not d.value.above(d.chance) and not _below_chance(d)
 
 
 def _below_chance(d: AttackDifference) -> bool:
     """Return whether an AUC's interval lies below chance."""
-    if d.value is None or d.value.high is None:
-        return False
-    return d.value.unit == "AUC" and d.value.high < d.chance
+    return d.value is not None and d.value.unit == "AUC" and d.value.below(d.chance)
 
 
 def _side(d: AttackDifference) -> str:
@@ -248,10 +245,10 @@ def _side(d: AttackDifference) -> str:
 
     An AUC below chance by more than the margin separates targets as well as one that far above chance.
     """
-    if d.value is None or d.value.high is None or not _below_chance(d):
+    if d.value is None or not _below_chance(d):
         return ABOVE
     margin = d.bar - d.chance
-    return TURNED if d.value.high < d.chance - margin else BELOW
+    return TURNED if d.value.below(d.chance - margin) else BELOW
 
 
 def _rank(d: AttackDifference) -> int:

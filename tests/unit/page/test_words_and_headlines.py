@@ -134,6 +134,7 @@ def test_intervals_that_touch_overlap_and_a_missing_one_tells_nothing():
     assert interval_overlaps(a, b) is True
     assert interval_overlaps(a, number(3, 2.1, 4, "s").estimate) is False
     assert interval_overlaps(a, number(3, None, None, "s").estimate) is None
+    assert interval_overlaps(a, number(3, 3, 3, "s").estimate) is None  # what was sampled is never certain
 
 
 def test_the_front_has_what_nothing_beats():
