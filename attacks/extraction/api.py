@@ -48,8 +48,8 @@ class Api:
         limit: the most texts that the adversary asks; a stricter limit of the policy holds, too.
         policy: what the API discloses; by default all logits.
         mode: `true`, or one of two negative controls: `shuffled` gives every text the answer to another
-            text of the same call, and a text that is alone that to its halves in turned order, which is no
-            query; `noise` answers with noise.
+            text of the same call; a text asked alone gets the answer to itself with its halves swapped;
+            that does not count as a query. `noise` answers with noise.
         notes_bytes: the largest size of the customer's cache.
     """
 

@@ -181,7 +181,8 @@ class Scale:
 
         If all draws agree, as for a model that is the proxy or the LLM itself, other texts need not: the
         interval is that of the rule of three, by which up to 3/n of them may differ by `way`, the way from
-        the proxy to the LLM. It has no part beyond the LLM. Without such a way there is no interval.
+        the proxy to the LLM. It ends at the LLM at the latest. If the proxy equals the LLM on average,
+        there is no interval.
         """
         low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
         ends: tuple[float, float] | None = (min(low, value), max(high, value))

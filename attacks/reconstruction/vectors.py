@@ -53,8 +53,8 @@ def with_round_0(view: View) -> View:
 def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: np.ndarray) -> np.ndarray:
     """Return the mean of the honest clients' parts: corrupted clients subtract what they sent themselves.
 
-    It is zero if all clients were corrupted. In a round whose clients were not seen, `mean` counts as one
-    over as many clients as the settings say.
+    It is zero if all clients were corrupted. If the view did not see who took part, the number of clients
+    follows from `federate.participation`.
     """
     own = own_contributions(view, round_number, clients)
     if not own:

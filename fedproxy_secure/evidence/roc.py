@@ -23,7 +23,7 @@ READ_AT = (0.001, 0.01, 0.1)  # false-positive rates at which a curve is exact, 
 
 @dataclass(frozen=True, kw_only=True)
 class Roc:
-    """An ROC curve by counts: the last step with at most x false positives says how many are found.
+    """An ROC curve as counts. To read it at x false positives, take the last step that has at most x.
 
     Args:
         positives, negatives: how many targets were present, and how many were not.

@@ -19,8 +19,8 @@ from fedproxy_secure.report.measured import (
     SeedRun,
     attacked,
     configuration_of,
+    lacking_on_some_seed,
     read_seeds,
-    without_a_seed,
     without_losses,
 )
 from fedproxy_secure.report.protections.side_by_side import side_by_side
@@ -89,7 +89,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         configuration = _configuration(alike_runs, out)
         parts.append((alike_runs[0][0], (configuration,), ()))
         not_measured |= dict.fromkeys(without_losses([configuration], text_clients(alike_runs[0][1])))
-        not_measured |= dict.fromkeys(without_a_seed([configuration]))
+        not_measured |= dict.fromkeys(lacking_on_some_seed([configuration]))
         if not all(attacked(folder) for folder, _ in alike_runs):
             not_measured[ATTACKED] = None
     joined, known_differences = _named_apart(parts)

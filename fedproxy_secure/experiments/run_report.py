@@ -21,7 +21,7 @@ from fedproxy_secure.report.measured import (
     SeedRun,
     attacked,
     configuration_of,
-    without_a_seed,
+    lacking_on_some_seed,
     without_losses,
 )
 from fedproxy_secure.report.measured.proxies import FIDELITY
@@ -168,7 +168,7 @@ def report_of(config: Config, out: Path, seeds: Sequence[SeedRun], command: str)
         not_measured=(
             *(() if attacked(out) else (ATTACKED,)),
             *without_losses([configuration], text_clients(config)),
-            *without_a_seed([configuration]),
+            *lacking_on_some_seed([configuration]),
         ),
     )
 

@@ -18,8 +18,8 @@ from fedproxy_secure.evidence.measures.ip import PROXY_KL_NATS
 from fedproxy_secure.report.measured import (
     configuration_of,
     cost_against,
+    lacking_on_some_seed,
     read_seed,
-    without_a_seed,
     without_gap,
 )
 from fedproxy_secure.report.measured.joining import exact_or_mean
@@ -256,9 +256,9 @@ def test_a_measure_that_a_seed_lacks_is_named_with_the_seed(tmp_path: Path):
     found = finding("lora_span_tokens", "A2", "auc", 7, seed=0, outcome=Outcome.RESISTED)
     failed = finding("lora_span_tokens", "A2", "auc", 7, seed=1, outcome=Outcome.ERROR)
     folder = write_run(tmp_path / "run", seeds=(0, 1), findings=(found, failed))
-    (line,) = without_a_seed([made(folder, tmp_path, (0, 1))])
+    (line,) = lacking_on_some_seed([made(folder, tmp_path, (0, 1))])
     assert line.startswith("token_auc of c: no attack has a number of it with seed 1")
-    assert without_a_seed([made(folder, tmp_path, (0,))]) == []
+    assert lacking_on_some_seed([made(folder, tmp_path, (0,))]) == []
 
 
 def test_the_perplexity_of_a_model_that_diverged_is_named_and_not_only_left_out(tmp_path: Path):
@@ -267,7 +267,7 @@ def test_the_perplexity_of_a_model_that_diverged_is_named_and_not_only_left_out(
     file.write_text(json.dumps({**json.loads(file.read_text()), "perplexity": {"fused": None, "tuned": 9}}))
     configuration = made(folder, tmp_path, (0, 1))
     assert configuration.measure("perplexity_after") is None
-    (line,) = without_a_seed([configuration])
+    (line,) = lacking_on_some_seed([configuration])
     assert line.startswith("perplexity_after of c: the fused LLM of a seed has diverged")
 
 

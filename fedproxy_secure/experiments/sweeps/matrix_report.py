@@ -30,8 +30,8 @@ from fedproxy_secure.report.measured import (
     SeedRun,
     configuration_of,
     cost_against,
+    lacking_on_some_seed,
     read_seed,
-    without_a_seed,
     without_gap,
     without_losses,
 )
@@ -120,7 +120,7 @@ def matrix_report(
             *missing,
             *without_gap(configurations),
             *without_losses(configurations, text_clients(config), ceiling=not missing),
-            *without_a_seed(configurations),
+            *lacking_on_some_seed(configurations),
             *not_measured(config, configurations, cells=len(cells)),
         ),
         audit_head=audit_head,

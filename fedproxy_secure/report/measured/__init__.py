@@ -14,8 +14,8 @@ from fedproxy_secure.report.measured.cost import cost_against
 from fedproxy_secure.report.measured.seed import ATTACKED, SeedRun, attacked, read_seed, read_seeds
 from fedproxy_secure.report.measured.unmeasured import (
     NO_GAP,
+    lacking_on_some_seed,
     rows_without_losses,
-    without_a_seed,
     without_gap,
     without_losses,
 )
@@ -30,7 +30,7 @@ __all__ = [
     "read_seed",
     "read_seeds",
     "rows_without_losses",
-    "without_a_seed",
+    "lacking_on_some_seed",
     "without_gap",
     "without_losses",
 ]

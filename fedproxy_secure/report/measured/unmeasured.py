@@ -48,7 +48,7 @@ def without_losses(
     return lines
 
 
-def without_a_seed(configurations: Sequence[Configuration]) -> list[str]:
+def lacking_on_some_seed(configurations: Sequence[Configuration]) -> list[str]:
     """Return a line for each measure that is left out because a finished seed has no number of it.
 
     Measures of losses and of gaps have lines of their own (`without_losses`, `without_gap`).

@@ -75,6 +75,19 @@ def test_a_difference_whose_interval_holds_zero_is_none(report):
     assert "the attack still succeeds" in text
 
 
+def test_a_sampled_difference_without_width_decides_nothing(report):
+    def flat(d):
+        if d.difference is None:
+            return d
+        value = d.difference.value
+        return replace(d, difference=replace(d.difference, low=value, high=value, nature="sampled"))
+
+    flattened = replace(report, attack_differences=tuple(map(flat, report.attack_differences)))
+    text = said(flattened, SUM)
+    assert text.startswith("Changes membership AUC from ")
+    assert "; no interval" in text
+
+
 def test_where_nothing_is_left_to_attack_that_is_said(report):
     text = said(report, PLANTED, "masking + DP")
     assert text.startswith("Leaves the attack nothing to work on; without protection, AUC was 0.9")
