@@ -113,7 +113,7 @@ def job_of(settings: PublicSettings) -> FederationJob:
 
 
 def clip_of(rule: Rule, settings: PublicSettings, number: int, *, lied: bool) -> float | None:
-    """Return the clip of a round: as the learning rates fall, so does it. One in the settings falls last.
+    """Return the clip of a round: as the learning rates fall, so does it, even one in the settings.
 
     `lied`: a client falsely claimed in each round before that values were clipped. The clip then doubles
     each time, up to what clients accept.
