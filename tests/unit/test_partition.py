@@ -162,8 +162,8 @@ def test_a_client_that_chance_leaves_without_test_records_is_refused_with_what_h
     with pytest.raises(DataError) as raised:
         load_tasks(data_of(seldom))
     assert str(raised.value) == (
-        "client part-01: has 0 test records; must have >= 1; use fewer clients, more test records or another "
-        "seed in data.partition or part"
+        "client part-01: has 0 test records; must have >= 1; use fewer clients, more test records or "
+        "another seed in data.partition or part"
     )
 
 
