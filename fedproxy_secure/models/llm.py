@@ -186,9 +186,12 @@ def _source(path: str | Path, *, weights: bool = True) -> str:
 
 
 def _check_folder(source: str, path: str | Path) -> None:
-    """Raise `ModelError` if a folder of the user's has no model; the libraries do not say that."""
+    """Raise `ModelError` if a folder of the user's has no model; the libraries do not say that.
+
+    An adapter's folder names the model that it belongs to.
+    """
     own = source == str(path) and Path(source).is_dir()
-    if own and not (Path(source) / "config.json").is_file():
+    if own and not any((Path(source) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f"model.path={path}: has no config.json; must be a folder with a model in it")
 
 

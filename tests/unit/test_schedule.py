@@ -237,6 +237,7 @@ def test_a_masked_run_keeps_to_the_smaller_clips_of_later_rounds(world):
     assert masked.clip[0] <= largest_clip(changed(job, falling), 1) < first_clip(changed(job, falling))
 
 
+@pytest.mark.slow
 def test_a_private_run_spends_the_same_epsilon_under_every_schedule(world, tmp_path):
     private = {"unit": "record", "target_epsilon": 8.0, "target_delta": 1e-3}
 
