@@ -36,7 +36,7 @@ from attacks.extraction.texts import known_texts
 from attacks.extraction.thief import FEWEST_QUERIES, PUBLIC_TEXTS, TEXT_TOKENS, Thief, effort
 from fedproxy_secure.config import ANSWERS, Answers, ApiConfig
 from fedproxy_secure.data.encode import Encoded
-from fedproxy_secure.evidence.estimate import Estimate
+from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.models.llm import blocks_of, load_llm
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 
@@ -209,17 +209,19 @@ class _Table:
         self, attack: str, how: str, kind: Answers | None, count: int, mine: Behaviour, seconds: float
     ) -> TableRow:
         scale, found = judged(mine, self.own, self.original, self.asked)
-        others = {
-            name: scale[name].estimate(found[name], f"R of {name}")
-            for name in found
-            if name != KL and scale[name].usable
-        }
+
+        def r_of(score: str, metric: str) -> Estimate:
+            if mine is self.own:  # R counts from the proxy, so its own is 0 on all texts
+                return counted(0.0, metric=metric, unit="share", seeds=(0,), n=len(found[score]))
+            return scale[score].estimate(found[score], metric)
+
+        others = {name: r_of(name, f"R of {name}") for name in found if name != KL and scale[name].usable}
         return TableRow(
             attack=attack,
             how=how,
             answers=kind,
             queries=count,
-            r=scale[KL].estimate(found[KL], "R"),
+            r=r_of(KL, "R"),
             kl=scale[KL].difference(np.zeros_like(found[KL]), found[KL], "KL", unit="nats"),
             others=others,
             seconds=seconds,

@@ -32,7 +32,7 @@ from fedproxy_secure.models.adapters import tensor_sizes
 from fedproxy_secure.models.lent import LentModel
 from fedproxy_secure.protect.broadcast import broadcast_of, train_from
 from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
-from fedproxy_secure.protect.secure_sum.terms import largest_clip
+from fedproxy_secure.protect.secure_sum.terms import chosen_clip, largest_clip
 from fedproxy_secure.record.view import PublicSettings
 from fedproxy_secure.secagg.granularity import (
     Granularity,
@@ -113,13 +113,13 @@ def job_of(settings: PublicSettings) -> FederationJob:
 
 
 def clip_of(rule: Rule, settings: PublicSettings, number: int, *, lied: bool) -> float | None:
-    """Return the clip of a round: as the learning rates fall, so does it. One in the settings stays.
+    """Return the clip of a round: as the learning rates fall, so does it, even one in the settings.
 
     `lied`: a client falsely claimed in each round before that values were clipped. The clip then doubles
     each time, up to what clients accept.
     """
     if rule.clip is None or settings.protect.clip is not None:
-        return rule.clip
+        return rule.clip and chosen_clip(settings, number)
     clip = rule.clip * (settings.total_rate(number) / settings.total_rate(0))
     if not lied:
         return clip

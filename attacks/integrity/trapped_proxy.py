@@ -46,7 +46,7 @@ from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.models.adapters import attach
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
-from fedproxy_secure.protect.secure_sum.terms import first_clip, parts_of, ring_plan
+from fedproxy_secure.protect.secure_sum.terms import chosen_clip, first_clip, parts_of, ring_plan
 from fedproxy_secure.proxy_intake.model import load_proxy
 from fedproxy_secure.record.view import PublicSettings, View
 from fedproxy_secure.secagg.control import encode_control
@@ -232,7 +232,7 @@ def revealed(
     if protection.protocol is None:  # another package's sum, whose rounding and clipping are not known here
         return {EVERYBODY: np.sum([update.update for update in updates.values()], axis=0)}
     job, clients = job_of(settings), len(updates)
-    clip = settings.protect.clip or first_clip(settings)
+    clip = chosen_clip(settings, 0) or first_clip(settings)
     if settings.privacy.unit == "client":
         clip = client_privacy.ring_clip(settings.privacy, bits=settings.protect.bits, clients=clients)
     plan = ring_plan(job, sizes, clip=clip, clients=clients)

@@ -8,6 +8,7 @@ signature, which takes the key.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,12 +68,13 @@ def everything_below(folder: Path, *names: str) -> Iterator[str]:
     """Yield the paths of everything but folders at or below these names, sorted and relative to `folder`.
 
     Hidden files, keys, unfinished writes and links are included; links are not followed. A folder that
-    cannot be listed, or lies too deep for a path, is included itself, as it may hold anything.
+    cannot be listed, or lies too deep for a path, is included itself, as it may hold anything, and so is a
+    name in a folder that may be listed but not searched.
     """
     for name in names:
         path = folder / name
         if os.path.islink(path) or not os.path.isdir(path):  # neither raises for an impossible name
-            yield from [name] if os.path.lexists(path) else []
+            yield from [name] if _may_be_there(path) else []
             continue
         errors: list[OSError] = []
         paths: list[str | Path] = []
@@ -81,6 +83,17 @@ def everything_below(folder: Path, *names: str) -> Iterator[str]:
             paths += [os.path.join(current, f) for f in (*files, *links)]
         paths += [error.filename or path for error in errors]
         yield from sorted(Path(p).relative_to(folder).as_posix() for p in paths)
+
+
+def _may_be_there(path: Path) -> bool:
+    """Return False only if nothing can be at this path, True if it cannot be told."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the latter for a name with a null byte
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 def names_in(folder: Path) -> list[str]:

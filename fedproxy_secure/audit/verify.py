@@ -3,10 +3,11 @@
 Guarantees: a problem is reported if somebody without the signer's key alters, leaves out, moves or repeats
 a line, cuts lines off a finished run, alters a file that the log or the report's signature names, or adds
 anything to a finished seed (hidden files, keys and links too). Files elsewhere in the folder that nobody
-vouches for are listed. A folder that cannot be listed counts as a file. Not guaranteed: that what the
-signer wrote is true; that the folder was not put back to an earlier signed state (note the head that a run
-prints); what clients' keys contain; anything in `tracking/`. Unless the caller has the signer's public key
-from elsewhere, anybody may have signed the folder again: it is then consistent, but not `verified`.
+vouches for are listed. A folder that cannot be listed counts as a file, and so does what lies in one that
+cannot be searched. Not guaranteed: that what the signer wrote is true; that the folder was not put back to
+an earlier signed state (note the head that a run prints); what clients' keys contain; anything in
+`tracking/`. Unless the caller has the signer's public key from elsewhere, anybody may have signed the
+folder again: it is then consistent, but not `verified`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from fedproxy_secure.runtime.files.names import (
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
 MOST_BELOW = 4  # most logs above a log; a matrix's cells have one above them
-# written by a suite until its findings are signed, by a matrix into a cell that is done, by a run meanwhile
+# files that change without a signature: a suite's notes, a cell's mark, what a run is doing now
 EXEMPT = (ATTACK_EVENTS, CELL_DONE, RUNNING)
 
 

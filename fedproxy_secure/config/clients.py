@@ -67,8 +67,9 @@ class ClientConfig(RecordsConfig):
 class PartitionConfig(SplitConfig, RecordsConfig):
     """One data set, split over `clients` clients called `part-0`, `part-1` and so on.
 
-    When settings are read, the clients are written into `data.clients`, which must be left out. Keys such
-    as `task` and `source` are those of a client. `train_records` and `test_records` count before the split.
+    When settings are read, the clients are written into `data.clients`, which must be left out or null.
+    Keys such as `task` and `source` are those of a client. `train_records` and `test_records` count before
+    the split.
 
     Every record is in exactly one client, and all clients have the same number of training records, give or
     take one: at least `min_records`, before any are set aside (`audit.holdout`). Without `alpha` they are
@@ -116,11 +117,22 @@ class DataConfig(Section):
     public_text: str = "demo"  # `demo`, `real_things` or a text file; `{data}` is filled in
     max_tokens: Annotated[int, Field(ge=8)] = 128
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out_with_a_partition(cls, values: Any) -> Any:
+        # so that `--set` can change a partition in resolved settings, which name its clients
+        if not isinstance(values, dict) or values.get("partition") is None:
+            return values
+        return {name: value for name, value in values.items() if (name, value) != ("clients", None)}
+
     @model_validator(mode="after")
     def _partition_makes_the_clients(self) -> DataConfig:
         # both are in resolved settings, and then agree
         if self.partition is not None and self.clients != self.partition.parts():
-            raise ValueError("clients: must be left out with data.partition, which makes them")
+            raise ValueError(
+                "clients: must be left out or null with data.partition, which makes them; to change the "
+                "partition of resolved settings, set data.clients=null, too"
+            )
         return self
 
     @model_validator(mode="after")

@@ -95,11 +95,11 @@ class AuditConfig(Section):
     the run. Use it only on synthetic data or with the data subjects' consent. `holdout` is the share of
     each client's training records that is set aside at random. `canaries` is a list of repetition counts:
     for each count, one made-up secret is inserted that many times into each client's training records. The
-    set-aside records and the secrets are drawn anew for every seed. `folder` is where a run's transcripts
-    go instead, each seed's into `seed-N` below it; attacks read only those in the run's own folder. A
-    matrix decides itself whether and where it records, and a comparison records nothing. `signing_key` is a
-    file made by `audit keygen`, whose key signs the audit log and the report; without it the run makes its
-    own key.
+    set-aside records and the secrets are drawn anew for every seed. `folder` replaces the place in the
+    run's folder where transcripts lie; each seed has `seed-N` below it. Attacks read only those in the
+    run's own folder. A matrix decides itself whether and where it records, and a comparison records
+    nothing. `signing_key` is a file made by `audit keygen`, whose key signs the audit log and the report;
+    without it the run makes its own key.
     """
 
     record: Annotated[bool, NO_EFFECT] = False

@@ -36,8 +36,8 @@ def split_records(train: Sequence[Record], test: Sequence[Record], split: SplitC
     least = len(train) // split.clients
     if least < split.min_records:
         raise DataError(
-            f"data.partition: {len(train)} training records over clients={split.clients} are {least} for "
-            f"one of them; must be >= min_records={split.min_records}"
+            f"data.partition or part: {len(train)} training records over clients={split.clients} are "
+            f"{least} for one of them; must be >= min_records={split.min_records}"
         )
     train_labels, test_labels = _labels(train, test, split)
     train_owners = split_by_label(train_labels, split)
@@ -56,8 +56,8 @@ def _labels(train: Sequence[Record], test: Sequence[Record], split: SplitConfig)
     answers = {frozenset(choices) for choices in {record.choices for record in (*train, *test)}}
     if len(answers) > 1:
         raise DataError(
-            f"data.partition: alpha={split.alpha:g} skews labels, and these records do not all have the "
-            "same answers to choose from; leave alpha out for a uniform split"
+            f"data.partition or part: alpha={split.alpha:g} skews labels, and these records do not all "
+            "have the same answers to choose from; leave alpha out for a uniform split"
         )
     number = {answer: index for index, answer in enumerate(sorted(*answers))}
     train_labels, test_labels = (

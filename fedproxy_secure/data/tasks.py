@@ -39,7 +39,7 @@ def load_task(
         everything, test = _whole(client, root)
     else:
         # all clients of a partition share a key, so that their records are read and split once
-        shared = {"name": "of data.partition", "part": client.part.model_copy(update={"index": 0})}
+        shared = {"name": "of data.partition or part", "part": client.part.model_copy(update={"index": 0})}
         files = tuple(
             file_stamp(client.source, s, root=root) for s in (client.train_split, client.test_split)
         )
@@ -49,8 +49,11 @@ def load_task(
         train += [canary.record()] * canary.repeats
     for kind, records, least in (("training", train, 2), ("test", test, 1)):
         if len(records) < least:
+            chance = " or another seed" if kind == "test" else ""
+            remedy = f"; use fewer clients, more {kind} records{chance} in data.partition or part"
             raise DataError(
                 f"client {client.name}: has {len(records)} {kind} records; must have >= {least}"
+                f"{remedy if client.part is not None else ''}"
             )
     return Task(name=client.name, train=tuple(train), test=tuple(test), holdout=tuple(holdout))
 

@@ -270,7 +270,7 @@ def _check_deployable(config: Config) -> None:
         raise ConfigError("protect.keys, privacy.ledger: are each site's own; leave them out")
     if any(client.part is not None for client in config.data.clients):
         raise ConfigError(
-            "data.partition, data.clients.part: split records for simulation only; name the sites in "
-            "data.clients, each with records of its own"
+            "data.partition, data.clients.part: work only in simulation; name the sites in data.clients, "
+            "each with records of its own"
         )
     config.check_protection()

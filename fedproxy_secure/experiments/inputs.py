@@ -36,6 +36,7 @@ from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
 from fedproxy_secure.models.llm import (
+    MODEL_FILES,
     check_weights,
     llm_sha256,
     load_tokenizer,
@@ -93,9 +94,10 @@ def check_same_inputs(config: Config, witness: Witness, tasks: Sequence[Task]) -
     logged = witness.once("inputs", keyed)
     for name, sha256 in keyed.items():
         if logged.get(name) != sha256:
+            counts = f" (all of {', '.join(MODEL_FILES)} in its folder count)" if name == "LLM" else ""
             raise RunFolderError(
-                f"{witness.folder}: began with another {name} than now; put that back, or choose another "
-                "--out"
+                f"{witness.folder}: began with another {name} than now{counts}; put that back, or choose "
+                "another --out"
             )
 
 

@@ -16,10 +16,8 @@ running.json              exists while a process works here, so that a second on
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,13 +115,10 @@ def run(
         folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
         witness = Witness.open(folder, signed, command=typed)
         todo = [seed for seed in config.seeds if not (out / seed_folder(seed) / RESULT).exists()]
-        tasks = cache(lambda: load_tasks(config.data))  # not read if all seeds are finished
         with witness.aborts():
-            if todo and not in_cell:  # the sweep has checked them
-                check_same_inputs(config, witness, tasks())
-            count_truncated = cache(lambda: truncated_prompts(config, tasks()))  # the same for all seeds
+            truncated = _read_inputs(config, witness, check=not in_cell) if todo else 0
             for seed in todo:
-                _run_seed(config, witness, seed, progress, federate, count_truncated)
+                _run_seed(config, witness, seed, progress, federate, truncated)
             head = witness.settle(findings=not in_cell)
             seeds = read_seeds(out, config.seeds, root=out)
             report = replace(report_of(config, out, seeds, typed), audit_head=head)
@@ -133,6 +128,17 @@ def run(
             write_texts(report, out) if in_cell else publish(report, out)
             witness.sign()
     return report
+
+
+def _read_inputs(config: Config, witness: Witness, *, check: bool) -> int:
+    """Return how many prompts of the records are cut, the same for all seeds; the records are not kept.
+
+    With `check` (a sweep has done it for its cells), they must be the ones that the run began with.
+    """
+    tasks = load_tasks(config.data)
+    if check:
+        check_same_inputs(config, witness, tasks)
+    return truncated_prompts(config, tasks)
 
 
 def _tracker(config: Config, witness: Witness, part: str) -> Tracker:
@@ -154,7 +160,7 @@ def _run_seed(
     seed: int,
     progress: Progress | None,
     federate: Federate | None,
-    truncated: Callable[[], int],
+    truncated: int,
 ) -> None:
     """Run or resume one seed; its result is the last file it writes."""
     from fedproxy_secure.compress.proxy import save_model
@@ -213,7 +219,7 @@ def _run_seed(
         **to_texts("proxy", proxy_before),
         **to_texts("tuned", evaluate(tuned, materials, config, progress=progress, name="tuned proxy")),
         **to_texts("fused", evaluate(fused, materials, config, progress=progress, name="fused LLM")),
-        "truncated": truncated(),
+        "truncated": truncated,
         "privacy_notes": list(check_privacy(job, tuned, {})),
         "spent": {client: asdict(s) for client, s in spent.items()},
         "events": to_json(all_events(ledgers)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,8 +59,8 @@ class AgreedSettings(Section):
         return self.local.learning_rate * self._shares(round)[0]
 
     def total_rate(self, round: int) -> float:
-        """Return the sum of the learning rates of a round's steps."""
-        return self.local.learning_rate * sum(self._shares(round))
+        """Return the sum of the learning rates of a round's steps, rounded once: alike on all Pythons."""
+        return self.local.learning_rate * math.fsum(self._shares(round))
 
     def _shares(self, round: int) -> list[float]:
         return self.local.shares(steps=self.local.steps, round=round, rounds=self.federate.rounds)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -34,24 +36,32 @@ from fedproxy_secure.record.transcript import SERVER, Recorder
 from fedproxy_secure.wire.records import vector
 
 
-def recorder_of(job: FederationJob, first_round: int) -> Recorder | None:
+def recorder_of(job: FederationJob, first_round: int, run_folder: Path | None) -> Recorder | None:
     """Return the recorder of the transcript from `first_round` on, or None if nothing is recorded.
 
-    Raises `RunFolderError` for a folder that holds the transcript of another job, which would be lost.
+    Raises `RunFolderError` for a folder that holds the transcript of another run, which would be lost.
     """
     if not job.audit.record or job.audit.folder is None:
         return None
     recorder = Recorder(Path(job.audit.folder))
-    recorder.claim(_sha256(job))
+    recorder.claim(_owner_sha256(job, Path(job.audit.folder), run_folder))
     recorder.forget_from(first_round)
     recorder.round = first_round
     return recorder
 
 
-def _sha256(job: FederationJob) -> str:
-    """Return the SHA-256, hex, of what decides a transcript: what the parties agree on, and records."""
+def _owner_sha256(job: FederationJob, transcript: Path, run_folder: Path | None) -> str:
+    """Return the SHA-256, hex, of whose transcript it is: the run, what its parties agree on, its records.
+
+    A run is known by the way to its folder from the transcript, which stays the same if both are moved. A
+    run without a folder cannot go on, so that nothing else is the same run.
+    """
+    if run_folder is None:
+        run = secrets.token_hex(16)
+    else:
+        run = os.path.relpath(run_folder.resolve(), transcript.resolve())
     clients = [client.model_dump(mode="json") for client in job.clients]
-    truth = [job.agreed(), clients, job.data_root, job.audit.holdout, job.audit.canaries]
+    truth = [run, job.agreed(), clients, job.data_root, job.audit.holdout, job.audit.canaries]
     return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()
 
 

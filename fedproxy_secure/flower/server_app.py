@@ -125,7 +125,7 @@ def serve(
     state = initial if folder is None else resumed(folder, initial)
     if state.round >= job.federate.rounds:
         return state
-    recorder = recorder_of(job, state.round)
+    recorder = recorder_of(job, state.round, run_folder)
     if recorder is not None:
         grid = WatchedGrid(grid, recorder)
     job = _checked(job, proxy_folder)

@@ -25,7 +25,7 @@ from fedproxy_secure.models.packaged import PACKAGED, packaged_file
 
 Tokenizer = Any  # transformers' tokenizers share no typed base
 # weights, configuration, tokenizer, chat template
-_MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _BLOCK_LISTS = ("layers", "h", "blocks", "decoder.layers")
 
 
@@ -132,7 +132,8 @@ def llm_sha256(path: str | Path) -> str:
     """Return a SHA-256, hex, of the model that `load_llm` loads from this path.
 
     For a GGUF file it is the file's own; for a folder, that of the names and digests of the files with
-    weights, configuration and tokenizer; for a hub id, that of the id and the revision.
+    weights, configuration and tokenizer (all that `MODEL_FILES` matches, such as any `*.txt`); for a hub
+    id, that of the id and the revision.
 
     Raises `ModelError` in one line for a model that does not exist.
     """
@@ -150,7 +151,7 @@ def llm_sha256(path: str | Path) -> str:
                 AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", ""
             )
             return hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()
-        files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+        files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
         lines = "".join(f"{gguf.remembered_sha256(file)}  {file.name}\n" for file in files)
     except Exception as error:  # damaged files may raise any error of the library that reads them
         raise _cannot_be_loaded(path, error) from error
@@ -185,9 +186,12 @@ def _source(path: str | Path, *, weights: bool = True) -> str:
 
 
 def _check_folder(source: str, path: str | Path) -> None:
-    """Raise `ModelError` if a folder of the user's has no model; the libraries do not say that."""
+    """Raise `ModelError` if a folder of the user's has no model; the libraries do not say that.
+
+    An adapter's folder names the model that it belongs to.
+    """
     own = source == str(path) and Path(source).is_dir()
-    if own and not (Path(source) / "config.json").is_file():
+    if own and not any((Path(source) / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f"model.path={path}: has no config.json; must be a folder with a model in it")
 
 

@@ -143,9 +143,9 @@ class SecureSum(Protection):
 def first_ring(job: FederationJob, sizes: Sequence[int]) -> RingPlan:
     """Return the ring of round 0. Raises `ConfigError` if a sum could wrap."""
     from fedproxy_secure.protect.secure_sum.noise import ring_clip
-    from fedproxy_secure.protect.secure_sum.terms import first_clip, ring_plan
+    from fedproxy_secure.protect.secure_sum.terms import chosen_clip, first_clip, ring_plan
 
-    clip = job.protect.clip or first_clip(job)
+    clip = chosen_clip(job, 0) or first_clip(job)
     if job.privacy.unit == "client":
         clip = ring_clip(job.privacy, bits=job.protect.bits, clients=job.clients_a_round)
     return ring_plan(job, sizes, clip=clip, clients=job.clients_a_round)

@@ -4,8 +4,9 @@ A corrupted client knows this and subtracts it from the sum. Under CKKS it also 
 decrypts with a client's help: the transcript holds ciphertexts and no key that opens them.
 
 Not covered: noise of differential privacy, the ring's rounding, a clip that the server proposed (it cuts
-5 % of the coordinates at most), and weights `encrypted_gram`, which follow from numbers that no transcript
-holds: each client counts as one of weight 1 that keeps the public share of its update.
+5 % of the coordinates at most), the smaller clip of a round whose learning rates have fallen (only weight
+decay exceeds it), and weights `encrypted_gram`, which follow from numbers that no transcript holds: each
+client counts as one of weight 1 that keeps the public share of its update.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The transcript: every message and every state of the server after a round, streamed to disk.
 
-    job.sha256               whose transcript this is: a hash of the job
+    job.sha256               whose transcript this is: a hash of the job and of where its run lies
     events.jsonl             one line per event: index, round, kind, sender, receiver, values, blob
     blobs/SHA256.safetensors an event's arrays; equal arrays are stored once
     clients/NAME/            that client's own state (`fedproxy_secure.record.private`)
@@ -78,14 +78,14 @@ class Recorder:
         self._index = len(self._folder.read_jsonl(EVENTS))
         self.round = 0
 
-    def claim(self, job_sha256: str) -> None:
-        """Mark the folder as a job's; raise `RunFolderError` if it holds the transcript of another."""
+    def claim(self, owner_sha256: str) -> None:
+        """Mark the folder as a run's; raise `RunFolderError` if it holds the transcript of another."""
         file = self._folder.path / JOB
         if not file.exists() and not (self._index or (self._folder.path / CLIENTS).exists()):
-            self._folder.write_text(JOB, job_sha256)
-        elif not file.exists() or read_file(file) != job_sha256.encode():
+            self._folder.write_text(JOB, owner_sha256)
+        elif not file.exists() or read_file(file) != owner_sha256.encode():
             raise RunFolderError(
-                f"{self._folder.path}: holds the transcript of another federation; delete it, or choose "
+                f"{self._folder.path}: holds the transcript of another run; delete it, or choose "
                 "another audit.folder"
             )
 

@@ -97,7 +97,6 @@ def joins(address, environment, *, timeout_s):
 
 
 @pytest.mark.slow
-@pytest.mark.change
 @pytest.mark.timeout(600)
 def test_nobody_joins_a_simulations_ray_cluster_without_the_runs_secret(tmp_path):
     stranger = quiet_environment(tmp_path / "flwr")

@@ -81,7 +81,6 @@ def test_the_settings_on_the_page_are_masked_and_leave_records_out_for_choosing_
     assert {client.train_split for client in config.data.clients} == {"train[:-200]"}
 
 
-@pytest.mark.change
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_cell_runs_on_the_embedded_llm_and_healing_brings_the_proxy_closer(

@@ -90,6 +90,7 @@ def test_a_comparison_heals_a_proxy_once_and_keeps_its_record_alone(settings, tm
     assert read_cell(tmp_path, cell).outcome == run_cell(config, cell).outcome  # which heals itself
 
 
+@pytest.mark.slow
 def test_a_proxy_that_nobody_heals_is_measured_once_by_a_cell_that_has_made_it(settings, tmp_path):
     own = {**settings["compare"], "methods": ["zero_shot", "exact_h_ties"]}
     config = parse_config({**settings, "heal": {"steps": 0}, "compare": own})

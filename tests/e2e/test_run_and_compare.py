@@ -184,7 +184,7 @@ def test_cells_of_two_machines_make_one_table_and_foreign_cells_are_refused(sett
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, pytest.param(RuntimeError, marks=pytest.mark.slow)])
 def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_path, stop):
     config = parse_config({**settings, "compare": {**settings["compare"], "jobs": 1}})
 

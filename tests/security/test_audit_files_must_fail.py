@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedproxy_secure.audit.chain import START, make_entry
+from fedproxy_secure.audit.seal import everything_below
 from fedproxy_secure.audit.verify import verify_run
 from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.cli.app import app
@@ -148,6 +149,31 @@ def test_a_file_added_so_deep_in_a_seed_that_no_path_reaches_it_is_found(run):
     (problem,) = problems(run)
     assert problem.startswith(f"seed-0/{'d' * 250}/")
     assert problem.endswith(f": was added: {AUDIT_LOG} does not have it")
+
+
+def test_a_file_in_a_folder_that_its_checker_may_list_but_not_search_is_named(run, monkeypatch):
+    """Whoever runs these tests may search everything, so the system's answer is made up."""
+    RunFolder(path=run).write_text("attacks/x.py", "import os")
+
+    def refusing(real):
+        def called(place, *args, **more):
+            if str(place) == str(run / "attacks/x.py"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(place))
+            return real(place, *args, **more)
+
+        return called
+
+    monkeypatch.setattr(os, "stat", refusing(os.stat))
+    monkeypatch.setattr(os, "lstat", refusing(os.lstat))
+    found = verify_run(run, key=public_of(run))
+    assert found.unsettled == (f"attacks/x.py: neither {AUDIT_LOG} nor {SIGNATURE} has it",)
+    assert not found.verified
+
+
+def test_only_a_name_at_which_nothing_can_be_is_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    assert not list(everything_below(tmp_path, "gone", "file/below", "a\0b", "n" * 300))
+    assert list(everything_below(tmp_path, "file")) == ["file"]
 
 
 def test_a_folder_that_its_checker_may_not_list_is_named(run, monkeypatch):

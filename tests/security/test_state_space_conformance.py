@@ -95,6 +95,7 @@ def walked(case, folder, *, refusals):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_real_clients_answer_as_the_model_in_every_state_of_two_attempts(tmp_path):
     case = world(3, 0, safe(3, count=2))
     found = explore(case)

@@ -74,6 +74,7 @@ def test_a_bare_folder_is_asked_for_its_hidden_size_alone(files):
     assert found.estimates[1].value == 16
 
 
+@pytest.mark.slow
 def test_a_gguf_file_and_a_known_name_are_models_too(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPROXY_CACHE", str(tmp_path / "cache"))
     file = write_gguf(grouped_llama(tied=True), tmp_path / "tiny.gguf")

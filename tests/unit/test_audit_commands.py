@@ -124,7 +124,7 @@ def test_neither_show_nor_verify_hands_a_terminal_what_it_would_obey(tmp_path):
 def test_show_prints_one_line_an_event(finished, tmp_path):
     shown = invoke("show", finished)
     assert shown.exit_code == 0
-    assert len(shown.stdout.splitlines()) == 12
+    assert len(shown.stdout.splitlines()) == 13
     assert "participants: c0, c1, c2; round 1; seed 0" in shown.stdout
     assert invoke("show", tmp_path).exit_code == 2
     (tmp_path / AUDIT_LOG).write_text("{}\n")
@@ -138,6 +138,6 @@ def test_show_prints_the_log_of_a_run_that_goes_on_or_was_killed(finished, tmp_p
     assert shown.exit_code == 0
     *lines, last = shown.stdout.splitlines()
     assert lines == invoke("show", finished).stdout.splitlines()[:-1]
-    assert last.startswith("line 12 is cut short")
+    assert last.startswith("line 13 is cut short")
     (tmp_path / AUDIT_LOG).write_bytes(whole.replace(b"\n", b"\r\n", 1))
     assert "line 1: " in invoke("show", tmp_path).stderr

@@ -98,7 +98,9 @@ def test_less_is_kept_for_the_backward_pass(loss, kind):
     assert kept_bytes(loss, model) >= everything / 2  # off by default
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
 def test_a_client_trains_to_the_same_adapter(kind):
     def trained(**checkpointing):
         model = demo(kind)

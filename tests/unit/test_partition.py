@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedproxy_secure.config import AuditConfig, ClientConfig, Config, SplitConfig, parse_config
+from fedproxy_secure.config import AuditConfig, ClientConfig, Config, SplitConfig, load_config, parse_config
 from fedproxy_secure.config.settings import without_nulls
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.partition import split_by_label
@@ -52,6 +52,17 @@ def test_resolved_settings_are_read_again_as_they_were_written():
     assert (again.sha256(), again.cell_sha256()) == (config.sha256(), config.cell_sha256())
 
 
+def test_a_partition_of_resolved_settings_is_changed_if_its_clients_are_made_anew(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(parse_config({"data": {"partition": CLINIC}}).model_dump_json())
+    config = load_config(
+        file, ["data.partition.alpha=0.1", "data.partition.clients=3", "data.clients=null"]
+    )
+    assert config == parse_config({"data": {"partition": CLINIC | {"alpha": 0.1, "clients": 3}}})
+    with pytest.raises(ConfigError, match=r"set data\.clients=null, too"):
+        load_config(file, ["data.partition.alpha=0.1"])
+
+
 def test_every_setting_of_a_split_is_in_the_digests():
     other = [{}, {"alpha": 1.0}, {"seed": 1}, {"clients": 5}, {"min_records": 9}]
     configs = [parse_config({"data": {"partition": CLINIC | changes}}) for changes in other]
@@ -76,7 +87,12 @@ NO_SUCH_PART = {"name": "a", "task": "bank", "part": {"index": 2, "clients": 2}}
             {"partition": CLINIC | {"alpha": 0}},
             "data.partition.alpha=0: input should be greater than or equal to 0.001",
         ),
-        (FOUR | OTHERS, "data: clients: must be left out with data.partition, which makes them"),
+        (
+            FOUR | OTHERS,
+            "data: clients: must be left out or null with data.partition, which makes them; to change the "
+            "partition of resolved settings, set data.clients=null, too",
+        ),
+        ({"clients": None}, "data.clients=None: input should be a valid tuple"),
         ({"clients": [NO_SUCH_PART]}, "data.clients.0.part: index=2: must be < clients=2"),
     ],
 )
@@ -88,7 +104,7 @@ def test_a_wrong_partition_is_refused_in_one_line(data, line):
 
 def test_a_deployment_refuses_a_partition(tmp_path):
     config = parse_config({"data": {"partition": CLINIC}})
-    with pytest.raises(ConfigError, match=r"data.partition, .*: split records for simulation only"):
+    with pytest.raises(ConfigError, match=r"data.partition, .*: work only in simulation"):
         init(config, tmp_path / "owner", address="owner.example")
     assert not (tmp_path / "owner").exists()
 
@@ -135,10 +151,20 @@ def test_too_few_records_for_every_client_are_refused_with_the_numbers():
     with pytest.raises(DataError) as raised:
         load_tasks(data_of({"task": "clinic", "clients": 30, "train_records": 299}))
     assert str(raised.value) == (
-        "data.partition: 299 training records over clients=30 are 9 for one of them; must be >= "
+        "data.partition or part: 299 training records over clients=30 are 9 for one of them; must be >= "
         "min_records=10"
     )
     assert len(load_tasks(data_of({"task": "clinic", "clients": 30, "train_records": 300}))) == 30
+
+
+def test_a_client_that_chance_leaves_without_test_records_is_refused_with_what_helps():
+    seldom = {"task": "clinic", "clients": 12, "alpha": 0.05, "test_records": 12}
+    with pytest.raises(DataError) as raised:
+        load_tasks(data_of(seldom))
+    assert str(raised.value) == (
+        "client part-01: has 0 test records; must have >= 1; use fewer clients, more test records or "
+        "another seed in data.partition or part"
+    )
 
 
 def test_labels_of_records_with_different_answers_are_not_skewed(tmp_path):

@@ -198,8 +198,10 @@ def test_words_that_pass_the_rings_end_come_back_from_the_other(settings):
     ("protect", "fusion"),
     [
         ("unsafe_plaintext", {"rule": "h_ties", "pcr_lambda": 5.0, "prox_mu": 0.5}),
-        ("unsafe_plaintext", {"rule": "fedadam", "server_learning_rate": 0.01}),
-        ("masking", {"rule": "h_ties", "pcr_lambda": 5.0}),
+        pytest.param(
+            "unsafe_plaintext", {"rule": "fedadam", "server_learning_rate": 0.01}, marks=pytest.mark.slow
+        ),
+        pytest.param("masking", {"rule": "h_ties", "pcr_lambda": 5.0}, marks=pytest.mark.slow),
         ("masking", {"rule": "ties"}),
     ],
 )

@@ -1,6 +1,7 @@
 """A run or matrix that goes on has the records, LLM and public text that it began with."""
 
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,37 @@ def test_what_goes_on_must_have_the_records_llm_and_public_text_that_it_began_wi
     config = parse_config(tiny_settings(tmp_path, attacks={"suite": "none"}, matrix=swept))
     begun(config, tmp_path / "out")
     change(tmp_path)
-    with pytest.raises(RunFolderError, match=f"out: began with another {what} than now; put that back, or"):
+    with pytest.raises(
+        RunFolderError, match=f"out: began with another {what} than now.*; put that back, or"
+    ):
         goes_on(config, tmp_path / "out", resume=True)
+
+
+def test_a_note_beside_the_llm_counts_as_the_llm_and_the_error_says_so(tmp_path):
+    config = parse_config(tiny_settings(tmp_path))
+    begun(config, tmp_path / "out")
+    (tmp_path / "llm/notes.txt").write_text("of its owner")
+    line = r"another LLM than now \(all of \*\.safetensors, \*\.json, .*, \*\.txt, .* in its folder count\)"
+    with pytest.raises(RunFolderError, match=line):
+        run(config, tmp_path / "out", resume=True)
+
+
+def test_a_run_lets_go_of_all_records_before_its_first_seed(tmp_path, monkeypatch):
+    alive = []
+
+    def watched(data):
+        tasks = load_tasks(data)
+        alive.extend(weakref.ref(task) for task in tasks)
+        return tasks
+
+    def stops(*_, **__):
+        raise DataError(f"{sum(task() is not None for task in alive)} of {len(alive)} tasks are in memory")
+
+    config = parse_config(tiny_settings(tmp_path))
+    monkeypatch.setattr("fedproxy_secure.experiments.run.load_tasks", watched)
+    monkeypatch.setattr("fedproxy_secure.experiments.run.prepare", stops)
+    with pytest.raises(DataError, match=r"^0 of [1-9][0-9]* tasks"):
+        run(config, tmp_path / "out")
 
 
 def test_what_a_run_reads_is_in_its_log_before_its_first_round(tmp_path):

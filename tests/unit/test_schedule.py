@@ -1,6 +1,7 @@
 """The schedule of clients' learning rates: its shapes, who follows it, and what it does not change."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from fedproxy_secure.federate.training import batches, train
 from fedproxy_secure.flower.engines import federate
 from fedproxy_secure.models.adapters import attach, get_vector, trained_parameters
 from fedproxy_secure.models.llm import load_llm
-from fedproxy_secure.protect.secure_sum.terms import first_clip, largest_clip
+from fedproxy_secure.protect.secure_sum.terms import chosen_clip, first_clip, largest_clip
 from tests.support.private_training import ITEMS, KEY, adapted
 from tests.support.tiny import tiny_settings
 
@@ -61,6 +62,36 @@ def test_a_jobs_rates_are_those_of_its_round():
     assert [job.total_rate(r) for r in range(2)] == pytest.approx([0.175, 0.075])
     assert first_clip(job) == pytest.approx(0.35)
     assert [largest_clip(job, r) for r in range(2)] == pytest.approx([3.2 * 0.175, 3.2 * 0.075])
+
+
+def test_a_constant_rate_times_the_steps_is_the_total_bit_for_bit():
+    for steps in (1, 7, 40, 1000):
+        job = FederationJob.from_config(parse_config({"local": {"steps": steps}}), seed=0)
+        assert job.total_rate(0) == job.local.learning_rate * float(steps)
+
+
+def test_a_total_rate_is_rounded_once_and_so_is_the_same_under_every_python():
+    job = FederationJob.from_config(parse_config({"local": {"schedule": "cosine"}}), seed=0)
+    for round in range(job.federate.rounds):
+        shares = job.local.shares(steps=job.local.steps, round=round, rounds=job.federate.rounds)
+        exact = float(sum(map(Fraction, shares)))
+        assert job.total_rate(round) == job.local.learning_rate * exact
+
+
+@pytest.mark.parametrize("schedule", ["constant", *FALLING])
+def test_a_clip_of_the_settings_leaves_every_round_a_ring_that_is_fine_enough_for_its_updates(schedule):
+    raw = {
+        "local": {"schedule": schedule},
+        "protect": {"clip": 0.1, "bits": 16},
+        "federate": {"rounds": 10},
+    }
+    job = FederationJob.from_config(parse_config(raw), seed=0)
+    last = chosen_clip(job, 9)
+    if schedule == "constant":
+        assert last == 0.1
+    else:
+        assert chosen_clip(job, 0) == 0.1
+        assert last == largest_clip(job, 9) < 0.1
 
 
 # Who agrees to it
@@ -206,6 +237,7 @@ def test_a_masked_run_keeps_to_the_smaller_clips_of_later_rounds(world):
     assert masked.clip[0] <= largest_clip(changed(job, falling), 1) < first_clip(changed(job, falling))
 
 
+@pytest.mark.slow
 def test_a_private_run_spends_the_same_epsilon_under_every_schedule(world, tmp_path):
     private = {"unit": "record", "target_epsilon": 8.0, "target_delta": 1e-3}
 

@@ -305,12 +305,12 @@ def test_a_recorded_federation_leaves_nothing_that_others_may_read(recorded):
         assert place.stat().st_mode & 0o077 == 0, place
 
 
-def recorded_into(folder, seed, **changes):
+def recorded_into(folder, seed, run=None, **changes):
     """The job of a seed of a run that records into `folder`, and its recorder, before the first round."""
     job = FederationJob.from_config(
         parse_config({"audit": {"record": True, "folder": str(folder)}, **changes}), seed=seed
     )
-    return job, recorder_of(job, 0)
+    return job, recorder_of(job, 0, run)
 
 
 def test_seeds_that_record_into_one_folder_keep_their_transcripts_apart(tmp_path):
@@ -321,17 +321,36 @@ def test_seeds_that_record_into_one_folder_keep_their_transcripts_apart(tmp_path
         assert [e.kind for e in read_events(tmp_path / "all" / f"seed-{seed}")] == [f"seed {seed}"]
 
 
-def test_a_folder_with_the_transcript_of_another_federation_is_refused_and_stays(tmp_path):
-    job, recorder = recorded_into(tmp_path, 0)
+def test_a_folder_with_the_transcript_of_another_run_is_refused_and_stays(tmp_path):
+    run = tmp_path / "run"
+    job, recorder = recorded_into(tmp_path, 0, run)
     note(recorder, "first")
     for changes in ({"local": {"steps": 7}}, {"data": {"root": "other"}}):
-        with pytest.raises(RunFolderError, match=r"seed-0: holds the transcript of another federation"):
-            recorded_into(tmp_path, 0, **changes)
+        with pytest.raises(RunFolderError, match=r"seed-0: holds the transcript of another run; delete it"):
+            recorded_into(tmp_path, 0, run, **changes)
     assert [e.kind for e in read_events(tmp_path / "seed-0")] == ["first"]
-    recorder_of(job, 1)  # its own goes on
+    recorder_of(job, 1, run)  # its own goes on
     (tmp_path / "seed-0" / "job.sha256").unlink()
-    with pytest.raises(RunFolderError, match="holds the transcript of another federation"):
-        recorder_of(job, 1)
+    with pytest.raises(RunFolderError, match="holds the transcript of another run"):
+        recorder_of(job, 1, run)
+
+
+@pytest.mark.parametrize("first", ["one", None])
+def test_a_second_run_of_the_same_settings_destroys_no_transcript(tmp_path, first):
+    _, recorder = recorded_into(tmp_path / "all", 0, first and tmp_path / first)
+    note(recorder, "first")
+    for second in (tmp_path / "two", None):
+        with pytest.raises(RunFolderError, match="holds the transcript of another run"):
+            recorded_into(tmp_path / "all", 0, second)
+    assert [e.kind for e in read_events(tmp_path / "all" / "seed-0")] == ["first"]
+
+
+def test_a_run_that_was_moved_together_with_its_transcript_goes_on(tmp_path):
+    _, recorder = recorded_into(tmp_path / "here/all", 0, tmp_path / "here/run")
+    note(recorder, "first")
+    (tmp_path / "here").rename(tmp_path / "there")
+    job, _ = recorded_into(tmp_path / "there/all", 0, tmp_path / "there/run")
+    assert recorder_of(job, 1, tmp_path / "there/run") is not None
 
 
 def test_recording_without_a_folder_to_record_into_is_refused(world):

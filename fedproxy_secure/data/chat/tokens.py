@@ -6,9 +6,10 @@ control token, that conversation is tokenised in pieces, and messages by a copy 
 special tokens as plain text.
 
 Guarantees: no control token comes from a message, in whole or in part. Control tokens are special tokens
-and other added tokens in the format. The token for unknown text is one if texts begin or end with it or the
-format has it. Otherwise it may come from a message's unknown text, where it begins and ends nothing. Not
-guaranteed: that the model does not take a message's text, such as `User:`, for a heading.
+and other added tokens in the format. The token for unknown text counts as a control token if it is also the
+start or end token, or occurs in the format. Otherwise it may come from a message's unknown text, where it
+begins and ends nothing. Not guaranteed: that the model does not take a message's text, such as `User:`, for
+a heading.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ replaced by an older copy together with the file that says how new it is.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ from fedproxy_secure.protect.secure_sum import attempt
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
 from fedproxy_secure.protect.secure_sum.sent import RoundMemory, RoundMemoryStore
 from fedproxy_secure.protect.secure_sum.terms import (
+    SAME_CLIP,
+    chosen_clip,
     first_clip,
     largest_clip,
     least_sum,
@@ -174,23 +177,25 @@ def _check_clip(job: FederationJob, terms: Terms, clip: float) -> None:
     """Raise `ProtocolAborted` for a clip other than the settings', or, in later rounds, above their limit.
 
     `parts_of` refuses a clip that is too small. With one that is too large the ring's step would be larger
-    than the update's numbers, and a sum would tell how many clients were above zero.
+    than the update's numbers, and a sum would tell how many clients were above zero. Clips from learning
+    rates may differ by `SAME_CLIP`; those that set the noise are exact.
     """
+    chosen, room = chosen_clip(job, terms.round), SAME_CLIP
     if job.privacy.unit == "client":
         agreed = client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(terms.cohort))
-        source = "privacy.clip_norm"
-    elif job.protect.clip is not None:
-        agreed, source = job.protect.clip, "protect.clip"
+        source, room = "privacy.clip_norm", 0.0
+    elif chosen is not None:
+        agreed, source = chosen, "protect.clip and the round's learning rates"
     elif terms.round == 0:
         agreed, source = first_clip(job), "the optimiser's reach"
     else:
         most = largest_clip(job, terms.round)
-        if not 0 < clip <= most:
+        if not 0 < clip <= most * (1 + room):
             raise ProtocolAborted(
                 f"clip {clip:g}: must be above 0 and at most {most:g}, the farthest reach"
             )
         return
-    if clip != agreed:
+    if not math.isclose(clip, agreed, rel_tol=room):
         raise ProtocolAborted(f"clip {clip:g}: must be {agreed:g}, which follows from {source}")
 
 

@@ -35,6 +35,7 @@ from fedproxy_secure.protect.secure_sum import gram as masked_gram
 from fedproxy_secure.protect.secure_sum import noise as client_privacy
 from fedproxy_secure.protect.secure_sum.step_bound import held, longest_step
 from fedproxy_secure.protect.secure_sum.terms import (
+    chosen_clip,
     expected_numbers,
     first_clip,
     largest_clip,
@@ -139,10 +140,10 @@ def sum_round(
 
 def _clip(round: ServerRound) -> float:
     """Return the clip of a round's ring."""
-    job, state = round.job, round.state
+    job, state, chosen = round.job, round.state, chosen_clip(round.job, round.state.round)
     if job.privacy.unit == "client":
         return client_privacy.ring_clip(job.privacy, bits=job.protect.bits, clients=len(round.cohort))
-    return job.protect.clip or (first_clip(job) if state.clip is None else float(state.clip[0]))
+    return chosen or (first_clip(job) if state.clip is None else float(state.clip[0]))
 
 
 def _work(round: ServerRound, sizes: Sequence[int], clip: float) -> RoundInputs:

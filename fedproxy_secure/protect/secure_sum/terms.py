@@ -20,6 +20,7 @@ from fedproxy_secure.secagg.terms import least_threshold
 
 CLIP_MARGIN = 1.5  # the next clip over the mean of the clients' largest values, if nothing was clipped
 ADAM_LONGEST_STEP = 3.2  # in learning rates, per step
+SAME_CLIP = 1e-9  # relative; parties' machines may compute a round's learning rates with other last digits
 MOST_CUT = 0.05  # share of a client's nonzero coordinates that a clip proposed by the server may cut
 
 
@@ -41,10 +42,10 @@ def run_name(job: FederationJob) -> str:
 
 
 def usual_reach(job: AgreedSettings, round: int) -> float:
-    """Return how far a coordinate can move in a round without weight decay, with room for most steps.
+    """Return how far a coordinate can move in a round: exactly for SGD, for AdamW twice its usual step.
 
-    Weight decay moves it farther: by `learning_rate x weight_decay` times its own value per step. Values
-    beyond a clip are cut and counted.
+    Weight decay moves it farther than that: by `learning_rate x weight_decay` times its own value per step.
+    Values beyond a clip are cut and counted.
 
     SGD: at most the sum of the steps' learning rates times `max_grad_norm`. AdamW moves a coordinate by
     about its learning rate per step at most; twice that leaves room for rare longer steps (up to 3.2 x,
@@ -67,6 +68,18 @@ def largest_clip(job: AgreedSettings, round: int) -> float:
     smaller clips, so that no server can make the ring coarse for the smaller updates.
     """
     return usual_reach(job, round) * (1.0 if job.local.optimizer == "sgd" else ADAM_LONGEST_STEP / 2)
+
+
+def chosen_clip(job: AgreedSettings, round: int) -> float | None:
+    """Return the clip that `protect.clip` gives a round; None if the settings name none.
+
+    Where a schedule lowers the rates, it is `largest_clip` if that is smaller: a clip that suits the first
+    round would make the ring too coarse for the updates of the last one.
+    """
+    clip = job.protect.clip
+    if clip is None or job.local.schedule == "constant":
+        return clip
+    return min(clip, largest_clip(job, round))
 
 
 def least_sum(job: FederationJob, *, clients: int) -> int:

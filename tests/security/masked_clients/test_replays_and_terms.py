@@ -1,8 +1,10 @@
 """Clients refuse replays, and terms, clips and cohorts that they would not sign."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedproxy_secure import wire
 from fedproxy_secure.crypto.primitives import digest, fresh_secret, signing_public
-from fedproxy_secure.errors import RoundAborted
+from fedproxy_secure.errors import ProtocolAborted, RoundAborted
 from fedproxy_secure.flower.engines import federate, with_keys
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
-from fedproxy_secure.protect.secure_sum.terms import first_clip, ring_plan
+from fedproxy_secure.protect.secure_sum.client import _check_clip
+from fedproxy_secure.protect.secure_sum.terms import chosen_clip, first_clip, largest_clip, ring_plan
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.secagg.provision import load_roster, provision
@@ -97,6 +100,19 @@ def test_the_broadcast_must_be_of_the_round_that_the_terms_name(world, heard):
     assert "terms of round 1: the broadcast is of 0" in wire.decode_failure(reply)[1]
 
 
+@pytest.mark.parametrize("ulps", [-1, 1])
+@pytest.mark.parametrize("clip", [None, 0.5], ids=["the optimiser's", "the settings'"])
+def test_a_clip_whose_last_digit_another_machine_computes_differently_is_accepted(world, clip, ulps):
+    job = falling(with_(world[0], rounds=2, clip=clip))
+    for round in range(2):
+        own = chosen_clip(job, round) or largest_clip(job, round)
+        own = first_clip(job) if clip is None and round == 0 else own
+        terms = SimpleNamespace(round=round, cohort=())
+        _check_clip(job, terms, own + ulps * math.ulp(own))
+        with pytest.raises(ProtocolAborted, match="must be"):
+            _check_clip(job, terms, own * 1.001)
+
+
 @pytest.mark.parametrize("protect", [{}, {"clip": 0.5}], ids=["the optimiser's", "the settings'"])
 def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, heard, protect):
     """With a tiny clip every value is cut, and the sum says how many clients go up and how many down."""
@@ -107,6 +123,11 @@ def test_a_clip_that_a_client_knows_is_not_the_servers_to_choose(world, heard, p
     kind, said = wire.decode_failure(reply)
     assert kind == "ProtocolAborted"
     assert said.startswith("clip 1e-09: must be")
+
+
+def falling(job):
+    """The job with learning rates that fall to almost nothing."""
+    return job.changed(local=job.local.model_copy(update={"schedule": "cosine"}))
 
 
 def other_terms(world, job, clip=None, cohort=None):
@@ -146,13 +167,31 @@ def test_a_clip_beyond_the_optimisers_reach_is_refused_in_every_later_round(worl
 
 def test_where_rates_fall_the_first_rounds_clip_is_too_large_in_the_last(world, caplog):
     job, folder, initial = world
-    job = job.changed(local=job.local.model_copy(update={"schedule": "cosine"}))
+    job = falling(job)
     change = other_terms(world, with_(job))
     with proxy_store.offered_on_this_host(folder), with_keys(with_(job)) as keyed:
         grid = OtherTerms(InProcessGrid(Wrapped(), 5), change, from_round=keyed.federate.rounds - 1)
         with pytest.raises(RoundAborted):
             serve(grid, keyed, folder, initial)
     assert f"clip {change['clip']:g}: must be above 0 and at most" in caplog.text
+
+
+def test_where_rates_fall_a_clip_of_the_settings_that_suits_the_first_round_is_not_the_lasts(world, caplog):
+    """With 16 bits such a ring has steps longer than the last round's updates, and counts their signs."""
+    job, folder, initial = world
+    job = falling(job)
+    clip = first_clip(job)
+    job = with_(job, clip=clip, bits=16)
+    last = job.federate.rounds - 1
+    change = other_terms(world, job, clip=clip)
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed:
+        serve(InProcessGrid(Wrapped(), 5), keyed, folder, initial)  # an honest server lowers it
+    with proxy_store.offered_on_this_host(folder), with_keys(job) as keyed, pytest.raises(RoundAborted):
+        serve(OtherTerms(InProcessGrid(Wrapped(), 5), change, from_round=last), keyed, folder, initial)
+    assert (
+        f"clip {clip:g}: must be {largest_clip(job, last):g}, which follows from protect.clip"
+        in caplog.text
+    )
 
 
 def test_a_round_is_answered_for_one_clip_also_in_new_runs_of_flower(world, caplog):
