@@ -133,7 +133,7 @@ def loss_gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Losses]], metr
     if not resolved_loss_gap({seed: models[1:] for seed, models in by_seed.items()}):
         return None
     found = loss_over_seeds_or_records(by_seed, gap_closed, metric, unit="share")
-    return None if found.interval is None else found  # Fieller's interval may need a slightly larger gap
+    return None if found.low is None else found  # Fieller's interval may need a slightly larger gap
 
 
 def loss_over_seeds_or_records(
