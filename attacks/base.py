@@ -172,7 +172,7 @@ class Truth:
         return frozenset(item.ids for state in self.clients.values() for item in state.train)
 
     def nonmembers(self, name: str) -> list[Encoded]:
-        """Return the records that a client set aside, without texts that an honest client trains on."""
+        """Return the records that a client set aside, except texts that an honest client trains on."""
         return [item for item in self.clients[name].holdout if item.ids not in self.trained]
 
     def no_nonmembers(self) -> str:

@@ -33,7 +33,6 @@ from attacks.base import (
     replace_view,
 )
 from attacks.registry import attack
-from fedproxy_secure.config import cohort_size
 from fedproxy_secure.evidence.estimate import Estimate, Nature, counted
 from fedproxy_secure.evidence.measures.privacy import AUDIT_SCOPE
 from fedproxy_secure.record.view import View
@@ -243,7 +242,7 @@ class CanaryClientAudit(_Audit):
         """Return the number of clients of a round, for which the run plans its noise."""
         if view.settings is None or view.settings.privacy.unit != "client":
             raise NotApplicable("the run claims no client-level differential privacy")
-        asked = cohort_size(len(view.settings.clients), view.settings.federate.participation)
+        asked = view.settings.clients_a_round
         return Exam(question=asked)
 
     def guess(self, view: View, question: int, budget: Budget, rng: np.random.Generator) -> Audited:

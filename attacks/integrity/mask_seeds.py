@@ -39,7 +39,6 @@ from attacks.judging.power import SharePower
 from attacks.reconstruction.vectors import as_sent
 from attacks.registry import attack
 from attacks.statistics import share
-from fedproxy_secure.config import cohort_size
 from fedproxy_secure.evidence.estimate import Estimate, counted
 from fedproxy_secure.record.view import PublicSettings, View
 
@@ -58,7 +57,7 @@ def seed_stream(seed: int, bits: int, words: int) -> np.ndarray:
 
 
 def masked_by_seed(update: np.ndarray, seed: int, *, bits: int, clients: int, sign: int = 1) -> np.ndarray:
-    """Return an update, float32 [d], quantised and under the mask of one seed: uint8 [bytes].
+    """Quantise an update, float32 [d], mask it with the stream of one seed, and return uint8 [bytes].
 
     With `sign` -1 the mask is subtracted.
     """
@@ -187,7 +186,7 @@ class MaskSeedSearch(Attack):
         )
 
     def positive(self, view: View, truth: Truth) -> tuple[View, Truth] | None:
-        """Return the same clients' updates, each under one mask whose seed is below `FEWEST_TRIED`.
+        """Return the same clients' updates, each masked with one seed below `FEWEST_TRIED`.
 
         Masks are added and subtracted in turn.
         """
@@ -214,4 +213,4 @@ class MaskSeedSearch(Attack):
 
 
 def _clients(settings: PublicSettings) -> int:
-    return max(3, cohort_size(len(settings.clients), settings.federate.participation))
+    return max(3, settings.clients_a_round)

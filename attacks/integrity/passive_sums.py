@@ -19,7 +19,6 @@ from attacks.base import Attack, AttackInfo, Budget, Exam, Inconclusive, NotAppl
 from attacks.reconstruction.vectors import as_sent, own_contributions
 from attacks.registry import attack
 from attacks.statistics import auc_value, over_targets, share
-from fedproxy_secure.config import cohort_size
 from fedproxy_secure.evidence.estimate import Estimate
 from fedproxy_secure.record.view import Sums, View
 from fedproxy_secure.secagg.signs import pack_signs, unpack_signs
@@ -79,7 +78,7 @@ class SignCounts(Attack):
         if settings is None or not view.sums:
             raise NotApplicable("this view holds no sums")
         # half a step per client: the n clients of a round share 2^(bits - 1) levels per side
-        asked = cohort_size(len(settings.clients), settings.federate.participation)
+        asked = settings.clients_a_round
         rounding = 2 * asked**2 / 2**settings.protect.bits
         lone = unanimous = total = 0
         named = []

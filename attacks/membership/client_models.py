@@ -67,7 +67,7 @@ class ClientModelMembership(Attack):
     """The attack that reads every client's update as a model of its own."""
 
     def exam(self, truth: Truth, view: View, rng: np.random.Generator) -> Exam:
-        """Return for each client as many records drawn in its last round as set-aside ones, mixed.
+        """Return, for each client, equally many records of its last round and set-aside records, shuffled.
 
         It is the last round of which the view has the client's update or the mean.
         """

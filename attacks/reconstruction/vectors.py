@@ -9,7 +9,6 @@ import numpy as np
 
 from attacks import white_box
 from attacks.base import Truth, replace_view
-from fedproxy_secure.config import cohort_size
 from fedproxy_secure.models.adapters import get_vector
 from fedproxy_secure.record.contribution import contribution
 from fedproxy_secure.record.private import PrivateState
@@ -51,7 +50,7 @@ def with_round_0(view: View) -> View:
 
 
 def without_own(view: View, round_number: int, clients: tuple[str, ...], mean: np.ndarray) -> np.ndarray:
-    """Return the mean of the honest clients' parts: corrupted clients subtract what they sent themselves.
+    """Return the mean of the honest clients' parts; what corrupted clients sent is subtracted.
 
     It is zero if all clients were corrupted. If the view did not see who took part, the number of clients
     follows from `federate.participation`.
@@ -89,7 +88,7 @@ def _clients_in(view: View, round_number: int, clients: tuple[str, ...]) -> int:
     """Return how many clients a round's mean is of; `clients` are all clients of a run if none was seen."""
     if view.settings is None or round_number in view.cohorts or clients != view.settings.clients:
         return len(clients)
-    return cohort_size(len(view.settings.clients), view.settings.federate.participation)
+    return view.settings.clients_a_round
 
 
 def shuffled(view: View, rng: np.random.Generator) -> View:

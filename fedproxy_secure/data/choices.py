@@ -84,7 +84,7 @@ def choice_loglikelihoods(
 
 
 def cut_questions(records: Sequence[Record], tokenizer: Tokenizer, *, max_tokens: int) -> int:
-    """Count the records of whose prompts `choice_loglikelihoods` cuts the beginning.
+    """Count the records whose prompts `choice_loglikelihoods` cuts at the beginning.
 
     There must be room for the longest choice, which need not be the right one. Raises as that does.
     """

@@ -1,4 +1,4 @@
-"""One data set split over clients, with a skew of labels between them.
+"""Split one data set over clients, with label skew.
 
 The split follows from the records and the settings alone, so that every party and every engine of a
 simulation finds the same one, and every record is in exactly one part.

@@ -83,7 +83,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _record(prompt: str, choices: Sequence[str], label: Any, *, least: int = 2) -> Record:
-    """Return the record with these choices, at least `least`: a single one is always answered right."""
+    """Return the record with these choices; raise `DataError` for fewer than `least` of them."""
     for index, choice in enumerate(choices):
         if not isinstance(choice, str):
             raise DataError(f"choices: number {index} is {_form(choice)}; must be a text")

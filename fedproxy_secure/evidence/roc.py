@@ -1,4 +1,4 @@
-"""The ROC curve of an attack: how many of its targets it finds with how many false positives.
+"""ROC curves of attacks: how many targets are found, by the number of false positives.
 
 A threshold takes all targets with a score above it as present. The curve has the best threshold for each
 number of false positives. Targets of equal scores are on the same side of every threshold, so that a curve
@@ -82,7 +82,7 @@ def roc_of(targets: Targets | None) -> Roc | None:
 
 
 def _thinned(steps: list[tuple[int, int]], negatives: int) -> tuple[tuple[int, int], ...]:
-    """Return at most `MOST_STEPS` of the steps, so that the curve is nowhere above the whole one."""
+    """Return at most `MOST_STEPS` steps of the curve; between them it is nowhere above the whole curve."""
     if len(steps) <= MOST_STEPS:
         return tuple(steps)
     read = {0, negatives, *(allowed_at(rate, negatives) for rate in READ_AT)}

@@ -1,4 +1,4 @@
-"""Passes that fit in memory beside the model: their size, and gradient checkpointing."""
+"""Size forward passes to fit in memory, and recompute activations in backward passes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import yaml
 
-from fedproxy_secure.config import ApiConfig
+from fedproxy_secure.config import ApiConfig, cohort_size
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.federate.job import AgreedSettings, FederationJob
 from fedproxy_secure.record.contribution import contributions
@@ -76,6 +76,11 @@ class PublicSettings(AgreedSettings):
 
     d: int
     clients: tuple[str, ...]
+
+    @property
+    def clients_a_round(self) -> int:
+        """The number of clients in a round's cohort."""
+        return cohort_size(len(self.clients), self.federate.participation)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def check_origins(out: Path, results: Sequence[CellResult], origin: Origin | Non
 
 
 def missing_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> list[str]:
-    """Return a sentence on the cells without a result; [] if there are none."""
+    """Return one sentence that counts and names the cells without a result; [] if there are none."""
     finished = {r.cell for r in results}
     missing = [c for c in cells if c not in finished]
     return [f"{len(missing)} of {len(cells)} cells are missing: {_grouped(missing)}."] if missing else []
