@@ -15,7 +15,7 @@ Carlini et al. 2024, Stealing Part of a Production Language Model (arXiv 2403.06
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,13 @@ class LogitSvd(Attack):
             raise NotApplicable("this view has no API")
         return Exam(answer=head_width(view.api))
 
-    def guess(self, view: View, question: Any, budget: Budget, rng: np.random.Generator) -> Widths:
+    def guess(
+        self, view: View, question: int | None, budget: Budget, rng: np.random.Generator
+    ) -> Widths:
         """Return hidden sizes from different texts; the first try finds how many texts are needed.
 
         The number of tries is that of the profile, or as many, two at least, as fit into the share `SHARE`
-        of the seconds.
+        of the seconds. `question`: the most rows of a matrix; None: as many as queries allow.
         """
         assert view.api is not None
         policy, tries = view.api_policy, TRIES[budget.profile]
@@ -119,7 +121,8 @@ class LogitSvd(Attack):
             )
         allowed = policy.texts_of(QUERY_TOKENS)
         limit = budget.queries if allowed is None else min(budget.queries, allowed)
-        most = min(MOST, limit // (tries + 1) * QUERY_TOKENS)  # the search takes less than two tries' texts
+        # the search takes less than two tries' texts
+        most = min(MOST, question or MOST, limit // (tries + 1) * QUERY_TOKENS)
         if most < FEWEST:
             raise NotApplicable(f"queries={limit}: must be >= {(tries + 1) * FEWEST // QUERY_TOKENS}")
         mode: Mode = "noise" if view.threat_model == NOBODY else "true"
@@ -158,8 +161,19 @@ class LogitSvd(Attack):
         return (view if view.api_policy.open else replace_view(view, api_policy=OPEN)), truth
 
     def negative(self, view: View, exam: Exam, rng: np.random.Generator) -> tuple[View, Exam]:
-        """Return a view of an API that answers with noise."""
-        return replace_view(view, threat_model=NOBODY), exam
+        """Return a view of an API that answers with noise, and an exam with as many rows as a search needs.
+
+        A search in noise never ends by itself, and matrices far larger than the attack's take minutes.
+        """
+        return replace_view(view, threat_model=NOBODY), replace(exam, question=_rows_for(exam.answer))
+
+
+def _rows_for(width: int) -> int:
+    """Return the rows of the first matrix in which the search finds a hidden size."""
+    rows = FEWEST
+    while rows < width + MARGIN:
+        rows *= 2
+    return rows
 
 
 def _texts_for(width: int) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from attacks.base import Budget
+from attacks.base import Budget, Exam
 from attacks.extraction import logits
 from attacks.extraction.behaviour import KL, ExtractionQuestion, Scale, behaviour, scales, scores
 from attacks.extraction.logits import LogitSvd, width_of
@@ -140,6 +140,25 @@ def test_a_hidden_size_of_8000_is_within_reach_of_the_search(monkeypatch, tmp_pa
     outsider = View(threat_model="api_user", settings=None, api=tmp_path)
     found = LogitSvd().guess(outsider, None, Budget(profile="smoke"), np.random.default_rng(0))
     assert set(found.found) == {8000}
+
+
+@pytest.mark.parametrize(("width", "rows"), [(16, 256), (248, 256), (249, 512), (576, 1024)])
+def test_the_control_in_noise_asks_no_larger_matrix_than_a_search_for_the_true_size(
+    monkeypatch, folders, width, rows
+):
+    asked = []
+
+    def width_in_noise(table):
+        asked.append(len(table))
+        return 0
+
+    monkeypatch.setattr(logits, "width_of", width_in_noise)
+    monkeypatch.setattr(logits, "Api", WideLLM)
+    outsider, rng = View(threat_model="api_user", settings=None, api=folders / "llm"), np.random.default_rng(0)
+    view, exam = LogitSvd().negative(outsider, Exam(answer=width), rng)
+    assert exam.answer == width
+    assert not any(LogitSvd().guess(view, exam.question, Budget(profile="smoke"), rng).found)
+    assert max(asked) == rows
 
 
 def test_what_an_attack_spends_follows_from_the_llms_pace():
