@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -105,9 +104,7 @@ class LogitSvd(Attack):
             raise NotApplicable("this view has no API")
         return Exam(answer=head_width(view.api))
 
-    def guess(
-        self, view: View, question: int | None, budget: Budget, rng: np.random.Generator
-    ) -> Widths:
+    def guess(self, view: View, question: int | None, budget: Budget, rng: np.random.Generator) -> Widths:
         """Return hidden sizes from different texts; the first try finds how many texts are needed.
 
         The number of tries is that of the profile, or as many, two at least, as fit into the share `SHARE`

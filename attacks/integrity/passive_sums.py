@@ -11,6 +11,7 @@ Single messages are attacked by `masked_words` and `mask_seed_search`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from attacks.reconstruction.vectors import as_sent, own_contributions
 from attacks.registry import attack
 from attacks.statistics import auc_value, over_targets, share
 from fedproxy_secure.evidence.estimate import Estimate
-from fedproxy_secure.record.view import Sums, View
+from fedproxy_secure.record.view import PublicSettings, Sums, View
 from fedproxy_secure.secagg.signs import pack_signs, unpack_signs
 
 PARTS = 32  # pieces of an update, each of them judged by itself
@@ -87,9 +88,8 @@ class SignCounts(Attack):
             total += d
             if "signs" not in sums.segments:
                 continue
-            cohort = len(sums.clients)
-            words = sums.segments["signs"].astype(np.int64)
-            plus, minus = unpack_signs(words, clients=cohort, bits=settings.protect.bits, d=d)
+            words, packed_for = sums.segments["signs"].astype(np.int64), _packed_for(settings, sums.clients)
+            plus, minus = unpack_signs(words, clients=packed_for, bits=settings.protect.bits, d=d)
             s = sums.segments["update"].astype(np.float64)
             a = sums.segments["magnitude"].astype(np.float64)
             largest = float(a.max())
@@ -97,7 +97,7 @@ class SignCounts(Attack):
             for update in known.values():
                 plus, minus = plus - (update > 0), minus - (update < 0)
                 s, a = s - update, a - np.abs(update)
-            clients = cohort - len(known)
+            clients = len(sums.clients) - len(known)
             single_plus, single_minus = plus == 1, minus == 1
             at = np.flatnonzero(single_plus | single_minus)
             value = np.where(single_plus, (a + s) / 2, -(a - s) / 2)
@@ -155,19 +155,25 @@ def coordinate_sums(view: View, truth: Truth) -> dict[int, Sums]:
     names, rounds = truth.best_attended()
     if view.settings is None or len(names) < 2:
         return {}
-    return {r: _coordinate_sums(names, truth, r, view.settings.protect.bits) for r in rounds}
+    return {r: _coordinate_sums(names, truth, r, view.settings) for r in rounds}
 
 
-def _coordinate_sums(names: tuple[str, ...], truth: Truth, round_number: int, bits: int) -> Sums:
-    updates = [truth.clients[n].rounds[round_number].update for n in names]
+def _coordinate_sums(names: tuple[str, ...], truth: Truth, number: int, settings: PublicSettings) -> Sums:
+    bits, packed_for = settings.protect.bits, _packed_for(settings, names)
+    updates = [truth.clients[n].rounds[number].update for n in names]
     return Sums(
         clients=names,
         segments={
             "update": np.sum(updates, axis=0),
             "magnitude": np.sum([np.abs(u) for u in updates], axis=0),
-            "signs": np.sum([pack_signs(u, clients=len(names), bits=bits) for u in updates], axis=0),
+            "signs": np.sum([pack_signs(u, clients=packed_for, bits=bits) for u in updates], axis=0),
         },
     )
+
+
+def _packed_for(settings: PublicSettings, summed: Sequence[str]) -> int:
+    """Return how many clients a count of signs has room for: all that were asked, drop-outs included."""
+    return max(settings.clients_a_round, len(summed))
 
 
 @dataclass(frozen=True, kw_only=True)

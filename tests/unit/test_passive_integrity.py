@@ -29,6 +29,7 @@ from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.federate.fusion.algorithms import keep_largest
 from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.record.view import Sums, View
+from fedproxy_secure.secagg.signs import pack_signs
 from tests.support.integrity import masked_run, rng, seen_by, tried
 from tests.support.lab import make_lab
 from tests.support.recorded import record_run
@@ -200,6 +201,22 @@ def test_a_lone_contributor_on_the_negative_side_is_named_with_its_sign(settings
     ((_, at, values, _),) = guess.named
     np.testing.assert_array_equal(at, [1])
     np.testing.assert_array_equal(values, [-4])
+
+
+def test_after_a_client_dropped_out_counts_are_read_as_the_others_packed_them(settings):
+    """Clients pack counts of up to all four that were asked, three bits each; three would need two."""
+    asked = settings.changed(clients=tuple("abcd"))
+    seen, truth = View(threat_model="server", settings=asked), truth_of(UPDATES)
+    counts = np.sum(
+        [pack_signs(np.array(u), clients=4, bits=asked.protect.bits) for u in UPDATES.values()], axis=0
+    )
+    updates = np.array(list(UPDATES.values()), np.float32)
+    sums = Sums(
+        clients=tuple(UPDATES),
+        segments={"update": updates.sum(0), "magnitude": np.abs(updates).sum(0), "signs": counts},
+    )
+    guess = SignCounts().guess(replace_view(seen, sums={0: sums}), None, Budget(), rng())
+    assert SignCounts().score(guess, truth)[0].value == 0.5
 
 
 def test_values_named_wrongly_do_not_count(settings):

@@ -154,7 +154,10 @@ def test_the_control_in_noise_asks_no_larger_matrix_than_a_search_for_the_true_s
 
     monkeypatch.setattr(logits, "width_of", width_in_noise)
     monkeypatch.setattr(logits, "Api", WideLLM)
-    outsider, rng = View(threat_model="api_user", settings=None, api=folders / "llm"), np.random.default_rng(0)
+    outsider, rng = (
+        View(threat_model="api_user", settings=None, api=folders / "llm"),
+        np.random.default_rng(0),
+    )
     view, exam = LogitSvd().negative(outsider, Exam(answer=width), rng)
     assert exam.answer == width
     assert not any(LogitSvd().guess(view, exam.question, Budget(profile="smoke"), rng).found)
