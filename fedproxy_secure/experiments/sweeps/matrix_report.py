@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fedproxy_secure.config import Config, SweptProtection
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.finding import Outcome
+from fedproxy_secure.evidence.measures.cost import SECONDS_OVER_UNPROTECTED, UPLOAD_OVER_UNPROTECTED
 from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
 from fedproxy_secure.experiments.results import choice_notes, cut_notes, text_clients
 from fedproxy_secure.experiments.run_report import found_scales, plug_back_notes, settings_of
@@ -44,11 +46,12 @@ from fedproxy_secure.report.spending import (
     total,
     unfinished_training,
 )
+from fedproxy_secure.report.sweep import PLAINTEXT
 from fedproxy_secure.report.trilemma import Configuration
 from fedproxy_secure.runtime.artifacts import environment
 from fedproxy_secure.runtime.files.names import BASELINES
 
-UNPROTECTED = SweptProtection(scheme="unsafe_plaintext")
+TRAINING = ("adapter", "local", "federate", "fusion")  # sections that a protection's `settings` may replace
 
 
 @dataclass(kw_only=True)
@@ -121,6 +124,7 @@ def matrix_report(
             *without_gap(configurations),
             *without_losses(configurations, text_clients(config), ceiling=not missing),
             *lacking_on_some_seed(configurations),
+            *without_costs_beside(config, groups),
             *not_measured(config, configurations, cells=len(cells)),
         ),
         audit_head=audit_head,
@@ -130,11 +134,11 @@ def matrix_report(
 def configurations_of(config: Config, groups: Mapping[str, Group]) -> list[Configuration]:
     """Return each configuration's measures over its finished seeds, in the order of the settings.
 
-    Costs are compared with those of the otherwise equal unprotected configuration. The epsilon of a cell
-    that did not finish is counted with its configuration's.
+    Costs are compared with those of the unprotected configuration that trains in the same way, if there is
+    one. The epsilon of a cell that did not finish is counted with its configuration's.
     """
     configurations = []
-    for key, group in groups.items():
+    for group in groups.values():
         first = group.cells[0]
         settings = cell_config(config, first)
         trainings = [s.training(settings) for s in group.seeds] + group.besides
@@ -151,12 +155,44 @@ def configurations_of(config: Config, groups: Mapping[str, Group]) -> list[Confi
             besides=group.besides,
             commands=tuple(cell.command for cell in group.cells),
         )
-        base = replace(first, protection=UNPROTECTED).key
-        if base != key:
-            beside = cost_against(group.seeds, groups[base].seeds if base in groups else ())
+        if not _is_unprotected(first.protection):
+            beside = cost_against(group.seeds, _unprotected(config, first, groups))
             configuration = replace(configuration, measures=(*configuration.measures, *beside))
         configurations.append(configuration)
     return configurations
+
+
+def without_costs_beside(config: Config, groups: Mapping[str, Group]) -> list[str]:
+    """Return a line for each finished configuration whose own settings no unprotected one has.
+
+    Its costs would be compared with those of another training.
+    """
+    keys = f"{UPLOAD_OVER_UNPROTECTED.key}, {SECONDS_OVER_UNPROTECTED.key}"
+    return [
+        f"{keys} of {title_of(cell, config)}: no finished unprotected configuration trains with the same "
+        "settings; add one with these `settings` to matrix.protections"
+        for cell, seeds in ((g.cells[0], g.seeds) for g in groups.values())
+        if seeds and cell.protection.settings and not _is_unprotected(cell.protection)
+        if not _unprotected(config, cell, groups)
+    ]
+
+
+def _unprotected(config: Config, cell: MatrixCell, groups: Mapping[str, Group]) -> Sequence[SeedRun]:
+    """Return the finished unprotected runs that otherwise equal a cell's, also in how clients train."""
+
+    def training(of: MatrixCell) -> list[Any]:
+        settings = cell_config(config, of)
+        return [getattr(settings, section) for section in TRAINING]
+
+    for protection in filter(_is_unprotected, config.matrix.protections):
+        base = replace(cell, protection=protection)
+        if base.key in groups and training(base) == training(cell):
+            return groups[base.key].seeds
+    return ()
+
+
+def _is_unprotected(protection: SweptProtection) -> bool:
+    return protection.scheme == PLAINTEXT and protection.epsilon is None
 
 
 def _recipe(protection: SweptProtection) -> str:
