@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +46,11 @@ from fedproxy_secure.runtime.files.names import (
 
 # a folder, its configurations, and the differences that its report holds; the targets behind them are gone
 _Part = tuple[Path, Sequence[Configuration], Sequence[AttackDifference]]
+_Shape = Mapping[str, int | tuple[int, ...]]  # what is known of each task's test records
+SAME_INPUTS = (
+    "Runs of the same settings share a line. Their test records were compared by number and, for free "
+    "text, by the tokens of each response; whether records and LLM are the same was not checked."
+)
 
 
 def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
@@ -55,7 +60,8 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
     The report has the environment of this process; that of each run is in the run's folder.
 
     Raises `RunFolderError` for a folder that is neither a run nor a matrix, is damaged, or has no finished
-    seed, and for an `out` that is the folder of a run, because its own report is signed.
+    seed, for runs of the same settings on other numbers of test records, and for an `out` that is the
+    folder of a run, because its own report is signed.
     """
     if out.resolve() in [f.resolve() for f in folders]:
         raise RunFolderError(f"--out {out}: is one of the folders to join; choose another")
@@ -106,6 +112,7 @@ def join(folders: Sequence[Path], out: Path, *, command: str) -> Report:
         attack_differences=differences,
         notes=(
             "Joined from several folders; SHA-256 of the settings is over all of theirs.",
+            *((SAME_INPUTS,) if any(len(alike_runs) > 1 for alike_runs in runs.values()) else ()),
             *(f"{', '.join(names)}: {says}" if len(apis) > 1 else says for says, names in apis.items()),
         ),
         not_measured=tuple(not_measured),
@@ -143,14 +150,17 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
     config = runs[0][1]
     seeds: dict[int, SeedRun] = {}
     besides: list[Training] = []
+    shapes: dict[str, _Shape] = {}
     for folder, run_config in runs:
         finished = [s for s in run_config.seeds if (folder / seed_folder(s) / RESULT).exists()]
         for seed_run in read_seeds(folder, finished, root=out):
+            shapes[f"{folder}, seed {seed_run.seed}"] = _shape(seed_run)
             besides += [seeds[seed_run.seed].training(config)] if seed_run.seed in seeds else []
             seeds[seed_run.seed] = seed_run
         for seed in run_config.seeds:
             if seed not in finished:
                 besides += unfinished_training(folder, seed, run_config)
+    _check_same_shape(shapes)
     if not seeds:
         raise RunFolderError(f"{runs[0][0]}: has no finished seed; resume it first")
     unfinished = sorted({seed for _, run_config in runs for seed in run_config.seeds} - seeds.keys())
@@ -166,6 +176,25 @@ def _configuration(runs: Sequence[tuple[Path, Config]], out: Path) -> Configurat
         commands=tuple(r.command for r in reports),
         besides=besides,
     )
+
+
+def _shape(seed_run: SeedRun) -> _Shape:
+    """Return by task the number of test records or, of free text, the tokens of each response."""
+    answers = {task: len(bits) for task, bits in seed_run.answers("zero_shot").items()}
+    return {**answers, **{task: lost.tokens for task, lost in seed_run.losses("zero_shot").items()}}
+
+
+def _check_same_shape(shapes: Mapping[str, _Shape]) -> None:
+    """Raise `RunFolderError` unless all seeds have the same tasks and as many test records of each."""
+    (first, shape), *others = shapes.items() or [("", {})]
+    for place, other in others:
+        differing = [task for task in {**shape, **other} if shape.get(task) != other.get(task)]
+        if differing:
+            raise RunFolderError(
+                f"{place}: has other test records of {', '.join(differing)} than {first} (by their number "
+                "or by the tokens of responses), although its settings are the same; runs of one line "
+                "must have read the same records; join the others into a report of their own"
+            )
 
 
 def _records_of(config: Config) -> str:

@@ -375,3 +375,29 @@ def test_folders_of_one_name_are_told_apart_by_number_so_that_no_path_names_a_us
     ]
     names = [c.name for c in join(folders, tmp_path / "out", command="c").configurations]
     assert names == ["demo (run, folder 1)", "demo (run, folder 2)"]
+
+
+@pytest.mark.parametrize(
+    ("of_answers", "of_losses"),
+    [({"b": "01"}, {}), ({"c": "0101"}, {}), ({}, {"note": [3, 4]}), ({}, {"letter": [3, 5]})],
+)
+def test_runs_of_other_test_records_do_not_share_an_interval(tmp_path, of_answers, of_losses):
+    folders = [run_folder(tmp_path / f"r{s}", seeds=(s,)) for s in (0, 1)]
+
+    def change(folder, answers, losses):
+        (file,) = folder.glob("seed-*/result.json")
+        result = json.loads(file.read_text())
+        for model in ("zero_shot", "proxy", "tuned", "fused"):
+            for key in (model, f"{model}_norm"):
+                result[key] |= answers
+            result[f"{model}_loss"] = {t: {"nats": [1.0, 2.0], "tokens": n} for t, n in losses.items()}
+        file.write_text(json.dumps(result))
+
+    for folder in folders:
+        change(folder, {}, {"note": [3, 5]})
+    (one,) = (made := join(folders, tmp_path / "alike", command="c")).configurations
+    assert one.seeds == (0, 1)
+    assert any("whether records and LLM are the same was not checked" in note for note in made.notes)
+    change(folders[1], of_answers, {"note": [3, 5], **of_losses})
+    with pytest.raises(RunFolderError, match=r"r1, seed 1: has other test records of \w+ than .*seed 0"):
+        join(folders, tmp_path / "out", command="c")
