@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -40,6 +41,9 @@ class Fidelity:
 def fidelity_record(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict[str, Any]:
     """Return a proxy's fidelity and the share of its LLM that it holds bit for bit, as plain values.
 
+    The share is that of the proxy as clients would get it now: of one that is not finished, a finished copy
+    is measured.
+
     Comparisons keep them on disk: whoever changes how they are measured must raise `VERSION` in
     `experiments.sweeps.prepared_proxies`.
 
@@ -53,7 +57,8 @@ def fidelity_record(llm: nn.Module, proxy: Proxy, windows: torch.Tensor) -> dict
             raise ModelError(
                 f"the {model_name} is broken: its perplexity on public text is {perplexity}{remedy}"
             )
-    share = verbatim_share(llm, proxy.model, proxy.plan)
+    held = proxy if proxy.finish is None else replace(proxy, model=deepcopy(proxy.model)).finished()
+    share = verbatim_share(llm, held.model, proxy.plan)
     return {"fidelity": asdict(fidelity_numbers), "verbatim_share": share}
 
 

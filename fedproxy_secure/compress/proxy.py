@@ -36,7 +36,8 @@ class Proxy:
             each proxy block's difference is added to its LLM block unchanged.
         own_states: whether the hidden states of the finished proxy are in other coordinates than the LLM's.
         finish: changes the model in place, after healing and before clients get it, because healing may
-            train a form that transformers cannot load, such as factors of a map. None: no change.
+            train a form that transformers cannot load, such as factors of a map. It may first be called
+            with a copy, to measure that; the last call is with the healed model. None: no change.
         importance: one value for each LLM block; () if the choice of blocks did not use importance.
         details: further facts about the proxy for the record of the run (`plan.json`); plain JSON values.
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedproxy_secure.compress.defences.rotated import owners_stream
+from fedproxy_secure.compress.fidelity import fidelity_record
 from fedproxy_secure.compress.healing import heal
 from fedproxy_secure.compress.verbatim import verbatim_share
 from fedproxy_secure.config import HealConfig
@@ -34,6 +35,18 @@ def test_a_rotated_proxy_predicts_what_the_unrotated_one_does_and_holds_nothing_
         torch.testing.assert_close(logits(rotated.model), logits(plain.model), rtol=1e-3, atol=1e-3)
         assert verbatim_share(model, rotated.model, rotated.plan) < 0.002  # a row of zeros, for padding
         assert verbatim_share(model, plain.model, plain.plan) > 0.5
+
+
+def test_what_is_measured_before_healing_is_the_proxy_that_clients_would_get():
+    model = llm()
+    proxy, plain = unfinished("rotated", model), unfinished("drop_blocks", model)
+    before = {name: weight.clone() for name, weight in proxy.model.state_dict().items()}
+    measured, in_the_clear = (fidelity_record(model, p, WINDOWS) for p in (proxy, plain))
+    assert in_the_clear["verbatim_share"] > 0.5
+    assert measured["verbatim_share"] < 0.002
+    assert measured["fidelity"] == in_the_clear["fidelity"]
+    assert all(torch.equal(before[name], weight) for name, weight in proxy.model.state_dict().items())
+    assert verbatim_share(model, proxy.model, proxy.plan) > 0.5  # healing goes on with the unrotated one
 
 
 def test_a_rotation_is_the_same_for_the_same_llm_and_another_for_one_number_more():

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of how blocks are chosen and fidelity is measured; a record of another one does not count
+VERSION = 2  # of how blocks are chosen and fidelity is measured; a record of another one does not count
 BEFORE = "before_healing"
 HEALING_NUMBERS = ("kl_before", "kl_after", "tokens", "seconds")  # numbers of healing that a report shows
 
