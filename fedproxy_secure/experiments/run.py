@@ -175,8 +175,7 @@ def _run_seed(
     display.start(name, STAGES)
     clock = StageClock()
     materials = prepare(config, seed=seed)
-    proxy, record = _compress(config, materials, seed, place, progress)
-    clock.stop("compress")
+    proxy, record = _compress(config, materials, seed, place, progress, clock)
     display.advance(name, note="compressed")
     zero_shot = evaluate(materials.llm, materials, config, progress=progress, name="LLM")
     proxy_before = evaluate(proxy.model, materials, config, progress=progress, name="proxy")
@@ -234,9 +233,16 @@ def _run_seed(
 
 
 def _compress(
-    config: Config, materials: Materials, seed: int, place: Path, progress: Progress | None
+    config: Config,
+    materials: Materials,
+    seed: int,
+    place: Path,
+    progress: Progress | None,
+    clock: StageClock,
 ) -> tuple[Proxy, dict[str, Any]]:
     """Build the proxy and write it and its record; return it with its fidelity as plain values.
+
+    The clock counts all of the healing, also what an earlier process did of it.
 
     Raises `ModelError` for a proxy that is too broken to be measured.
     """
@@ -248,7 +254,9 @@ def _compress(
     before: dict[str, Any] = {}
     if config.heal.heals:
         before = {"before_healing": fidelity_record(materials.llm, proxy, materials.fidelity_windows)}
+    clock.stop("compress")
     proxy = heal_proxy(config, materials, proxy, seed=seed, folder=place, progress=progress)
+    clock.stop("compress", at_least=proxy.details["healing"]["seconds"] if before else 0.0)
     save_model(proxy.model, materials.tokenizer, place / PROXY)
     fidelity = fidelity_record(materials.llm, proxy, materials.fidelity_windows)
     record = {
@@ -262,4 +270,5 @@ def _compress(
     }
     RunFolder(path=place).write_json(PLAN, record)
     healing = {"healing": {**proxy.details["healing"], **before}} if before else {}
+    clock.stop("compress")
     return proxy, {**fidelity, **healing}

@@ -45,10 +45,10 @@ class StageClock:
     def stop(self, stage: str, *, at_least: float = 0.0) -> None:
         """Add the seconds since the last stop to `stage`.
 
-        `at_least`: the known seconds of its finished parts, including those in earlier processes.
+        `at_least`: the known seconds of what was done since then, including those in earlier processes.
         """
         now = time.perf_counter()
-        self.seconds[stage] = max(at_least, self.seconds.get(stage, 0.0) + now - self.began)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + max(at_least, now - self.began)
         self.began = now
 
 

@@ -4,15 +4,19 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.compress.healing import heal
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.experiments import stages
 from fedproxy_secure.experiments.compare import compare
 from fedproxy_secure.experiments.matrix import matrix
+from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, read_cell, run_cell
 from fedproxy_secure.experiments.sweeps.prepared_proxies import PreparedProxy
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -119,6 +123,20 @@ def test_a_fit_without_steps_is_healing_too(settings, tmp_path):
     record = json.loads((tmp_path / "proxies/0.5-seed0/proxy.json").read_text())
     assert record["healing"]["tokens"] == 8 * 128
     assert record["healing"]["state_error_after"] < record["healing"]["state_error_before"]
+
+
+def test_the_time_of_a_run_has_all_of_its_healing_also_what_was_healed_before_it_began(
+    settings, tmp_path, monkeypatch
+):
+    def healed_elsewhere(*args, **kwargs):
+        return replace(heal(*args, **kwargs), seconds=1000.0)
+
+    monkeypatch.setattr(stages, "heal", healed_elsewhere)
+    report = run(parse_config(settings), tmp_path / "run")
+    seconds = json.loads((tmp_path / "run/seed-0/result.json").read_text())["seconds"]
+    assert 1000 < seconds["compress"] < 1100
+    (configuration,) = report.configurations
+    assert configuration.measure("seconds_total").estimate.value == sum(seconds.values())
 
 
 class StopAfter(Told):
