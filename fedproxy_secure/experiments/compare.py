@@ -185,7 +185,7 @@ def compare_report(config: Config, out: Path, *, command: str = "") -> Report:
             *comparison_notes(config, truncated),
             *scale_notes(config, results, constant),
             *proxy_notes(results, records),
-            *plug_back_notes(config, scales_of(results)),
+            *plug_back_notes(config, scales_of(results), (r.outcome.aligned_windows for r in results)),
         ),
         not_measured=(
             *unresolved_gaps(results, counting),

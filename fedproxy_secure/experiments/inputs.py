@@ -265,6 +265,7 @@ class Inputs:
             fused=self.evaluate(fused.llm),
             upload_bytes=upload_bytes,
             scale=fused.search.scale if fused.search.tried else None,
+            aligned_windows=fused.aligned_windows,
         )
 
     def each_task(self) -> list[Inputs]:

@@ -64,6 +64,7 @@ class MethodResult:
         upload_bytes: payload that one client sends in one round; 0 if it sends nothing.
         scale: the factor of the lifted difference that a search on public text found; None if the settings
             ask for no search, or nothing is lifted.
+        aligned_windows: how many windows of public text the fused LLM was aligned on.
 
     Numbers of numpy become Python's, which records can hold. Raises `DataError` in one line for values of
     other types.
@@ -73,6 +74,7 @@ class MethodResult:
     tuned: Mapping[str, Score] | None = None
     upload_bytes: int = 0
     scale: float | None = None
+    aligned_windows: int = 0
 
     def __post_init__(self) -> None:
         for name, by_task in (("fused", self.fused), ("tuned", self.tuned or {})):
@@ -84,15 +86,17 @@ class MethodResult:
                     f"result of a method: {name}={by_task!r:.80}: must be Accuracy or TextLoss by task"
                 )
         try:
-            object.__setattr__(self, "upload_bytes", operator.index(self.upload_bytes))
+            for name in ("upload_bytes", "aligned_windows"):
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
             if self.scale is not None:
                 object.__setattr__(self, "scale", float(self.scale))
                 if not math.isfinite(self.scale):
                     raise ValueError("JSON has no such number")
         except (TypeError, ValueError, OverflowError):
             raise DataError(
-                f"result of a method: upload_bytes={self.upload_bytes!r:.80}, scale={self.scale!r:.80}: "
-                "must be a whole number of bytes, and a finite number or None"
+                f"result of a method: upload_bytes={self.upload_bytes!r:.80}, scale={self.scale!r:.80}, "
+                f"aligned_windows={self.aligned_windows!r:.80}: must be a whole number of bytes, a finite "
+                "number or None, and a whole number of windows"
             ) from None
 
 

@@ -209,7 +209,11 @@ def _run_seed(
     result = {
         "seed": seed,
         **record,
-        "plug_back": {**asdict(fusion.search), "aligned_blocks": fusion.aligned_blocks},
+        "plug_back": {
+            **asdict(fusion.search),
+            "aligned_blocks": fusion.aligned_blocks,
+            "aligned_windows": fusion.aligned_windows,
+        },
         "perplexity": {
             m: value if isfinite(value := perplexity(f, materials.fidelity_windows)) else None
             for m, f in (("tuned", tuned), ("fused", fused))

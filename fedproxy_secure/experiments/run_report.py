@@ -95,10 +95,19 @@ def found_scales(seeds: Iterable[SeedRun]) -> dict[int, float]:
     return {seed: search["scale"] for seed, search in searches.items() if search["tried"]}
 
 
-def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
+def aligned_windows(seeds: Iterable[SeedRun]) -> list[int]:
+    """Return on how many windows of public text each seed's fused LLM was aligned."""
+    return [s.result["plug_back"]["aligned_windows"] for s in seeds]
+
+
+def plug_back_notes(
+    config: Config, scales: Mapping[str, Mapping[int, float]], aligned: Iterable[int]
+) -> tuple[str, ...]:
     """Return the notes on searched factors and on alignment; () if the settings ask for neither.
 
-    `scales`: for each configuration or method (an empty name for a run's own) the factors by seed.
+    Args:
+        scales: for each configuration or method (an empty name for a run's own) the factors by seed.
+        aligned: on how many windows each fused LLM was aligned; the text may have fewer than asked for.
     """
 
     def factors_text(name: str, by_seed: Mapping[int, float]) -> str:
@@ -114,13 +123,16 @@ def plug_back_notes(config: Config, scales: Mapping[str, Mapping[int, float]]) -
             + searched
             + "."
         )
-    windows = config.plug_back.align_windows
-    if windows:
+    asked, windows = config.plug_back.align_windows, max(aligned, default=0)
+    if asked and windows:
+        fewer = f"={asked}; the text has no more" if windows < asked else ""
         notes.append(
             f"Plug-back: the fused LLM is aligned on {windows} windows of public text "
-            "(plug_back.align_windows), except for proxies with hidden states of their own (rotated ones), "
-            "FedOT and methods named exact_..."
+            f"(plug_back.align_windows{fewer}), except for proxies with hidden states of their own "
+            "(rotated ones), FedOT and methods named exact_..."
         )
+    elif asked:
+        notes.append(f"Plug-back: no fused LLM is aligned, although plug_back.align_windows={asked}.")
     return tuple(notes)
 
 
@@ -156,7 +168,7 @@ def report_of(config: Config, out: Path, seeds: Sequence[SeedRun], command: str)
             proxy_note(config),
             config.api.says,
             *healing_notes([s.result for s in seeds]),
-            *plug_back_notes(config, {"": found_scales(seeds)}),
+            *plug_back_notes(config, {"": found_scales(seeds)}, aligned_windows(seeds)),
             *cut_notes(truncated, config),
             *choice_notes(config),
             *seeds[0].result["privacy_notes"],

@@ -24,11 +24,14 @@ class Fused:
         llm: the model.
         search: the factor of the difference, and the factors tried.
         aligned_blocks: how many blocks alignment changed; 0 without alignment.
+        aligned_windows: how many windows of public text alignment read, which may be fewer than the
+            settings ask for; 0 without alignment.
     """
 
     llm: nn.Module
     search: LineSearch
     aligned_blocks: int
+    aligned_windows: int
 
 
 def fuse(
@@ -55,8 +58,8 @@ def fuse(
     search = scale_for(settings, llm, tuned, lifted, windows, progress=display)
     fused = add_deltas(llm, times(lifted, search.scale))
     del lifted  # as large as the proxy
-    aligned, text = 0, align_on[: settings.align_windows or 0]
-    if len(text) and proxy.kept:
+    aligned, text = 0, align_on[: settings.align_windows or 0] if proxy.kept else align_on[:0]
+    if len(text):
         display.start("align", len(blocks_of(llm)))
         aligned = align(
             fused,
@@ -67,4 +70,4 @@ def fuse(
             on_block=lambda block: display.advance("align", note=f"block {block}"),
         )
         display.done("align")
-    return Fused(llm=fused, search=search, aligned_blocks=aligned)
+    return Fused(llm=fused, search=search, aligned_blocks=aligned, aligned_windows=len(text))

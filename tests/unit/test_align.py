@@ -8,6 +8,7 @@ import torch
 from fedproxy_secure.compress.block_states import predictions_and_states
 from fedproxy_secure.compress.drop_blocks import build_proxy
 from fedproxy_secure.config import AdapterConfig, PlugBackConfig, parse_config
+from fedproxy_secure.experiments.run_report import plug_back_notes
 from fedproxy_secure.fuse.stage import fuse
 from fedproxy_secure.models.adapters import attach, set_vector, trained_parameters
 from tests.support.tiny import louder, public_windows, same_weights, tiny_llama
@@ -102,7 +103,23 @@ def test_a_proxy_with_hidden_states_of_its_own_is_not_aligned(tuned_proxy):
     llm, proxy, tuned = tuned_proxy
     rotated = replace(proxy, own_states=True)
     made = fuse(PlugBackConfig(align_windows=24), llm, rotated, tuned, windows=TEXT[:8], align_on=TEXT)
-    assert made.aligned_blocks == 0
+    assert made.aligned_blocks == made.aligned_windows == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [(24, "is aligned on 24 windows"), (500, "=500; the text has no")]
+)
+def test_a_report_states_the_windows_that_alignment_read_not_those_that_the_settings_ask_for(
+    tuned_proxy, asked, told
+):
+    made = fused(tuned_proxy, asked)
+    assert made.aligned_windows == min(asked, len(TEXT))
+    config = parse_config({"plug_back": {"align_windows": asked}})
+    (note,) = plug_back_notes(config, {}, [made.aligned_windows, 0])
+    assert f"aligned on {min(asked, len(TEXT))} windows of public text" in note
+    assert told in note
+    (note,) = plug_back_notes(config, {}, [0])
+    assert note == f"Plug-back: no fused LLM is aligned, although plug_back.align_windows={asked}."
 
 
 def test_alignment_on_no_windows_is_no_alignment_and_has_its_digest():

@@ -50,7 +50,8 @@ def test_numbers_of_numpy_in_a_methods_result_become_plain_ones():
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"upload_bytes": 1.5}, {"scale": "half"}, {"fused": {"a": 0.5}}, {"tuned": [RIGHT]}),
+        *({"upload_bytes": 1.5}, {"aligned_windows": 1.5}, {"scale": "half"}),
+        *({"fused": {"a": 0.5}}, {"tuned": [RIGHT]}),
         *({"scale": float("nan")}, {"scale": np.float32("inf")}, {"scale": 10**400}),
     ],
     ids=lambda wrong: str(wrong)[:30],

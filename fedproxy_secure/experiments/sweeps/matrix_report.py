@@ -17,7 +17,12 @@ from fedproxy_secure.evidence.finding import Outcome
 from fedproxy_secure.evidence.measures.cost import SECONDS_OVER_UNPROTECTED, UPLOAD_OVER_UNPROTECTED
 from fedproxy_secure.experiments.methods.references import CENTRALISED_LLM
 from fedproxy_secure.experiments.results import choice_notes, cut_notes, text_clients
-from fedproxy_secure.experiments.run_report import found_scales, plug_back_notes, settings_of
+from fedproxy_secure.experiments.run_report import (
+    aligned_windows,
+    found_scales,
+    plug_back_notes,
+    settings_of,
+)
 from fedproxy_secure.experiments.sweeps.matrix_cells import (
     MatrixCell,
     cell_config,
@@ -116,7 +121,11 @@ def matrix_report(
             config.api.says,
             *cut_notes(truncated, config),
             *choice_notes(config),
-            *plug_back_notes(config, scales_of(config, groups)),
+            *plug_back_notes(
+                config,
+                scales_of(config, groups),
+                aligned_windows(s for group in groups.values() for s in group.seeds),
+            ),
         ),
         not_measured=(
             *refused,

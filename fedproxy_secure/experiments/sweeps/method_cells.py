@@ -229,6 +229,7 @@ def write_cell(out: Path, result: CellResult) -> None:
         **({} if outcome.tuned is None else to_texts("tuned", outcome.tuned)),
         "upload_bytes": outcome.upload_bytes,
         **({} if outcome.scale is None else {"scale": outcome.scale}),
+        **({"aligned_windows": outcome.aligned_windows} if outcome.aligned_windows else {}),
         "seconds": result.seconds,
         "made_with": None if result.origin is None else asdict(result.origin),
     }
@@ -258,6 +259,7 @@ def read_cell(out: Path, cell: Cell) -> CellResult:
                 tuned=from_texts("tuned", raw) if "tuned" in raw else None,
                 upload_bytes=raw["upload_bytes"],
                 scale=raw.get("scale"),
+                aligned_windows=raw.get("aligned_windows", 0),
             ),
             seconds=raw["seconds"],
             origin=None if raw["made_with"] is None else _origin(raw["made_with"]),

@@ -18,7 +18,7 @@ RESULT_HAS: Form = {  # answers, losses and privacy costs are checked when they 
     },
     "verbatim_share": NUMBER,
     "perplexity": {"fused": (*NUMBER, type(None))},
-    "plug_back": {"scale": NUMBER, "tried": list},
+    "plug_back": {"scale": NUMBER, "tried": list, "aligned_windows": int},
     "truncated": int,
     "privacy_notes": list,
     "seconds": None,
