@@ -180,6 +180,18 @@ def adapter_size(tuned: nn.Module) -> int:
     return sum(p.numel() for p in trained_parameters(tuned))
 
 
+def size_without_attaching(
+    model: nn.Module, adapter: AdapterConfig, *, blocks: tuple[int, ...] | None = None
+) -> int:
+    """Return the `adapter_size` that the adapter would have on the model, which stays as it is."""
+    targets = _linear_maps(model, adapter, blocks)
+    shapes = [cast(Any, model.get_submodule(name)).weight.shape for name in targets]
+    if adapter.kind == "core":
+        return adapter.rank**2 * len(shapes)
+    outputs = 1 if _transposed(model, targets) else 0
+    return adapter.rank * sum(shape[outputs] if adapter.kind == "ffa" else sum(shape) for shape in shapes)
+
+
 def tensor_sizes(tuned: nn.Module) -> list[int]:
     """Return how many numbers of the adapter vector belong to each trained tensor, in order."""
     return [p.numel() for p in trained_parameters(tuned)]

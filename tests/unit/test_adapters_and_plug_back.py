@@ -18,6 +18,7 @@ from fedproxy_secure.models.adapters import (
     get_vector,
     save_adapter,
     set_vector,
+    size_without_attaching,
 )
 from fedproxy_secure.models.llm import blocks_of
 from tests.support.tiny import same_weights, tiny_llama
@@ -26,8 +27,8 @@ IDS = torch.arange(3, 23).view(2, 10)
 KINDS = ["lora", "ffa", "core"]
 
 
-def adapter(kind, rank=2):
-    return AdapterConfig(kind=kind, rank=rank, alpha=4)
+def adapter(kind, rank=2, blocks=None):
+    return AdapterConfig(kind=kind, rank=rank, alpha=4, blocks=blocks)
 
 
 def tuned_proxy(kind, llm, ratio=0.5, seed=0):
@@ -61,6 +62,15 @@ def test_sizes_of_the_three_kinds():
     assert sizes["lora"] == sum(4 * (i + o) for i, o in maps)
     assert sizes["ffa"] == sum(4 * o for _, o in maps)
     assert sizes["core"] == 4 * 4 * len(maps)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_of_an_adapter_is_known_before_it_is_put_on(kind, family):
+    model = tiny_llama(3) if family == "llama" else gpt2()
+    for chosen, blocks in ((adapter(kind, rank=4), None), (adapter(kind, rank=4, blocks=(1,)), (0, 2))):
+        known = size_without_attaching(model, chosen, blocks=blocks)
+        assert known == adapter_size(attach(copy.deepcopy(model), chosen, seed=0, blocks=blocks))
 
 
 @pytest.mark.parametrize("kind", KINDS)

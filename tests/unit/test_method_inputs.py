@@ -9,9 +9,9 @@ from fedproxy_secure.data.records import Record, Task
 from fedproxy_secure.experiments.inputs import Inputs, in_equal_shares
 from fedproxy_secure.experiments.method import Method
 from fedproxy_secure.experiments.results import MethodResult, accuracies_of, choice_notes, losses_of
-from fedproxy_secure.experiments.stages import Materials
+from fedproxy_secure.experiments.stages import Materials, exact_proxy
 from fedproxy_secure.experiments.sweeps.method_cells import Cell, run_cell
-from fedproxy_secure.models.adapters import get_vector
+from fedproxy_secure.models.adapters import adapter_size, attach, get_vector
 from fedproxy_secure.models.llm import with_blocks
 from tests.support.tiny import public_windows, same_weights, tiny_llama, tiny_settings, tiny_tokenizer
 
@@ -102,6 +102,43 @@ def test_an_exact_proxy_has_exact_copies_whatever_the_compression(tmp_path, comp
     proxy = inputs.exact_proxy()
     assert proxy.kept == (0, 3)
     assert same_weights(proxy.model, with_blocks(llm, [0, 3]))
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [
+        {"kind": "drop_blocks"},
+        {"kind": "low_rank"},
+        {"kind": "width"},
+        {"kind": "withheld_bottom"},
+        {"kind": "rotated"},
+        {"kind": "quantised", "options": {"bits": 3}},
+    ],
+    ids=lambda compress: compress["kind"],
+)
+@pytest.mark.parametrize("name", ["fedot_equal_bytes", "fedot_equal_bytes_lr"])
+def test_offsite_tuning_at_equal_bytes_uploads_as_much_as_fedproxy_whatever_the_compression(
+    tmp_path, monkeypatch, compress, name
+):
+    settings = {"compress": compress, "adapter": {"rank": 8, "alpha": 16}, "heal": {"steps": 1}}
+    inputs = inputs_of(tmp_path, tiny_llama(8), records("r", 2), ratio=0.5, **settings)
+    proxy = exact_proxy(inputs.config, inputs.materials, seed=0, remove_ratio=0.5).finished()
+    held = adapter_size(attach(proxy.model, inputs.config.adapter, seed=0))
+    sent = []
+
+    def federate(_, model, settings, *, blocks):
+        tuned = attach(model, settings.adapter, seed=0, blocks=blocks)
+        sent.append((settings.adapter, adapter_size(tuned)))
+        return model, 0
+
+    monkeypatch.setattr(Inputs, "federate", federate)
+    monkeypatch.setattr(Inputs, "plugged_back", lambda *_, **__: MethodResult(fused={}))
+    METHODS.get(name).run(inputs)
+    ((wide, numbers),) = sent
+    assert numbers == pytest.approx(held, rel=0.5 / wide.rank)
+    assert wide.alpha == 2 * wide.rank
+    if compress["kind"] == "drop_blocks":
+        assert (wide.rank, numbers) == (8 * 4 // 2, held)
 
 
 @pytest.mark.parametrize("tasks", [["instruction", "sst2", "rte"], ["instruction"] * 3])

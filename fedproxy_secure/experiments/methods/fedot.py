@@ -17,7 +17,10 @@ from fedproxy_secure.experiments.methods.whole_llm import averaged_in_the_clear
 from fedproxy_secure.experiments.results import MethodResult
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedproxy_secure.compress.plan import BlockPlan
+    from fedproxy_secure.compress.proxy import Proxy
     from fedproxy_secure.experiments.inputs import Inputs
 
 
@@ -26,8 +29,8 @@ class FedOT(Method):
     """Federated Offsite-Tuning.
 
     Args:
-        equal_bytes: whether the rank of the trained blocks' adapters is raised until a client sends as many
-            bytes as with adapters of the settings' rank on all blocks it holds.
+        equal_bytes: whether the rank of the trained blocks' adapters is raised until a client sends about
+            as many bytes as with adapters of the settings' rank on the settings' proxy.
         with_rate: whether the server's learning rate is that of `fedproxy_fedavg_lr`, else 1.
     """
 
@@ -40,26 +43,45 @@ class FedOT(Method):
 
     def run(self, inputs: Inputs) -> MethodResult:
         from fedproxy_secure.compress.proxy import Proxy
+        from fedproxy_secure.models.adapters import size_without_attaching
         from fedproxy_secure.models.llm import blocks_of, with_blocks
 
         plan, trained = offsite_tuning_plan(len(blocks_of(inputs.llm)), inputs.remove_ratio)
         proxy = Proxy(model=with_blocks(inputs.llm, list(plan.kept), share=True), plan=plan)
         settings = self.federation(inputs.config)
         if self.equal_bytes:
-            adapted = settings.adapter.blocks or plan.kept  # of FedProxy, in a proxy of the same size
-            adapter = widened(settings.adapter, len(adapted), len(trained))
+            held = size_without_attaching(_same_size(inputs, proxy), settings.adapter)  # FedProxy's
+            own = size_without_attaching(proxy.model, settings.adapter, blocks=trained)
+            adapter = widened(settings.adapter, held, own)
             settings = settings.model_copy(update={"adapter": adapter})
         tuned, upload_bytes = inputs.federate(proxy.model, settings, blocks=trained)
         return inputs.plugged_back(proxy, tuned, upload_bytes=upload_bytes, scale=1.0)
 
 
-def widened(adapter: AdapterConfig, held: int, trained: int) -> AdapterConfig:
-    """Return an adapter with about as many numbers on `trained` blocks as `adapter` has on `held` blocks.
+def _same_size(inputs: Inputs, proxy: Proxy) -> nn.Module:
+    """Return a model whose blocks have the sizes of those of the settings' proxy.
+
+    Where blocks are only dropped, FedOT's own has, and no importance needs to be computed. Other kinds of
+    compression may keep all blocks, or narrow them.
+    """
+    from fedproxy_secure.experiments.stages import exact_proxy
+
+    if inputs.config.compress.kind == "drop_blocks":
+        return proxy.model
+    return (
+        exact_proxy(inputs.config, inputs.materials, seed=inputs.seed, remove_ratio=inputs.remove_ratio)
+        .finished()
+        .model
+    )
+
+
+def widened(adapter: AdapterConfig, held: int, own: int) -> AdapterConfig:
+    """Return an adapter of about `held` numbers where `adapter` has `own`.
 
     Its scale, alpha / rank, is the same. The numbers of `lora` and `ffa` grow with the rank, those of
     `core` with its square.
     """
-    factor = math.sqrt(held / trained) if adapter.kind == "core" else held / trained
+    factor = math.sqrt(held / own) if adapter.kind == "core" else held / own
     rank, scale = max(1, round(adapter.rank * factor)), adapter.alpha / adapter.rank
     return adapter.model_copy(update={"rank": rank, "alpha": max(1, round(rank * scale))})
 
