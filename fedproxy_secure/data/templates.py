@@ -1,7 +1,12 @@
 """One fixed template per task, which turns a row, as published or in the local form, into a record.
 
 The local form has its own answers: `choices` (list of texts) and `label` (index), beside `text`, `question`
-or `premise` and `hypothesis`. Wording follows lm-evaluation-harness.
+or `premise` and `hypothesis`.
+
+Wording is that of lm-evaluation-harness in `sst2`, `mrpc`, `rte`, `mnli`, `arc_easy` and `arc_challenge`.
+Two tasks differ from it on purpose and are asked as ARC is: `openbookqa`, where lm-eval has the bare stem,
+without `Question:` and `Answer:`, and `commonsenseqa`, where lm-eval lists the answers in the prompt and
+scores their letters. The wording of all other tasks is our own.
 
 Guarantees: an error names row, column, type and length of a value, and never quotes it, because other
 people read logs.
@@ -200,8 +205,10 @@ def _mrpc(row: Row) -> Record:
 
 
 def _mnli(row: Row) -> Record:
+    claim = str(row["hypothesis"]).strip()
+    sentence = claim if claim.endswith(".") else f"{claim}."
     return _labelled(
-        f"{row['premise']}\nQuestion: {row['hypothesis']} True, False or Neither?\nAnswer:",
+        f"{row['premise']}\nQuestion: {sentence} True, False or Neither?\nAnswer:",
         row,
         ("True", "Neither", "False"),
     )

@@ -27,6 +27,29 @@ def test_pairs_read_alike_under_both_names(task):
     assert to_records(task, [glue]) == to_records(task, [ours])
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "prompt", "choices"),
+    [
+        ("sst2", {"sentence": "s"}, "s\nQuestion: Is this sentence positive or negative?\nAnswer:",
+         ("negative", "positive")),
+        ("mrpc", {"sentence1": "a", "sentence2": "b"},
+         "Sentence 1: a\nSentence 2: b\nQuestion: Do both sentences mean the same thing?\nAnswer:",
+         ("no", "yes")),
+        ("rte", {"sentence1": "a.", "sentence2": "b."}, "a.\nQuestion: b. True or False?\nAnswer:",
+         ("True", "False")),
+        ("mnli", {"premise": "a", "hypothesis": "b "},
+         "a\nQuestion: b. True, False or Neither?\nAnswer:", ("True", "Neither", "False")),
+        ("mnli", {"premise": "a", "hypothesis": "b."},
+         "a\nQuestion: b. True, False or Neither?\nAnswer:", ("True", "Neither", "False")),
+        ("arc_easy", {"question": "q?", "choices": ["x", "y"]}, "Question: q?\nAnswer:", ("x", "y")),
+    ],
+)  # fmt: skip
+def test_tasks_whose_wording_is_lm_evals_have_it_to_the_letter(task, row, prompt, choices):
+    (made,) = to_records(task, [{**row, "label": 0}])
+    assert made.prompt == prompt
+    assert made.choices == tuple(f" {choice}" for choice in choices)
+
+
 def test_every_template_joins_prompt_and_choice_by_one_space_of_the_choice():
     row = {
         "question": "q ", "text": "t ", "premise": "p ", "hypothesis": "h ",
