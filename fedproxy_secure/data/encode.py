@@ -1,4 +1,15 @@
-"""Token batches of records, and the loss that training minimises."""
+"""Token batches of records, and the loss that training minimises.
+
+A prompt begins with the tokenizer's start token (`bos_token_id`), if it has one, also where the tokenizer
+itself adds none, as that of `smollm2`. (A stored chat format writes conversations its own way.) Training
+and scoring both do so: a model is tested on prompts as it was trained on. Windows of public text
+(`data.evaluate.text_windows`) lack it. lm-eval at its defaults sends the token only where the tokenizer
+adds it, and else has other numbers than this project.
+
+Prompt and response are tokenised each alone, also in both. A tokenizer that writes a `▁` before every
+text (the normaliser `Prepend`, as Llama 2's) then makes one token more of the response ` good` than
+lm-eval, which tokenises prompt and response together.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +66,7 @@ class Batch:
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Return a prompt's tokens, after the tokenizer's start token if it has one."""
+    """Return a prompt's tokens, after the tokenizer's start token also if it adds none itself."""
     return many_prompt_ids([prompt], tokenizer)[0]
 
 

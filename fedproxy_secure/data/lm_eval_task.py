@@ -38,9 +38,13 @@ def lm_eval_accuracy(
     `name` names the task. As in lm-eval's own tasks, a choice is counted without the space that joins it to
     the prompt; that space is the task's delimiter.
 
-    The result equals the means of `choice_correct` if no prompt is cut and the tokenizer does not merge
-    tokens across the space between a prompt and a choice: lm-eval tokenises both together, `choice_correct`
-    each alone.
+    The start token is written into the prompt, as it is everywhere in this project. lm-eval at its defaults
+    (`add_bos_token=None`) sends it only where the tokenizer adds it, so for `smollm2` it has other numbers.
+
+    The result equals the means of `choice_correct` if no prompt is cut and a choice has the same tokens
+    alone as after its prompt: lm-eval tokenises both together, `choice_correct` each alone. They differ
+    where the tokenizer merges tokens across the space between them, or writes a `▁` before every text
+    (`Prepend`).
 
     Raises `DataError` if lm-eval is missing, without records, if only some choices begin with a space, for
     an empty prompt in a tokenizer without a start token, and for a record longer than the model, which

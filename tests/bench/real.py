@@ -3,12 +3,18 @@
 Everything is measured on one thread, in turns, in one run, on the records of `configs/real.yaml`, and,
 where `FEDPROXY_DATA` names the folder of the real tasks, on those. The peer is what a script around PEFT
 does: padded batches, PEFT's own layers.
+
+    FEDPROXY_DATA=DATA python -m tests.bench.real start-token
+
+prints instead what the LLM before tuning answers correctly with the tokenizer's start token before each
+prompt, as everywhere in this project, and without it, as lm-eval asks it by default.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +28,9 @@ from fedproxy_secure.compress.proxy import save_model
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import Encoded, batch_loss, encode_records, records_loss, training_batch
+from fedproxy_secure.data.evaluate import choice_correct
 from fedproxy_secure.data.records import Record
+from fedproxy_secure.evidence.answers import share_right
 from fedproxy_secure.experiments.stages import Materials, exact_proxy, prepare
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
@@ -41,10 +49,13 @@ RATIO = 0.25  # of the blocks removed
 BATCH = 8
 EVALUATED = 24  # test records of each task
 WORKER_GB = 2.0
+ASKED = 100  # test records of each task that is asked with and without the start token
 
 
 def main() -> None:
     """Measure everything, print, write."""
+    if sys.argv[1:] == ["start-token"]:
+        return publish("real_start_token", start_token_rows(os.environ["FEDPROXY_DATA"]))
     rows = [worker_memory()]  # first: this process is still small
     torch.set_num_threads(1)
     configs = [load_config("configs/real.yaml")]
@@ -130,6 +141,25 @@ def evaluation_rows(config: Config, materials: Materials) -> list[Row]:
         row(f"{config.name}: evaluation, share of the floor", shares, ">= 0.65", 0.65),
         row(f"{config.name}: evaluation, speed over padded choices", speedups, ">= 1.8", 1.8),
     ]
+
+
+def start_token_rows(data: str) -> list[Row]:
+    """Accuracies before tuning on the first test records, with the start token and without it."""
+    torch.set_num_threads(1)
+    config = load_config("configs/paper_small.yaml", [f"data.root={data}", "model.dtype=float32"])
+    materials, rows = prepare(config), list[Row]()
+    tokens = {"with": materials.tokenizer.bos_token, "without": None}
+    for task in materials.tasks:
+        for how, token in tokens.items():
+            materials.tokenizer.bos_token = token
+            right = choice_correct(
+                materials.llm, materials.tokenizer, task.test[:ASKED], max_tokens=config.data.max_tokens
+            )
+            for score, bits in (("acc", right.acc), ("acc_norm", right.acc_norm)):
+                metric = f"{task.name}, {score} {how} the start token"
+                made = share_right({0: {task.name: tuple(map(bool, bits))}}, metric)
+                rows.append(Row.of(metric, made, command="python -m tests.bench.real start-token"))
+    return rows
 
 
 def overhead(config: Config, materials: Materials) -> Row:
