@@ -91,7 +91,7 @@ def test_the_measure_of_an_attack_of_ones_own_is_a_column_a_chapter_and_a_rule(o
     result = {
         "fidelity": FIDELITY,
         "perplexity": {"fused": 7.0},
-        "plug_back": {"scale": 1.0, "tried": []},
+        "plug_back": {"scale": 1.0, "tried": [], "aligned_windows": 0},
         "truncated": 0,
         "privacy_notes": [],
         "verbatim_share": 0.5,
