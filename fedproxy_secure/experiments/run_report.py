@@ -132,7 +132,11 @@ def plug_back_notes(
             "(rotated ones), FedOT and methods named exact_..."
         )
     elif asked:
-        notes.append(f"Plug-back: no fused LLM is aligned, although plug_back.align_windows={asked}.")
+        notes.append(
+            f"Plug-back: no result says that its fused LLM was aligned (plug_back.align_windows={asked}). "
+            "Proxies with hidden states of their own (rotated ones), FedOT and methods named exact_... "
+            "never are."
+        )
     return tuple(notes)
 
 

@@ -119,7 +119,7 @@ def test_a_report_states_the_windows_that_alignment_read_not_those_that_the_sett
     assert f"aligned on {min(asked, len(TEXT))} windows of public text" in note
     assert told in note
     (note,) = plug_back_notes(config, {}, [0])
-    assert note == f"Plug-back: no fused LLM is aligned, although plug_back.align_windows={asked}."
+    assert note.startswith("Plug-back: no result says that its fused LLM was aligned")
 
 
 def test_alignment_on_no_windows_is_no_alignment_and_has_its_digest():
