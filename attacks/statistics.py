@@ -38,8 +38,8 @@ def auc_estimate(
 ) -> Measured:
     """Return the area under the ROC curve with DeLong's interval (1988), taken on the logit scale.
 
-    The logit scale keeps the interval in [0, 1]. A perfect or a worst possible AUC gets the interval of the
-    rule of three.
+    The logit scale keeps the interval in [0, 1]. A perfect or a worst possible AUC, or scores without
+    spread, get the interval of the rule of three.
 
     Args:
         scores: float [n], higher for those taken as positive; ties count half.
@@ -64,10 +64,10 @@ def auc_estimate(
     z = float(norm.ppf((1 + CONFIDENCE) / 2))
     if spread == 0 or not 0 < value < 1:
         slack = 3 * inflation**2 / min(m, n)
-        low, high = max(0.0, value - slack), min(1.0, value + slack)
+        low, high, how = max(0.0, value - slack), min(1.0, value + slack), "rule of three 95 %"
     else:
         logit, half = math.log(value / (1 - value)), z * spread / (value * (1 - value))
-        low, high = _expit(logit - half), _expit(logit + half)
+        low, high, how = _expit(logit - half), _expit(logit + half), "DeLong 95 % on the logit scale"
     return Measured(
         metric=metric,
         value=value,
@@ -76,7 +76,7 @@ def auc_estimate(
         n=m + n,
         unit="AUC",
         seeds=SEEDS,
-        how="DeLong 95 % on the logit scale",
+        how=how,
         power=AucPower(positives=m, negatives=n, inflation=inflation),
         judged=of_kinds(scores, positive, parts) if inflation == 1 else None,
     )

@@ -84,6 +84,13 @@ def test_a_perfect_area_still_has_an_interval():
     assert auc(values, labels, inflation=2.0).low == pytest.approx(1 - 12 / 20)
 
 
+def test_an_area_is_said_to_have_the_interval_that_it_was_given():
+    labels = np.arange(40) >= 20
+    for extreme in (np.arange(40.0), -np.arange(40.0), np.ones(40)):
+        assert auc(extreme, labels).how == "rule of three 95 %"
+    assert auc(np.arange(40.0) % 7, labels).how == "DeLong 95 % on the logit scale"
+
+
 def test_chance_spreads_as_mann_and_whitney_say():
     rng = np.random.default_rng(0)
     values = [auc_value(rng.normal(size=50), np.arange(50) < 20) for _ in range(2000)]
