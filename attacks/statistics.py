@@ -268,12 +268,12 @@ def share(hits: int, n: int, *, metric: str, groups: int | None = None) -> Measu
         groups: number of groups of targets, if those of a group may be found or missed together. Then both
             ends of the interval, and what the attack could have shown, count groups.
     """
-    estimate = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS)
+    estimate = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS, of="targets")
     if groups is None:
         return with_power(estimate, SharePower(n=estimate.n))
     independent = min(max(groups, 1), estimate.n)
     low, high = wilson(estimate.value, independent)
-    how = f"share of records, Wilson 95 % over {independent} groups"
+    how = f"share of targets, Wilson 95 % over {independent} groups"
     return with_power(
         replace(estimate, low=low, high=high, how=how), SharePower(n=independent, of="groups of targets")
     )

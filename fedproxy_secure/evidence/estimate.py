@@ -145,8 +145,10 @@ def mean_interval(
     )
 
 
-def proportion_interval(correct: int, n: int, *, metric: str, seeds: Iterable[int]) -> Estimate:
-    """Return the share `correct / n` of records with its Wilson interval; for a single seed's accuracy.
+def proportion_interval(
+    correct: int, n: int, *, metric: str, seeds: Iterable[int], of: str = "records"
+) -> Estimate:
+    """Return the share `correct / n` with its Wilson interval; `of` says what was counted, in plural.
 
     Raises `DataError` unless 0 <= correct <= n and n >= 1.
     """
@@ -162,7 +164,7 @@ def proportion_interval(correct: int, n: int, *, metric: str, seeds: Iterable[in
         n=n,
         unit="share",
         seeds=tuple(seeds),
-        how="share of records, Wilson 95 %",
+        how=f"share of {of}, Wilson 95 %",
         nature="sampled",
     )
 

@@ -165,6 +165,11 @@ def test_a_share_of_nothing_is_nothing_of_one():
     assert apart.power.smallest(0.01) < 0.1 < 0.5 < together.power.smallest(0.01)
 
 
+def test_a_share_of_targets_is_not_said_to_be_one_of_records():
+    hows = [share(4, 10, metric="m", groups=groups).how for groups in (None, 2)]
+    assert hows == ["share of targets, Wilson 95 %", "share of targets, Wilson 95 % over 2 groups"]
+
+
 def test_records_that_are_found_or_missed_together_make_neither_success_nor_resistance_surer():
     apart, together = (share(40, 100, metric="m", groups=g) for g in (None, 2))
     assert together.low < 0.1 < 0.3 < apart.low

@@ -127,7 +127,9 @@ def gaps_found(guessed: Gaps, true: Gaps) -> list[Estimate]:
 
     even = hits(spread(len(true) - 1, missing))
     return [
-        proportion_interval(hits(guessed), missing, metric="missing blocks put right", seeds=(0,)),
+        proportion_interval(
+            hits(guessed), missing, metric="missing blocks put right", seeds=(0,), of="missing blocks"
+        ),
         counted(
             even / missing, metric="missing blocks put right by even spreading", unit="share", seeds=(0,)
         ),
