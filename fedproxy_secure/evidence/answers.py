@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, where_apart
+from fedproxy_secure.evidence.estimate import Estimate, fieller_interval, mean_interval, no_surer
 
 DRAWS = 10_000  # number of draws from a posterior
 OF_MEANS = "ratio of means over seeds, Fieller 95 %, no narrower than a seed's own"
 BY_DEFINITION = "exact by definition, whatever the test records"
-UNRESOLVED = "ratio of means over seeds; they do not resolve the gap itself, no interval"
+UNRESOLVED = "ratio of means over seeds; they do not resolve the gap itself, or all agree, no interval"
 Bits = Mapping[str, Sequence[bool]]  # task -> which test records were answered correctly
 
 
@@ -121,7 +121,7 @@ def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str
     ways = math.fsum(method - zero_shot for method, zero_shot, _ in shares.values())
     value = ways / math.fsum(ceiling - zero_shot for _, zero_shot, ceiling in shares.values())
 
-    def apart(share: float) -> Estimate:
+    def difference(share: float) -> Estimate:
         def statistic(method: Any, zero_shot: Any, ceiling: Any) -> Any:
             return method - zero_shot - share * (ceiling - zero_shot)
 
@@ -132,7 +132,7 @@ def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str
         ]
         return no_surer(mean_interval(values, metric=metric, unit="share"), parts)
 
-    ends = where_apart(apart, value)
+    ends = fieller_interval(difference, value)
     low, high = ends or (None, None)
     exact = low == value == high  # no spread on either side, as of the ceiling itself
     return Estimate(

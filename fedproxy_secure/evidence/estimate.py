@@ -127,7 +127,8 @@ def mean_interval(
     low = high = None
     how = "one seed, no interval" if len(values) == 1 else "seeds that agree, no interval"
     if max(values) - min(values) > _ROUNDING * abs(mean):
-        half = _t_half_width(values, mean)
+        variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
+        half = student_quantile(len(values) - 1) * math.sqrt(variance / len(values))
         low, high = max(mean - half, within[0]), min(mean + half, within[1])
         how = "mean over seeds, Student t 95 %"
         if (low, high) != (mean - half, mean + half):
@@ -239,32 +240,38 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
     )
 
 
-def where_apart(apart: Callable[[float], Estimate], value: float) -> tuple[float, float] | None:
-    """Return the ends of the numbers around `value` for which the interval of `apart` contains 0.
+def fieller_interval(difference: Callable[[float], Estimate], value: float) -> tuple[float, float] | None:
+    """Return Fieller's interval (1954) of a ratio `a / b` with the given value, b > 0.
 
-    So Fieller (1954) finds the interval of a ratio `a / b`, b > 0: `apart(share)` is `a - share * b` with
-    its interval. Returns None if an end is too far to be found, as where b may be 0.
+    It consists of the shares for which the interval of `difference(share)`, `a - share * b`, contains 0.
+    Returns None if an end is too far to be found, as where b may be 0, or a difference has no interval.
     """
     from scipy.optimize import brentq
 
-    def above(share: float) -> float:
-        return apart(share).low or 0.0
+    def end(share: float, side: float) -> float:
+        made = difference(share)
+        if made.low is None or made.high is None:
+            raise _NoIntervalError
+        return made.low if side < 0 else made.high
 
-    def below(share: float) -> float:
-        return apart(share).high or 0.0
-
-    ends = []
-    for side, end in ((-1.0, above), (1.0, below)):
-        if side * end(value) <= 0:  # no spread, as at an end of the scale itself; below 0 by rounding
-            ends.append(value)
-            continue
+    def farthest(side: float) -> float:
+        if side * end(value, side) <= 0:  # no spread, as at an end of the scale itself; below 0 by rounding
+            return value
         step = 1.0
-        while side * end(value + side * step) >= 0:
+        while side * end(value + side * step, side) >= 0:
             step *= 2
             if step > _FARTHEST:
-                return None
-        ends.append(float(brentq(end, value, value + side * step, xtol=1e-7)))
-    return min(value, ends[0]), max(value, ends[1])
+                raise _NoIntervalError
+        return float(brentq(end, value, value + side * step, args=(side,), xtol=1e-7))
+
+    try:
+        return min(value, farthest(-1.0)), max(value, farthest(1.0))
+    except _NoIntervalError:
+        return None
+
+
+class _NoIntervalError(Exception):
+    pass
 
 
 def counted(value: float, *, metric: str, unit: str, seeds: Iterable[int], n: int = 1) -> Estimate:
@@ -290,9 +297,3 @@ def student_quantile(freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
-
-
-def _t_half_width(values: list[float], mean: float) -> float:
-    freedom = len(values) - 1
-    variance = math.fsum((v - mean) ** 2 for v in values) / freedom
-    return student_quantile(freedom) * math.sqrt(variance / len(values))

@@ -20,9 +20,10 @@ from fedproxy_secure.evidence.answers import BY_DEFINITION, OF_MEANS, UNRESOLVED
 from fedproxy_secure.evidence.estimate import (
     Estimate,
     Nature,
+    counted,
+    fieller_interval,
     mean_interval,
     no_surer,
-    where_apart,
 )
 from fedproxy_secure.evidence.weighted_means import half_width, parts_of, quantile
 
@@ -147,8 +148,8 @@ def loss_over_seeds_or_records(
 
     Its interval is Student's t over seeds, and no narrower than a seed's own over its test records. With
     one seed it is the latter: a paired interval of means over records, weighted by their tokens. That of a
-    gap closed is Fieller's. There is no interval, even over seeds, for a task of one record or a gap that
-    is not resolved.
+    gap closed is Fieller's. There is no interval, even over seeds, for a task of one record, for a gap that
+    is not resolved, or for a ratio of records and seeds that all agree.
 
     Args:
         by_seed: for each seed, the losses of one or more models on the same records.
@@ -182,16 +183,16 @@ def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, uni
     means = {seed: [mean_loss(losses) for losses in models] for seed, models in by_seed.items()}
     way, gap = (math.fsum(m[1] - m[i] for m in means.values()) for i in (0, 2))
 
-    def apart(share: float) -> Estimate:
-        weights = np.array(
-            [[-1.0, 1.0 - share, share]]
-        )  # zero-shot - method - share * (zero-shot - ceiling)
+    def difference(share: float) -> Estimate:
+        # zero-shot - method - share * (zero-shot - ceiling)
+        weights = np.array([[-1.0, 1.0 - share, share]])
         values = {seed: float(weights[0] @ m) for seed, m in means.items()}
         parts = []
         for seed, models in by_seed.items():
-            half = half_width(models, weights)
-            low, high = values[seed] - half, values[seed] + half
-            parts.append(replace(over, value=values[seed], low=low, high=high, seeds=(seed,)))
+            mean, half = values[seed], half_width(models, weights)
+            parts.append(replace(over, value=mean, low=mean - half, high=mean + half, seeds=(seed,)))
+        if share in (0.0, 1.0) and all(part.low == part.high == 0 for part in parts):  # by definition
+            return counted(0.0, metric=metric, unit=unit, seeds=by_seed)
         return no_surer(mean_interval(values, metric=metric, unit=unit), parts)
 
     n, seeds = len(by_seed), tuple(by_seed)
@@ -208,7 +209,7 @@ def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, uni
     )
     if any(len(loss.nats) < 2 for models in by_seed.values() for loss in models[0].values()):
         return replace(over, how=f"ratio of means over seeds; {NO_SPREAD}")
-    ends = where_apart(apart, way / gap)
+    ends = fieller_interval(difference, way / gap)
     if ends is None:
         return over
     if ends[0] == over.value == ends[1]:  # no spread on either side, as of the ceiling itself

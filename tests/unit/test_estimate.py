@@ -18,6 +18,7 @@ from fedproxy_secure.evidence.answers import (
 from fedproxy_secure.evidence.estimate import (
     Estimate,
     counted,
+    fieller_interval,
     independent_difference,
     mean_interval,
     no_surer,
@@ -294,6 +295,29 @@ def test_seeds_that_agree_are_no_surer_of_the_gap_closed_than_one_of_them():
     single = gap_over_seeds_or_records({0: answered(180, 120, 220)}, "gap")
     several = gap_over_seeds_or_records({s: answered(180, 120, 220) for s in range(3)}, "gap")
     assert (several.low, several.high) == pytest.approx((single.low, single.high), abs=0.02)
+
+
+def test_a_ratio_has_no_interval_where_a_difference_has_none_and_has_the_known_one_where_all_have():
+    def difference(half):
+        def of(share):
+            value = 6 - share * 4
+            low, high = (None, None) if half is None else (value - half, value + half)
+            return Estimate(
+                metric="m",
+                value=value,
+                low=low,
+                high=high,
+                n=3,
+                unit="s",
+                seeds=(0,),
+                how="-",
+                nature="sampled",
+            )
+
+        return of
+
+    assert fieller_interval(difference(None), 1.5) is None
+    assert fieller_interval(difference(2.0), 1.5) == pytest.approx((1.0, 2.0), abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
