@@ -7,6 +7,7 @@ target was judged (`attacks.judging.measured`).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -51,13 +52,7 @@ def auc_estimate(
 
     Raises `DataError` for shapes that differ, scores that are not finite, or fewer than 2 of a kind.
     """
-    if scores.shape != positive.shape or not np.isfinite(scores).all():
-        raise DataError(
-            f"{metric}: scores {scores.shape}, labels {positive.shape}: must have one shape and be finite"
-        )
-    m, n = int(positive.sum()), int((~positive).sum())
-    if min(m, n) < 2:
-        raise DataError(f"{metric}: {m} positives, {n} negatives: must be >= 2 of each")
+    m, n = _check_kinds(scores, positive, least=2, name=metric)
     v10, v01 = components(scores, positive)
     value = float(v10.mean())
     spread = inflation * math.sqrt(float(v10.var(ddof=1)) / m + float(v01.var(ddof=1)) / n)
@@ -91,10 +86,23 @@ def spread_by_chance(positives: int, negatives: int) -> float:
 
 
 def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Return the AUC without an interval; ties count half."""
-    m = int(positive.sum())
-    ranks = rankdata(scores)
-    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(scores) - m)))
+    """Return the AUC without an interval; ties count half.
+
+    `scores` float [n], `positive` bool [n]. Raises `DataError` as `auc_estimate`, but for none of a kind.
+    """
+    m, n = _check_kinds(scores, positive, least=1, name="auc")
+    return float((rankdata(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
+
+
+def _check_kinds(values: np.ndarray, positive: np.ndarray, *, least: int, name: str) -> tuple[int, int]:
+    if values.shape != positive.shape or not np.isfinite(values).all():
+        raise DataError(
+            f"{name}: scores {values.shape}, labels {positive.shape}: must have one shape and be finite"
+        )
+    m, n = int(positive.sum()), int((~positive).sum())
+    if min(m, n) < least:
+        raise DataError(f"{name}: {m} positives, {n} negatives: must be >= {least} of each")
+    return m, n
 
 
 def p_by_chance(scores: np.ndarray, labels: np.ndarray, *, permutations: int) -> float:
@@ -241,8 +249,9 @@ def tpr_estimates(
 def mean_difference(values: np.ndarray, positive: np.ndarray, *, metric: str, unit: str) -> Estimate:
     """Return the mean of positives minus that of negatives, with a normal interval for unequal variances.
 
-    `values` float [n], `positive` bool [n], two of each kind at least.
+    `values` float [n], `positive` bool [n]. Raises `DataError` as `auc_estimate`.
     """
+    _check_kinds(values, positive, least=2, name=metric)
     x, y = values[positive].astype(np.float64), values[~positive].astype(np.float64)
     value = float(x.mean() - y.mean())
     error = math.sqrt(float(x.var(ddof=1)) / len(x) + float(y.var(ddof=1)) / len(y))
@@ -281,12 +290,4 @@ def share(hits: int, n: int, *, metric: str, groups: int | None = None) -> Measu
 
 def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:
     """Return how many guesses equal a truth, each truth matched at most once."""
-    remaining: dict[object, int] = {}
-    for t in truths:
-        remaining[t] = remaining.get(t, 0) + 1
-    hits = 0
-    for g in guesses:
-        if remaining.get(g, 0) > 0:
-            remaining[g] -= 1
-            hits += 1
-    return hits
+    return (Counter(guesses) & Counter(truths)).total()

@@ -113,6 +113,19 @@ def test_chance_spreads_as_mann_and_whitney_say():
 def test_scores_that_allow_no_area_are_refused(values, labels, line):
     with pytest.raises(DataError, match=line):
         auc(values, labels)
+    with pytest.raises(DataError, match=line):
+        mean_difference(values, labels, metric="gap", unit="nats")
+
+
+def test_an_area_without_an_interval_needs_one_of_each_kind_and_finite_scores():
+    assert auc_value(np.array([1.0, 0.0]), np.array([True, False])) == 1.0
+    for values, labels in [
+        (np.zeros(3), np.ones(3, bool)),
+        (np.zeros(3), np.ones(4, bool)),
+        (np.array([np.nan, 0]), np.array([True, False])),
+    ]:
+        with pytest.raises(DataError, match="auc: "):
+            auc_value(values, labels)
 
 
 def test_rates_at_a_fixed_false_positive_rate_are_those_counted_by_hand():
