@@ -24,6 +24,7 @@ from fedproxy_secure.evidence.estimate import (
     proportion_interval,
     wilson,
 )
+from fedproxy_secure.evidence.roc import allowed_at
 from fedproxy_secure.evidence.targets import components
 
 SEEDS = (0,)  # `attacks.trial` puts the seed of the attack in its place
@@ -217,7 +218,7 @@ def tpr_estimates(
     negatives = np.sort(scores[~positive])[::-1]
     estimates = []
     for rate in rates:
-        allowed = int(rate * len(negatives) + 1e-9)  # in floating point .29 x 100 lies just below 29
+        allowed = allowed_at(rate, len(negatives))
         threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
         caught = int((scores[positive] > threshold).sum())
         name = f"TPR at {rate:.1%} FPR{of and ', '}{of}" + (" (0 false positives)" if allowed == 0 else "")
