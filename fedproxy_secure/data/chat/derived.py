@@ -84,7 +84,8 @@ def _agrees(tokenizer: Tokenizer, chat: ChatFormat, first: tuple[str, ...]) -> b
         messages = _made_up((*first, *("user", "assistant") * rounds), f"Line {rounds}\nof a Talk – No. ")
         *before, response = messages
         prompt, reply = chat.pieces(before, response.content)
-        if _rendered(tokenizer, messages).rstrip() != "".join(p.text for p in (*prompt, *reply)):
+        written = _rendered(tokenizer, messages)
+        if written is None or written.rstrip() != "".join(p.text for p in (*prompt, *reply)):
             return False
     return True
 
@@ -93,6 +94,8 @@ def _texts_around(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str] | Non
     """Return the template's texts before, between and after messages of these roles; None if it fails."""
     messages = _made_up(roles, "zqx")
     remaining, around = _rendered(tokenizer, messages), list[str]()
+    if remaining is None:
+        return None
     for message in messages:
         if remaining.count(message.content) != 1:
             return None
@@ -105,8 +108,8 @@ def _made_up(roles: Sequence[str], words: str) -> list[Message]:
     return [Message(role=role, content=f"{words}{index}w") for index, role in enumerate(roles)]
 
 
-def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    """Return a made-up conversation as the template writes it; empty if it fails or two results differ."""
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str | None:
+    """Return a made-up conversation as the template writes it; None if it fails or two results differ."""
     conversation: list[Any] = [{"role": m.role, "content": m.content} for m in messages]
     try:
         first, second = (
@@ -119,5 +122,5 @@ def _rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
             for _ in range(2)
         )
     except Exception:  # a template may raise anything
-        return ""
-    return first if isinstance(first, str) and first == second else ""
+        return None
+    return first if isinstance(first, str) and first == second else None
