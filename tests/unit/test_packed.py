@@ -9,7 +9,7 @@ from fedproxy_secure.data.choices import choice_loglikelihoods
 from fedproxy_secure.data.encode import Encoded, batch_loss, records_loss, training_batch
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.models.adapters import attach, set_vector, trained_parameters
-from fedproxy_secure.models.packing import attention
+from fedproxy_secure.models.packing import attention, packed
 from fedproxy_secure.models.packing.packed import can_pack, packed_logits
 from fedproxy_secure.models.packing.packs import Row, pack_rows
 from tests.support.tiny import tiny_llama, tiny_tokenizer
@@ -146,3 +146,35 @@ def test_a_lora_layers_gradient_can_be_differentiated_once_more():
         found.append(torch.autograd.grad(total, parameters))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+class Fails(torch.nn.Module):
+    """A model whose every pass raises the given error."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.config, self.error = tiny_llama(2).config, error
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, **_):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
+)
+def test_memory_that_runs_out_in_the_trial_says_nothing_of_the_model(error, monkeypatch):
+    model = Fails(error)
+    monkeypatch.setattr(packed, "packed_logits", lambda *_: model())
+    with pytest.raises(type(error)):
+        can_pack(model)
+    assert model not in packed._TRIED
+
+
+def test_why_a_model_reads_no_packs_is_logged(caplog, monkeypatch):
+    model = Fails(TypeError("packing: unknown"))
+    monkeypatch.setattr(packed, "packed_logits", lambda *_: model())
+    with caplog.at_level("INFO"):
+        assert not can_pack(model)
+    assert "packing: unknown" in caplog.text

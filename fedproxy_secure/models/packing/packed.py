@@ -19,6 +19,7 @@ record alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -33,6 +34,7 @@ from fedproxy_secure.models.packing.fast_blocks import fast_blocks
 from fedproxy_secure.models.packing.packs import Pack, Row, pack_rows
 from fedproxy_secure.models.passes import checkpointed_blocks
 
+log = logging.getLogger(__name__)
 ATTENTION = "fedproxy_packed"  # our name among transformers' implementations of attention
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -58,7 +60,7 @@ def packed_logits(
 def can_pack(model: nn.Module) -> bool:
     """Return whether the model gives the same logits for packed sequences as for each alone.
 
-    Each model is tried once, on made-up tokens.
+    Each model is tried once, on made-up tokens. Raises what the trial does if memory runs out.
     """
     result = _TRIED.get(model)
     if result is None:
@@ -81,7 +83,10 @@ def _agrees(model: nn.Module) -> bool:
             model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
             for ids in (first, second, [*trunk, *branch_a], [*trunk, *branch_b])
         ]
-    except Exception:  # a model may raise anything for unknown arguments
+    except Exception as error:  # a model may raise anything for unknown arguments
+        if _is_out_of_memory(error):  # it says nothing about the model
+            raise
+        log.info("the model reads no packed sequences, and so is slower: its trial failed", exc_info=True)
         return False
     finally:
         model.train(training)
@@ -90,6 +95,10 @@ def _agrees(model: nn.Module) -> bool:
     exact = next(model.parameters()).dtype == torch.float32 and not is_mixed(model)
     allowed = 1e-4 if exact else 0.05
     return float((together - expected).abs().max()) <= allowed * max(1.0, float(expected.abs().max()))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _config(model: Any) -> Any:
