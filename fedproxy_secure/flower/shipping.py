@@ -99,7 +99,7 @@ class _Site:
         self.sent, self.set_up, self.ask_at = None, True, time.monotonic() + AFTER_LOSS_S
         self.idle, self.last = self.idle + 1, why
 
-    def seen(self, connected: bool) -> None:
+    def seen(self, *, connected: bool) -> None:
         """Note whether the node is connected."""
         self.away_since = None if connected else self.away_since or time.monotonic()
 
@@ -149,7 +149,7 @@ def ship(
         connected = asker.connected() if any_lost else None
         for site in list(under_way):
             if site.sent is None:
-                site.seen(connected is None or site.node in connected)
+                site.seen(connected=connected is None or site.node in connected)
                 _ask_next(asker, job, site, shipped, away=site.away_since is not None)
             elif (answer := asker.fetch(site.sent, site.node, GROUP, wire.decode_ready)) is not None:
                 patience.come()

@@ -90,10 +90,10 @@ def _judge(rule: Rule, configuration: Configuration) -> Iterator[Judged]:
         yield _audit_within_claim(rule, configuration)
     elif rule.name == "forbid_unsafe":
         stamps = configuration.unsafe
-        yield _kept(rule, configuration, not stamps, stamps[0] if stamps else "no unsafe setting")
+        yield _kept(rule, configuration, kept=not stamps, why=stamps[0] if stamps else "no unsafe setting")
     elif rule.name == "require_unit":
         unit = configuration.privacy_unit
-        yield _kept(rule, configuration, unit == rule.bound, f"the unit is {unit}")
+        yield _kept(rule, configuration, kept=unit == rule.bound, why=f"the unit is {unit}")
     elif rule.name == "require_api":
         yield _api(rule, configuration)
     else:
@@ -222,7 +222,7 @@ def _api(rule: Rule, configuration: Configuration) -> Judged:
     if answers is None:
         return _row(rule, configuration, Verdict.MISSING, "the report does not say what the API tells")
     allowed = ANSWERS.index(answers) <= ANSWERS.index(rule.bound)
-    return _kept(rule, configuration, allowed, f"the API is assumed to tell {answers}")
+    return _kept(rule, configuration, kept=allowed, why=f"the API is assumed to tell {answers}")
 
 
 def _total(report: Report, rule: Rule) -> Judged:
@@ -272,7 +272,7 @@ def _applies(rule: Rule, configuration: Configuration) -> bool:
     )
 
 
-def _kept(rule: Rule, configuration: Configuration, kept: bool, why: str) -> Judged:
+def _kept(rule: Rule, configuration: Configuration, *, kept: bool, why: str) -> Judged:
     return _row(rule, configuration, Verdict.PASSED if kept else Verdict.FAILED, why)
 
 
