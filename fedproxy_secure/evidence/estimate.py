@@ -6,12 +6,12 @@ the interval was made. Intervals are two-sided, 95 %.
 Student's t interval assumes that seeds are independent and their values about normal. It covers other seeds
 on the same records (the seeds of a run share their records). Wilson's interval assumes that records are
 independent; it does not cover other seeds. An interval over seeds is never narrower than one over records
-(`no_surer`), but the two are not added: an interval for other seeds and other records together would be up
-to 1.4 times as wide.
+(`at_least_as_wide`), but the two are not added: an interval for other seeds and other records together
+would be up to 1.4 times as wide.
 
 Equal numbers of all seeds do not mean certainty. If the data of a single seed allow an interval, the
-interval over seeds is no narrower than the seeds' own on average (`no_surer`). If they do not, and all
-seeds agree, there is no interval, unless the number was counted. Nor is an interval without width one
+interval over seeds is no narrower than the seeds' own on average (`at_least_as_wide`). If they do not, and
+all seeds agree, there is no interval, unless the number was counted. Nor is an interval without width one
 (`Estimate.interval`): what was sampled is never certain.
 """
 
@@ -182,7 +182,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
-def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
+def at_least_as_wide(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
     """Return the estimate over seeds, no narrower than the seeds' own intervals are on average.
 
     Without this, a few seeds that agree, such as 0 of 64 each, would claim certainty. If a seed has no

@@ -20,10 +20,10 @@ from fedproxy_secure.evidence.answers import BY_DEFINITION, OF_MEANS, UNRESOLVED
 from fedproxy_secure.evidence.estimate import (
     Estimate,
     Nature,
+    at_least_as_wide,
     counted,
     fieller_interval,
     mean_interval,
-    no_surer,
 )
 from fedproxy_secure.evidence.weighted_means import half_width, parts_of, quantile
 
@@ -176,7 +176,7 @@ def loss_over_seeds_or_records(
     unsure = next((part for part in parts if part.interval is None), None)
     if unsure is not None:
         return replace(over_seeds, low=None, high=None, how=f"mean over seeds; {unsure.how}")
-    return no_surer(over_seeds, parts)
+    return at_least_as_wide(over_seeds, parts)
 
 
 def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, unit: str) -> Estimate:
@@ -193,7 +193,7 @@ def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, uni
             parts.append(replace(over, value=mean, low=mean - half, high=mean + half, seeds=(seed,)))
         if share in (0.0, 1.0) and all(part.low == part.high == 0 for part in parts):  # by definition
             return counted(0.0, metric=metric, unit=unit, seeds=by_seed)
-        return no_surer(mean_interval(values, metric=metric, unit=unit), parts)
+        return at_least_as_wide(mean_interval(values, metric=metric, unit=unit), parts)
 
     n, seeds = len(by_seed), tuple(by_seed)
     over = Estimate(
