@@ -11,7 +11,7 @@ from fedproxy_secure.config import AuditConfig, ClientConfig, Config, DataConfig
 from fedproxy_secure.data.partition import Part, split_records
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
-from fedproxy_secure.data.sources import HUB, file_stamp, part_of, read_rows, row_count
+from fedproxy_secure.data.sources import HUB, file_stamp, part_of, place_of, read_rows, row_count
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
@@ -145,7 +145,8 @@ def _records(client: ClientConfig, split: str, limit: int | None, root: str | No
 
         return _part(real_records, client.task, split, limit)
     rows = read_rows(client.source, split, root=root, limit=limit)
-    return to_records(client.task, rows, where=f"source {client.source}, split {split}")
+    place = place_of(client.source, split, root)
+    return to_records(client.task, rows, where=f"source {place}, split {split}")
 
 
 def _part(

@@ -105,10 +105,10 @@ def test_the_papers_eight_tasks_have_templates():
     ("task", "row", "line"),
     [
         ("sst", {}, r"task 'sst': unknown; did you mean 'sst2'\?"),
-        ("sst2", {"sentence": "s", "label": 2}, r"task sst2, row 0: label of type int: must be 0 \.\. 1"),
+        ("sst2", {"sentence": "s", "label": 2}, r"task sst2, row 1: label of type int: must be 0 \.\. 1"),
         ("sst2", {"sentence": "s", "label": -1}, "label of type int: must be"),
-        ("sst2", {"label": 1}, "row 0: lacks the column 'text'"),
-        ("sst2", {"sentence": None, "label": 1}, "row 0: sentence: is null"),
+        ("sst2", {"label": 1}, "row 1: lacks the column 'text'"),
+        ("sst2", {"sentence": None, "label": 1}, "row 1: sentence: is null"),
         ("arc_easy", {"question": "q", "choices": {"text": [3], "label": ["A"]}, "answerKey": "A"},
          "choices: number 0 is of type int; must be a text"),
         ("arc_easy", {"question": "q", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": "C"},
