@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,6 +16,7 @@ from fedproxy_secure.data.sources import HUB, file_stamp, part_of, place_of, rea
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
+log = logging.getLogger(__name__)
 BUILT_IN = ("demo", "real_things")  # sources that need no files
 
 
@@ -168,6 +170,23 @@ def _part(
             f"count from the front, as in {split_name}[:{limit}]"
         )
     return records[:limit]
+
+
+def warn_of_trained_tests(config: Config, tasks: Sequence[Task]) -> None:
+    """Log how many test records equal a training record of their client, if any do.
+
+    Under differential privacy nothing is logged, because the numbers would have no noise.
+    """
+    if config.privacy.unit != "none":
+        return
+    counts = {task.name: (equal, len(task.test)) for task in tasks if (equal := task.trained_tests())}
+    if counts:
+        listed = ", ".join(f"{name} {equal} of {tests}" for name, (equal, tests) in counts.items())
+        log.warning(
+            "test records that equal a training record of the same client: %s; accuracies count them, so "
+            "remove them from one of the two splits",
+            listed,
+        )
 
 
 def truncated_prompts(config: Config, tasks: Sequence[Task]) -> int:

@@ -93,12 +93,14 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
     protection.check_installed()
     compression_of(config.compress, config.heal)
     from fedproxy_secure.data.encode import encode_records
+    from fedproxy_secure.data.tasks import warn_of_trained_tests
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.models.adapters import adapter_size, attach, tensor_sizes
     from fedproxy_secure.models.llm import blocks_of, parameter_count, sharing_copy
 
     began = time.perf_counter()
     materials = prepare(config)
+    warn_of_trained_tests(config, materials.tasks)
     proxy = exact_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
     proxy = proxy.finished()
     setup = time.perf_counter() - began

@@ -12,7 +12,7 @@ from fedproxy_secure.data.encode import batch_loss, encode_records, training_bat
 from fedproxy_secure.data.evaluate import _per_character, choice_correct, perplexity, text_windows
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.data.sources import read_rows
-from fedproxy_secure.data.tasks import load_task, load_tasks, truncated_prompts
+from fedproxy_secure.data.tasks import load_task, load_tasks, truncated_prompts, warn_of_trained_tests
 from fedproxy_secure.data.templates import TEMPLATES, to_records
 from fedproxy_secure.errors import DataError
 from tests.support.tiny import tiny_llama, tiny_settings, tiny_tokenizer, write_records
@@ -156,6 +156,25 @@ def test_prompts_that_evaluation_cuts_for_the_longest_choice_are_counted(tmp_pat
         {**raw, "federate": {"min_clients": 1}, "protect": {"scheme": "unsafe_plaintext"}}
     )
     assert truncated_prompts(config, load_tasks(config.data)) == 1
+
+
+def test_test_records_that_a_client_also_trains_on_are_counted_in_one_warning(tmp_path, caplog):
+    rows = [{"text": f"t{n}", "choices": ["a", "b"], "label": 0} for n in range(3)]
+    clients = []
+    for name, tests in (("same", rows), ("apart", [{**rows[0], "label": 1}])):
+        for split, lines in (("train", rows), ("test", tests)):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (tmp_path / f"{name}.{split}.jsonl").write_text(text)
+        source = f"{tmp_path}/{name}.{{split}}.jsonl"
+        clients.append({"name": name, "task": "classification", "source": source, "learn": "text"})
+    config = parse_config({"data": {"clients": clients}, "protect": {"scheme": "unsafe_plaintext"}})
+    warn_of_trained_tests(config, load_tasks(config.data))
+    (said,) = caplog.messages
+    assert "equal a training record of the same client: same 3 of 3; accuracies count them" in said
+    caplog.clear()
+    private = config.changed(privacy=config.privacy.model_copy(update={"unit": "record"}))
+    warn_of_trained_tests(private, load_tasks(config.data))
+    assert not caplog.messages
 
 
 def test_a_response_without_room_for_a_prompt_is_refused():
