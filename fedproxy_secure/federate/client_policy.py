@@ -46,6 +46,7 @@ from fedproxy_secure.config import (
     Section,
 )
 from fedproxy_secure.config.kinds import PROTECTIONS
+from fedproxy_secure.config.loading import rule_in_words
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.runtime.artifacts import write_bytes
@@ -202,7 +203,7 @@ def _what_is_wrong(error: ValidationError) -> str:
     first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{key}: {first['msg']}"
+        return f"{key}: {rule_in_words(first)}"
     *section, unknown = first["loc"]
     missing = [
         str(entry["loc"][-1])

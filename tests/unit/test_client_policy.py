@@ -34,7 +34,7 @@ def test_a_policy_that_lacks_a_key_is_refused(tmp_path, key):
     del raw[key]
     file = tmp_path / "policy.yaml"
     file.write_text(yaml.safe_dump(raw))
-    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: Field required"):
+    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: is missing; must be given"):
         load_policy(file)
 
 
@@ -47,7 +47,7 @@ def test_a_policy_whose_section_lacks_a_key_is_refused_and_does_not_take_the_def
     del raw[section][name]
     file = tmp_path / "policy.yaml"
     file.write_text(yaml.safe_dump(raw))
-    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: Field required"):
+    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: is missing; must be given"):
         load_policy(file)
 
 
@@ -74,8 +74,8 @@ def test_a_policy_whose_noise_follows_from_the_seed_is_refused_unless_one_machin
         ("a: [", "is not YAML: line 1: "),
         ("[" * 100_000, "is nested more than 64 levels deep"),
         ("rounds: 1\nrounds: 2", r"policy\.yaml: line 2: rounds is given twice"),
-        ("just text", "Input should be"),
-        ("", "Input should be"),
+        ("just text", "must be a mapping of settings"),
+        ("", "must be a mapping of settings"),
     ],
     ids=["cut short", "deep", "twice", "text", "empty"],
 )

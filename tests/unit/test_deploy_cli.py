@@ -115,7 +115,7 @@ def test_preflight_says_what_is_in_order_and_that_the_owner_is_away(started):
         ("name: c0", "name: c1", "client.name=c1: must be c0"),
         ("record: false", "record: true", "audit: must not set record or canaries at a site"),
         ("rounds: 3", "roundz: 3", "client.yaml: roundz: unknown key; did you mean 'rounds'?"),
-        ("rounds: 3\n", "", "client.yaml: rounds: Field required"),
+        ("rounds: 3\n", "", "client.yaml: rounds: is missing; must be given"),
         ("  scheme: masking", "  shceme: masking", "protect.shceme: unknown key; "),
         ("0.{split}", "9.{split}", "9."),
         ("protect:", "protect: 1\nother:", "must hold a policy"),
