@@ -27,6 +27,8 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     """
     try:
         raw = parse_yaml(read_bytes(Path(path)).decode())
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; must be settings: give a YAML file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -53,9 +53,10 @@ def load_task(
         if len(records) < least:
             chance = " or another seed" if kind == "test" else ""
             remedy = f"; use fewer clients, more {kind} records{chance} in data.partition or part"
+            if client.part is None:
+                remedy = f"; {_rows_named(client, kind, root)}"
             raise DataError(
-                f"client {client.name}: has {len(records)} {kind} records; must have >= {least}"
-                f"{remedy if client.part is not None else ''}"
+                f"client {client.name}: has {len(records)} {kind} records; must have >= {least}{remedy}"
             )
     return Task(name=client.name, train=tuple(train), test=tuple(test), holdout=tuple(holdout))
 
@@ -64,6 +65,16 @@ def load_tasks(data: DataConfig, *, audit: AuditConfig | None = None, seed: int 
     """Read every client's task, with `audit` for one seed of the run; raises as `load_task` does."""
     audit = audit or AuditConfig()
     return tuple(load_task(c, root=data.root, audit=audit, seed=seed) for c in data.clients)
+
+
+def _rows_named(client: ClientConfig, kind: str, root: str | None) -> str:
+    """Return which split has a client's records and, of a file, how many rows there are."""
+    setting, split = ("test_split", client.test_split)
+    if kind == "training":
+        setting, split = ("train_split", client.train_split)
+    if client.source in BUILT_IN or client.source.startswith(HUB):
+        return f"{setting}={split!r}"
+    return f"{setting}={split!r} of {row_count(client.source, part_of(split)[0], root=root)} rows"
 
 
 @lru_cache(maxsize=2)

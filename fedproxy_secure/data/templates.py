@@ -115,7 +115,7 @@ def _record(prompt: str, choices: Sequence[str], label: Any, *, least: int = 2) 
         raise DataError(f"choices: has {len(choices)}; must have >= {least}")
     number = _whole(label)
     if number is None or not 0 <= number < len(choices):
-        raise DataError(f"label {_form(label)}: must be 0 .. {len(choices) - 1}, one of the choices")
+        raise DataError(f"label {_form(label)}: must be the index of a choice, 0 to {len(choices) - 1}")
     texts = [c.strip() for c in choices]
     equal = [index for index, text in enumerate(texts) if text == texts[number] and index != number]
     if equal:

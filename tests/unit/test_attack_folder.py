@@ -162,7 +162,7 @@ def test_files_that_cannot_be_used_are_named_in_one_line(files, tmp_path):
         attack_folder(files / "llm", members=files / "members.jsonl")
     with pytest.raises(ConfigError, match="profile=huge: must be smoke"):
         attack_folder(files / "llm", profile="huge")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="no such folder; give a model's folder, or a hub id"):
         attack_folder(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     for folders in ((tmp_path / "empty", None), (files / "llm", tmp_path / "empty")):

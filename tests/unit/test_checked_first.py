@@ -73,7 +73,7 @@ def test_a_matrix_without_an_installed_suite_ends_before_it_begins(monkeypatch, 
 @pytest.mark.parametrize(
     ("section", "key", "wrong", "line"),
     [
-        ("model", "path", "no/such/model", "model.path=no/such/model: cannot be loaded"),
+        ("model", "path", "no/such/model", "model.path=no/such/model: no such folder"),
         ("data", "public_text", "no/such.txt", "no/such.txt"),
         ("data", "root", "no/such/records", "no/such/records"),
     ],

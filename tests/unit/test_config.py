@@ -218,6 +218,11 @@ def test_what_is_no_yaml_is_told_with_its_line(file: Path):
         load_config(file)
 
 
+def test_a_folder_instead_of_settings_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is a folder; must be settings: give a YAML file"):
+        load_config(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
         load_config(tmp_path / "none.yaml")

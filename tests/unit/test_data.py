@@ -105,7 +105,7 @@ def test_the_papers_eight_tasks_have_templates():
     ("task", "row", "line"),
     [
         ("sst", {}, r"task 'sst': unknown; did you mean 'sst2'\?"),
-        ("sst2", {"sentence": "s", "label": 2}, r"task sst2, row 1: label of type int: must be 0 \.\. 1"),
+        ("sst2", {"sentence": "s", "label": 2}, "row 1: label of type int: must be the index of a choice"),
         ("sst2", {"sentence": "s", "label": -1}, "label of type int: must be"),
         ("sst2", {"label": 1}, "row 1: lacks the column 'text'"),
         ("sst2", {"sentence": None, "label": 1}, "row 1: sentence: is null"),
@@ -123,6 +123,16 @@ def test_bad_rows_are_named(task, row, line):
 def test_a_client_with_too_few_records_is_refused():
     with pytest.raises(DataError, match=r"client a: has 1 training records; must have >= 2"):
         load_task(ClientConfig(name="a", task="clinic", train_records=1), root=None)
+
+
+def test_a_part_with_too_few_rows_is_named_with_its_split_and_the_rows_there_are(tmp_path):
+    for split in ("train", "test"):
+        text = json.dumps({"text": "t", "choices": ["a", "b"], "label": 0}) + "\n"
+        (tmp_path / f"c.{split}.jsonl").write_text(text * 30)
+    client = {"name": "a", "task": "classification", "source": f"{tmp_path}/c.{{split}}.jsonl"}
+    told = r"has 0 training records; must have >= 2; train_split='train\[100:200\]' of 30 rows"
+    with pytest.raises(DataError, match=told):
+        load_task(ClientConfig(**client, train_split="train[100:200]"), root=None)
 
 
 def test_a_record_becomes_start_prompt_response_end():

@@ -264,6 +264,7 @@ def test_a_folder_that_is_none_is_one_line(tmp_path):
 def test_a_fingerprint_that_is_not_the_requests_lets_nobody_in_and_does_not_show_the_right_one(started):
     request = started / "c2" / "c2.request.json"
     right = typed("join", "--name", "c2", "--out", started / "c2").split("fingerprint: ")[1].strip()
+    assert "--fingerprint is missing" in typed("approve", started / "owner", request, code=2)
     said = typed("approve", started / "owner", request, "--fingerprint", "0000-1111", code=2)
     assert right not in said
     assert "ask the site again" in said

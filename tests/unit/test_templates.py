@@ -201,7 +201,7 @@ def test_an_error_names_task_and_row_and_quotes_nothing_of_the_row(task, row):
 
 def test_an_error_says_which_column_it_is_and_of_what_form_its_value_is():
     with pytest.raises(
-        DataError, match=r"row 1: label of type str and length 16: must be 0 \.\. 1, one of"
+        DataError, match=r"row 1: label of type str and length 16: must be the index of a choice, 0 to 1"
     ):
         to_records("sst2", [{"text": "x", "label": SAID}])
     row = {"question": "q", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": SAID}
