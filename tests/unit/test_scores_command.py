@@ -131,7 +131,10 @@ def test_what_cannot_be_exported_is_one_line_with_exit_code_2(run, tmp_path):
             "--spec A5: no finding is of this attack",
         ),
         (("--run", ranks, "--out", out), "has no scores"),
-        (("--run", run, "--out", out, "--spec", "secret"), "has no scores"),
+        (
+            ("--run", run, "--out", out, "--spec", "secret"),
+            "secret: has no AUC over targets; must be one that has: X",
+        ),
         (("--run", run, "--out", run / "attacks" / "results.json" / "s.csv"), "s.csv: cannot be written"),
     ):
         done = invoke(*words)
