@@ -108,7 +108,7 @@ def privacy_rows(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
     noised = f"with {numbers:,} trained numbers; a mean gradient has about 1 at most"
     rows = [
         ("steps", f"{plan.steps} of {plan.batch_size} records, each drawn with probability {rate:.3g}"),
-        ("disclosed", f"that there are at most {plan.public_size:,} records and more than half as many"),
+        ("disclosed", f"that there are {plan.public_size // 2 + 1:,} to {plan.public_size:,} records"),
         ("noise multiplier", f"{plan.noise.noise_multiplier:.3g} (clip norm {plan.noise.clip_norm:g})"),
         ("noise of a step", f"{plan.noise_norm(numbers):.2g} clips long, {noised}"),
         ("epsilon", f"{epsilon} at delta {plan.delta:g}, of one record, in one training"),

@@ -91,7 +91,7 @@ class SecureSum(Protection):
             ]
             if protect.granularity == "coordinate":
                 hidden += ", except a value whose sign only one client has, and signs that all share"
-        sums = f"sums over at least t clients{extra} and sums of the control words"
+        sums = f"sums over clients{extra} and sums of the control words"
         return f"{self.name}: the server{self.trust_assumption} sees {sums}; {hidden}."
 
     def least_clients(self, job: FederationJob) -> int:

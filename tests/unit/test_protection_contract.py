@@ -8,9 +8,10 @@ import pytest
 from flwr.app import RecordDict
 
 from fedproxy_secure import wire
-from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
+from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig, parse_config
 from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.experiments.run_report import protection_note
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.base import Protection, RoundResult, ServerRound
@@ -197,3 +198,10 @@ def test_a_threshold_that_no_round_can_have_is_refused_when_settings_are_read(sc
 def test_a_sum_of_another_length_or_not_finite_is_not_fused(total):
     with pytest.raises(DataError, match="sum of updates: must be 3 finite numbers"):
         fuse_sum(a_round(), total, ["a"])
+
+
+@pytest.mark.parametrize(("clients", "least"), [(3, 3), (4, 3), (6, 5)])
+def test_a_report_says_over_how_many_clients_a_sum_is(clients, least):
+    names = [{"name": f"c{n}", "task": "clinic"} for n in range(clients)]
+    note = protection_note(parse_config({"data": {"clients": names}, "protect": {"scheme": "masking"}}))
+    assert f"Each sum is over at least {least} of a round's {clients} clients." in note
