@@ -104,6 +104,10 @@ class Config(Section):
         """Return the hex digest of the settings that can change a result; every record of a run has it."""
         return self._digest(NO_EFFECT)
 
+    def counted(self) -> dict[str, Any]:
+        """Return the settings that can change a result, as plain values."""
+        return self.without(NO_EFFECT)
+
     def cell_sha256(self, *, has_proxy: bool = True) -> str:
         """Return the hex digest of the settings that can change one cell of a comparison.
 
