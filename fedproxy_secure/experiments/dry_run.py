@@ -93,10 +93,13 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
     protection.check_installed()
     compression_of(config.compress, config.heal)
     from fedproxy_secure.data.encode import encode_records
+    from fedproxy_secure.federate.client_policy import check_keys
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.models.adapters import adapter_size, attach, tensor_sizes
     from fedproxy_secure.models.llm import blocks_of, parameter_count, sharing_copy
 
+    for seed in config.seeds:
+        check_keys(FederationJob.from_config(config, seed=seed), policies=not in_cells)
     began = time.perf_counter()
     materials = prepare(config)
     proxy = exact_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
