@@ -215,7 +215,7 @@ def test_the_engines_of_one_machine_check_the_policies_beside_the_keys(provision
     settings, out = provisioned
     with with_keys(keyed_job(settings)) as keyed:
         assert keyed.protect.keys == str(out)
-    other = keyed_job(settings, local={"steps": 3})
+    other = keyed_job(settings, local={**settings["local"], "steps": 3})
     with pytest.raises(ConfigError, match=r"local\.steps=3 asked by the server"), with_keys(other):
         raise AssertionError("must not be reached")
 
