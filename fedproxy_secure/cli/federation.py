@@ -42,6 +42,7 @@ def provision(
         from fedproxy_secure.secagg.provision import provision as make_keys
 
         settings = load_config(find_config(config), changes or [])
+        settings.check_epsilon()
         clients = settings.data.clients
         protect = settings.protect.model_copy(update={"keys": str(out.resolve())})
         privacy = settings.privacy

@@ -89,6 +89,8 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
         in_cells: whether to time on one thread, as cells of a sweep run; else on as many threads as `run`.
     """
     config.check_protection()
+    if not in_cells:
+        config.check_epsilon()
     protection = protection_of(config.protect)
     protection.check_installed()
     compression_of(config.compress, config.heal)

@@ -110,6 +110,7 @@ def run(
     compression_of(config.compress, config.heal)
     require(config.track)
     if not in_cell:  # the sweep has checked them
+        config.check_epsilon()
         for seed in config.seeds:
             if not (out / seed_folder(seed) / RESULT).exists():
                 check_keys(FederationJob.from_config(config, seed=seed))
