@@ -286,3 +286,14 @@ def test_provision_that_was_cut_short_before_there_were_keys_can_be_typed_again(
     before = in_the_way.read_bytes()
     assert "keys are never overwritten" in CliRunner().invoke(app, words).output
     assert in_the_way.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["matrix", "--dry-run"]], ids=" ".join)
+def test_a_rank_that_no_map_of_the_llm_has_ends_a_command_before_anything_is_trained(tmp_path, command):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tiny_settings(tmp_path, attacks={"suite": "none"})))
+    words = [command[0], str(file), "--set", "adapter.rank=100000", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*words, *command[1:]])
+    assert done.exit_code == 2, done.output
+    assert "adapter.rank=100000: must be <= " in done.stderr
+    assert not list((tmp_path / "out").glob("seed-*/proxy"))

@@ -159,12 +159,8 @@ def _with_options(
 
 def _privacy(protection: SweptProtection) -> dict[str, Any]:
     if protection.epsilon is None:
-        without = PrivacyConfig()  # so that a cell's settings can be run alone
-        return {
-            "unit": "none",
-            "target_epsilon": without.target_epsilon,
-            "max_epsilon": without.max_epsilon,
-        }
+        # no epsilon is left, or nobody could run the cell's settings alone
+        return PrivacyConfig().model_dump(mode="json", include={"unit", "target_epsilon", "max_epsilon"})
     return {"unit": protection.unit, "target_epsilon": protection.epsilon}
 
 
