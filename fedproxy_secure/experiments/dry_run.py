@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
+from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.experiments.run_report import protection_note
 from fedproxy_secure.experiments.stages import check_privacy, exact_proxy, prepare
 from fedproxy_secure.experiments.sweeps.method_cells import one_thread
 from fedproxy_secure.experiments.sweeps.pace import Pace, measure_pace
+from fedproxy_secure.experiments.tracking import require
 from fedproxy_secure.protect.base import protection_of
 
 FLOAT32_BYTES = 4  # bytes of a weight, and of a number in an update
@@ -91,6 +94,9 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
     config.check_protection()
     if not in_cells:
         config.check_epsilon()
+        require(config.track)
+    if config.audit.signing_key is not None:
+        read_key(Path(config.audit.signing_key))
     protection = protection_of(config.protect)
     protection.check_installed()
     compression_of(config.compress, config.heal)

@@ -288,6 +288,17 @@ def test_provision_that_was_cut_short_before_there_were_keys_can_be_typed_again(
     assert in_the_way.read_bytes() == before
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_a_dry_run_refuses_a_key_and_a_tracker_that_a_run_would_refuse(tmp_path, monkeypatch, more):
+    monkeypatch.setitem(NEEDS, "mlflow", ("no_such_module", "the extra"))
+    words = ["run", "quickstart", "--out", str(tmp_path / "out"), *more]
+    done = CliRunner().invoke(app, [*words, "--set", "track=[mlflow]"])
+    assert (done.exit_code, "track=mlflow: is not installed" in done.stderr) == (2, True)
+    done = CliRunner().invoke(app, [*words, "--set", f"audit.signing_key={tmp_path}/no.key"])
+    assert (done.exit_code, "no.key: cannot be read as a key" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["matrix", "--dry-run"]], ids=" ".join)
 def test_a_rank_that_no_map_of_the_llm_has_ends_a_command_before_anything_is_trained(tmp_path, command):
     file = tmp_path / "mine.yaml"
