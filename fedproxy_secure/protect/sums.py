@@ -111,7 +111,7 @@ class SecureSum(Protection):
 
     @abstractmethod
     def rounding_of(self, plan: RingPlan) -> float:
-        """Return how far rounding may move a coordinate of the mean."""
+        """Return how far rounding may move a coordinate of the mean, before signs are elected."""
 
     def answer(self, asked: ClientRequest) -> RecordDict:
         steps = self.later_steps()

@@ -15,8 +15,9 @@ from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.base import Protection, RoundResult, ServerRound
 from fedproxy_secure.protect.gathering import fuse_sum, gather
-from fedproxy_secure.protect.masking import Masking
+from fedproxy_secure.protect.masking import MASKING, Masking
 from fedproxy_secure.protect.rounds import run_round
+from fedproxy_secure.protect.secure_sum import server
 from fedproxy_secure.record.leakage import Ledger
 
 BEFORE = ServerState(round=0, adapter=np.zeros(3, np.float32))
@@ -197,3 +198,25 @@ def test_a_threshold_that_no_round_can_have_is_refused_when_settings_are_read(sc
 def test_a_sum_of_another_length_or_not_finite_is_not_fused(total):
     with pytest.raises(DataError, match="sum of updates: must be 3 finite numbers"):
         fuse_sum(a_round(), total, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("bits", "rule", "granularity", "warned"),
+    [
+        (16, "h_ties", "block", True),
+        (16, "ties", "block", True),
+        (16, "h_ties", "coordinate", False),
+        (16, "fedavg", "block", False),
+        (24, "h_ties", "block", False),
+    ],
+)
+def test_elections_by_blocks_in_a_coarse_ring_are_warned_of_once(
+    monkeypatch, caplog, bits, rule, granularity, warned
+):
+    monkeypatch.setattr(server, "run_masking", lambda work: None)
+    fusion, protect = FusionConfig(rule=rule), ProtectConfig(bits=bits, granularity=granularity)
+    job = SimpleNamespace(protect=protect, granularity="plain" if fusion.linear else granularity)
+    for number in (0, 1):
+        round = SimpleNamespace(job=job, state=SimpleNamespace(round=number))
+        MASKING.run_steps(SimpleNamespace(carrier=SimpleNamespace(round=round)))
+    assert caplog.text.count("the election is wrong in tensors") == warned
