@@ -32,6 +32,7 @@ from fedproxy_secure.experiments.stages import (
     tune,
     windows_by_use,
 )
+from fedproxy_secure.federate.client_policy import check_keys
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
@@ -55,7 +56,7 @@ Item = TypeVar("Item")
 def check_inputs(config: Config, out: Path) -> None:
     """Check that every input of a new run exists and can be read, apart from the model's weights.
 
-    Key, device, tokenizer, public text and records are read once to check them. This happens before the
+    Keys, device, tokenizer, public text and records are read once to check them. This happens before the
     first file is written, because from then on the folder is bound to its settings, and a misspelt path
     could no longer be corrected. If a run has already begun in `out`, nothing is read here:
     `check_same_inputs` then compares.
@@ -66,6 +67,7 @@ def check_inputs(config: Config, out: Path) -> None:
         return
     if config.audit.signing_key is not None:
         read_key(Path(config.audit.signing_key))
+    check_keys(FederationJob.from_config(config, seed=config.seeds[0]), policies=False)
     pick_device(config.model.device)
     check_weights(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
