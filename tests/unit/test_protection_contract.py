@@ -16,8 +16,9 @@ from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.base import Protection, RoundResult, ServerRound
 from fedproxy_secure.protect.gathering import fuse_sum, gather
-from fedproxy_secure.protect.masking import Masking
+from fedproxy_secure.protect.masking import MASKING, Masking
 from fedproxy_secure.protect.rounds import run_round
+from fedproxy_secure.protect.secure_sum import server
 from fedproxy_secure.record.leakage import Ledger
 
 BEFORE = ServerState(round=0, adapter=np.zeros(3, np.float32))
@@ -205,3 +206,25 @@ def test_a_report_says_over_how_many_clients_a_sum_is(clients, least):
     names = [{"name": f"c{n}", "task": "clinic"} for n in range(clients)]
     note = protection_note(parse_config({"data": {"clients": names}, "protect": {"scheme": "masking"}}))
     assert f"Each sum is over at least {least} of a round's {clients} clients." in note
+
+
+@pytest.mark.parametrize(
+    ("bits", "rule", "granularity", "warned"),
+    [
+        (16, "h_ties", "block", True),
+        (16, "ties", "block", True),
+        (16, "h_ties", "coordinate", False),
+        (16, "fedavg", "block", False),
+        (24, "h_ties", "block", False),
+    ],
+)
+def test_elections_by_blocks_in_a_coarse_ring_are_warned_of_once(
+    monkeypatch, caplog, bits, rule, granularity, warned
+):
+    monkeypatch.setattr(server, "run_masking", lambda work: None)
+    fusion, protect = FusionConfig(rule=rule), ProtectConfig(bits=bits, granularity=granularity)
+    job = SimpleNamespace(protect=protect, granularity="plain" if fusion.linear else granularity)
+    for number in (0, 1):
+        round = SimpleNamespace(job=job, state=SimpleNamespace(round=number))
+        MASKING.run_steps(SimpleNamespace(carrier=SimpleNamespace(round=round)))
+    assert caplog.text.count("the election is wrong in tensors") == warned
