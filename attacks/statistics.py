@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +60,7 @@ def auc_estimate(
     z = float(norm.ppf((1 + CONFIDENCE) / 2))
     if spread == 0 or not 0 < value < 1:
         slack = 3 * inflation**2 / min(m, n)
-        low, high, how = max(0.0, value - slack), min(1.0, value + slack), "rule of three 95 %"
+        low, high, how = max(0.0, value - slack), min(1.0, value + slack), "rule of three, 95 %"
     else:
         logit, half = math.log(value / (1 - value)), z * spread / (value * (1 - value))
         low, high, how = _expit(logit - half), _expit(logit + half), "DeLong 95 % on the logit scale"
@@ -91,7 +91,7 @@ def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
 
     `scores` float [n], `positive` bool [n]. Raises `DataError` as `auc_estimate`, but for none of a kind.
     """
-    m, n = _check_kinds(scores, positive, least=1, name="auc")
+    m, n = _check_kinds(scores, positive, least=1, name="AUC")
     return float((rankdata(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
 
 
@@ -289,6 +289,6 @@ def share(hits: int, n: int, *, metric: str, groups: int | None = None) -> Measu
     )
 
 
-def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:
+def matched(guesses: Sequence[Hashable], truths: Sequence[Hashable]) -> int:
     """Return how many guesses equal a truth, each truth matched at most once."""
     return (Counter(guesses) & Counter(truths)).total()

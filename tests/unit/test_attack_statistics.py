@@ -87,7 +87,7 @@ def test_a_perfect_area_still_has_an_interval():
 def test_an_area_is_said_to_have_the_interval_that_it_was_given():
     labels = np.arange(40) >= 20
     for extreme in (np.arange(40.0), -np.arange(40.0), np.ones(40)):
-        assert auc(extreme, labels).how == "rule of three 95 %"
+        assert auc(extreme, labels).how == "rule of three, 95 %"
     assert auc(np.arange(40.0) % 7, labels).how == "DeLong 95 % on the logit scale"
 
 
@@ -124,7 +124,7 @@ def test_an_area_without_an_interval_needs_one_of_each_kind_and_finite_scores():
         (np.zeros(3), np.ones(4, bool)),
         (np.array([np.nan, 0]), np.array([True, False])),
     ]:
-        with pytest.raises(DataError, match="auc: "):
+        with pytest.raises(DataError, match="AUC: "):
             auc_value(values, labels)
 
 
