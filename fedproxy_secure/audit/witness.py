@@ -50,13 +50,14 @@ from fedproxy_secure.audit.vouched import (
     INNER,
     REOPENED,
     TRACED,
+    check_begun,
+    check_beside_seeds,
     check_file,
     check_finished_seeds,
     check_read_again,
-    remedy_for,
+    check_unlogged,
     remedy_for_cell,
     remedy_for_seed,
-    sha256_if_there,
     vouched_files,
 )
 from fedproxy_secure.config import Config
@@ -70,6 +71,7 @@ from fedproxy_secure.runtime.files.names import (
     AUDIT_LOG,
     BASELINES,
     FEDERATION,
+    HEALING,
     RESULT,
     ROSTER,
     ROUNDS,
@@ -97,23 +99,17 @@ class Witness:
 
         Raises `AuditError` if the log or a finished seed was altered, `ConfigError` without the key.
         """
-        path = folder.path / AUDIT_LOG
-        resuming = path.exists()
+        resuming = (folder.path / AUDIT_LOG).exists()
         done = [s for s in config.seeds if (folder.path / seed_folder(s) / RESULT).exists()]
-        if done and not resuming:
-            finished = seed_folder(done[0])
-            raise AuditError(f"{path}: is missing, but {finished} is finished; choose another --out")
+        if not resuming:
+            check_unlogged(folder.path)
         key = run_key(folder.path, config.audit.signing_key, make=not resuming)
         invocation = {"command": command, "environment": environment()}
         log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **invocation})
         witness = cls(log=log, resumed={"finished": done, **invocation} if resuming else None)
         for seed in done:
             check_read_again(folder.path, log.entries, seed, remedy=remedy_for_seed(log.entries, seed))
-        for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
-            present_sha256 = sha256_if_there(folder.path / name)
-            if present_sha256 != sha256 and (present_sha256 is not None or name in SETTINGS):
-                remedy = remedy_for(folder.path, name)
-                raise AuditError(f"{folder.path / name}: is not as {AUDIT_LOG} has it; {remedy}")
+        check_beside_seeds(folder.path, log.entries)
         return witness
 
     @property
@@ -140,12 +136,17 @@ class Witness:
     def started(self, seed: int) -> None:
         """Log that a seed begins, or continues where it was killed; its earlier findings are forgotten.
 
-        Raises `AuditError` if the log has rounds that were paid for but are in no ledger any more.
+        Raises `AuditError` if the log has rounds that were paid for but are in no ledger any more, or a
+        seed that had finished was altered.
         """
+        name = seed_folder(seed)
         check_ledgers(self.folder, self.log.entries, seed)
+        sweep(self.folder, name)
+        if check_begun(self.folder, self.log.entries, seed):
+            (self.folder / name / HEALING).unlink(missing_ok=True)  # a finished seed has none: not its own
         self.at = seed
         self.reopen(*ATTACK_FILES)
-        forget_seed(self.folder, seed_folder(seed))
+        forget_seed(self.folder, name)
         self._add("started", seed=seed, rounds=len(self._rounds(seed)))
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:

@@ -79,7 +79,7 @@ def test_a_file_of_a_finished_seed_that_was_altered_is_named_with_a_remedy(tmp_p
     more = {"federation/rounds.jsonl": b'{"round": 0}\n', "federation/ledger.jsonl": b'{"round": 0}\n'}
     run = signed_run(tmp_path, more=more).folder
     damage(run / "seed-0/federation" / name)
-    with pytest.raises(AuditError, match="put it back, or delete seed-0 and resume"):
+    with pytest.raises(AuditError, match="put it back, or delete the whole folder seed-0 and resume"):
         Witness.open(RunFolder(path=run), CONFIG, command="c")
     shutil.rmtree(run / "seed-0")
     Witness.open(RunFolder(path=run), CONFIG, command="c").started(0)

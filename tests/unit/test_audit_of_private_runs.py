@@ -19,13 +19,13 @@ def private_run(place):
     """A run whose seed has one round that `clinic` paid for; its folder and witness."""
     config = parse_config({"seeds": [0]})
     folder = RunFolder.create(place / "run", config)
+    witness = Witness.open(folder, config, command="c")
     folder.append_jsonl("seed-0/federation/privacy/clinic.ledger.jsonl", {"schema_version": 1})
     paid = {"round": 0, "inputs": "00", "event": {"noise_multiplier": 1.5}}
     folder.append_jsonl("seed-0/federation/privacy/clinic.ledger.jsonl", paid)
     line = {"round": 0, "participants": ["clinic"]}
     folder.append_jsonl("seed-0/federation/rounds.jsonl", line)
     folder.append_jsonl("seed-0/federation/ledger.jsonl", {"round": 0})
-    witness = Witness.open(folder, config, command="c")
     witness.started(0)
     return folder, witness, paid
 
@@ -63,9 +63,9 @@ def test_a_private_cell_that_the_matrix_has_logged_is_not_trained_again_when_it_
     above = Witness.open(RunFolder.create(tmp_path / "m", config), config, command="matrix")
     keyed = config.with_signing_key(str(own_key_file(tmp_path / "m")))
     cell = RunFolder.create(tmp_path / "m/cells/a", config)
+    own = Witness.open(cell, keyed, command="run")
     for name in ("rounds.jsonl", "ledger.jsonl"):
         cell.append_jsonl(f"seed-0/federation/{name}", {"round": 0, "participants": ["clinic"]})
-    own = Witness.open(cell, keyed, command="run")
     own.started(0)
     own.finished(0, b"{}", epsilon={"clinic": 3.25})
     above.check_kept("cells/a")  # it is not logged yet
