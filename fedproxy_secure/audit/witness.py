@@ -136,8 +136,7 @@ class Witness:
     def started(self, seed: int) -> None:
         """Log that a seed begins, or continues where it was killed; its earlier findings are forgotten.
 
-        Raises `AuditError` if the log has rounds that were paid for but are in no ledger any more, or a
-        seed that had finished was altered.
+        Raises `AuditError` if ledgers lack what the log has, or a seed that had finished was altered.
         """
         name = seed_folder(seed)
         check_ledgers(self.folder, self.log.entries, seed)

@@ -48,6 +48,31 @@ def test_a_private_seed_whose_ledgers_are_gone_is_not_trained_again(tmp_path):
         again.started(0)
 
 
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda paid: [paid | {"event": {"noise_multiplier": 1000.0}}] * 2,
+        lambda paid: [paid],
+        lambda paid: [paid | {"round": 1}] * 2,
+    ],
+    ids=["more noise", "one of two events", "another round"],
+)
+def test_a_seed_whose_ledger_has_other_events_than_the_log_does_not_go_on(tmp_path, keep):
+    """Else the owner's key would sign an epsilon that nobody computed from what was spent."""
+    folder, witness, paid = private_run(tmp_path)
+    name = "seed-0/federation/privacy/clinic.ledger.jsonl"
+    folder.append_jsonl(name, paid)
+    witness.round(0, {"round": 0, "participants": ["clinic"]})
+    folder.append_jsonl(name, paid | {"round": 1})  # paid for, and killed before it was logged
+    again = Witness.open(folder, parse_config({"seeds": [0]}), command="c")
+    again.started(0)
+    (folder.path / name).unlink()
+    for line in ({"schema_version": 1}, *keep(paid)):
+        folder.append_jsonl(name, line)
+    with pytest.raises(AuditError, match=r"clinic paid for round 0, which its ledger .* does not have so"):
+        again.started(0)
+
+
 def test_nobody_is_told_to_delete_a_private_seed(tmp_path):
     folder, witness, _ = private_run(tmp_path)
     witness.round(0, {"round": 0, "participants": ["clinic"]})
