@@ -1,8 +1,9 @@
 """The files that an audit log vouches for, and whether they are on the disk as it has them.
 
 A log vouches for a file by the SHA-256 in its last `finished` or `files` event that names the file. After a
-`reopened` event, the file may change, and nothing vouches for it until the next `files` event. A file that
-an `erased` event names must not exist any more.
+`reopened` event, the file may change, and nothing vouches for it until the next such event; of a seed that
+begins again, the log reopens only files that are gone. A file that an `erased` event names must not exist
+any more.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@
     traced     what a traced proxy's code depends on: the commitment to its key, and the clients' names
     roster     hash and names of those who may take part, where updates are masked
     round      who took part, and what each spent of its privacy (the mechanism's events)
-    finished   a seed's epsilon by client, the SHA-256 of all its files, models included, and the names of
-               clients' keys among them
+    finished   a seed's epsilon by client, SHA-256 of all its files, models included, names of clients' keys
     files      settings, environment, findings of attacks: whatever else the report depends on
-    reopened   files that may change again, because the run is attacked again
+    reopened   files that may change again: the run is attacked again, or a seed is trained again
     erased     files that were deleted after the run: its transcript
     inner      the head of a log below this one: that of a matrix's cell
     aborted    the error that ended the run, and its reason
@@ -141,7 +140,8 @@ class Witness:
         name = seed_folder(seed)
         check_ledgers(self.folder, self.log.entries, seed)
         sweep(self.folder, name)
-        if check_begun(self.folder, self.log.entries, seed):
+        if gone := check_begun(self.folder, self.log.entries, seed):
+            self._add(REOPENED, files=gone)
             (self.folder / name / HEALING).unlink(missing_ok=True)  # a finished seed has none: not its own
         self.at = seed
         self.reopen(*ATTACK_FILES)
