@@ -34,6 +34,7 @@ from fedproxy_secure.record.view import View
 
 OWNER = "folder"  # stands for the client's name
 LONGEST_TEXT = 128  # the most tokens of a text; the rest is cut off
+LEAST_MEMBERS, LEAST_OTHERS = 4, 5  # texts that A6 needs; it keeps a quarter of the others for calibration
 
 
 def attack_folder(
@@ -72,6 +73,8 @@ def attack_folder(
     if proxy_folder is not None:
         _check_same_tokens(tokenizer, load_tokenizer(proxy_folder), proxy_folder)
     truth = Truth(clients={OWNER: _owner(members, others, canaries, tokenizer)})
+    if members is not None:
+        _check_enough(truth, canaries=canaries)
     seen = View(
         threat_model="api_user" if proxy_folder is None else "client",
         settings=None,
@@ -100,6 +103,20 @@ def attack_folder(
         )
         for one, known in chosen
     ]
+
+
+def _check_enough(truth: Truth, *, canaries: Path | None) -> None:
+    """Raise `DataError` unless A6 can ask about some members and as many others."""
+    state = truth.clients[OWNER]
+    members = len(state.own_drawn())
+    apart = len(truth.nonmembers(OWNER))
+    if members < LEAST_MEMBERS or apart < LEAST_OTHERS:
+        planted = " or canaries" if canaries is not None else ""
+        raise DataError(
+            f"members, others: have {members} and {len(state.holdout)} texts, {apart} of the others not "
+            f"among the members{planted}; must be >= {LEAST_MEMBERS} and >= {LEAST_OTHERS}; give more "
+            "texts, each in one of the files"
+        )
 
 
 def read_canaries(file: Path) -> tuple[Canary, ...]:

@@ -7,7 +7,8 @@ target was judged (`attacks.judging.measured`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from fedproxy_secure.evidence.estimate import (
     proportion_interval,
     wilson,
 )
+from fedproxy_secure.evidence.roc import allowed_at
 from fedproxy_secure.evidence.targets import components
 
 SEEDS = (0,)  # `attacks.trial` puts the seed of the attack in its place
@@ -38,8 +40,8 @@ def auc_estimate(
 ) -> Measured:
     """Return the area under the ROC curve with DeLong's interval (1988), taken on the logit scale.
 
-    The logit scale keeps the interval in [0, 1]. A perfect or a worst possible AUC gets the interval of the
-    rule of three.
+    The logit scale keeps the interval in [0, 1]. A perfect or a worst possible AUC, and one of scores
+    without spread, get the interval of the rule of three.
 
     Args:
         scores: float [n], higher for those taken as positive; ties count half.
@@ -55,9 +57,7 @@ def auc_estimate(
         raise DataError(
             f"{metric}: scores {scores.shape}, labels {positive.shape}: must have one shape and be finite"
         )
-    m, n = int(positive.sum()), int((~positive).sum())
-    if min(m, n) < 2:
-        raise DataError(f"{metric}: {m} positives, {n} negatives: must be >= 2 of each")
+    m, n = _counts(positive, metric=metric, least=2)
     v10, v01 = components(scores, positive)
     value = float(v10.mean())
     spread = inflation * math.sqrt(float(v10.var(ddof=1)) / m + float(v01.var(ddof=1)) / n)
@@ -65,7 +65,9 @@ def auc_estimate(
     if spread == 0 or not 0 < value < 1:
         slack = 3 * inflation**2 / min(m, n)
         low, high = max(0.0, value - slack), min(1.0, value + slack)
+        how = "rule of three, 95 %"
     else:
+        how = "DeLong 95 % on the logit scale"
         logit, half = math.log(value / (1 - value)), z * spread / (value * (1 - value))
         low, high = _expit(logit - half), _expit(logit + half)
     return Measured(
@@ -76,7 +78,7 @@ def auc_estimate(
         n=m + n,
         unit="AUC",
         seeds=SEEDS,
-        how="DeLong 95 % on the logit scale",
+        how=how,
         power=AucPower(positives=m, negatives=n, inflation=inflation),
         judged=of_kinds(scores, positive, parts) if inflation == 1 else None,
     )
@@ -91,10 +93,21 @@ def spread_by_chance(positives: int, negatives: int) -> float:
 
 
 def auc_value(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Return the AUC without an interval; ties count half."""
-    m = int(positive.sum())
+    """Return the AUC without an interval; ties count half.
+
+    `scores` float [n], `positive` bool [n]. Raises `DataError` unless there is one of each kind.
+    """
+    m, n = _counts(positive, metric="AUC", least=1)
     ranks = rankdata(scores)
-    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(scores) - m)))
+    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * n))
+
+
+def _counts(positive: np.ndarray, *, metric: str, least: int) -> tuple[int, int]:
+    """Return how many targets are positive and negative; raise `DataError` for fewer than `least`."""
+    m, n = int(positive.sum()), int((~positive).sum())
+    if min(m, n) < least:
+        raise DataError(f"{metric}: {m} positives, {n} negatives: must be >= {least} of each")
+    return m, n
 
 
 def p_by_chance(scores: np.ndarray, labels: np.ndarray, *, permutations: int) -> float:
@@ -209,7 +222,7 @@ def tpr_estimates(
     negatives = np.sort(scores[~positive])[::-1]
     estimates = []
     for rate in rates:
-        allowed = int(rate * len(negatives) + 1e-9)  # in floating point .29 x 100 lies just below 29
+        allowed = allowed_at(rate, len(negatives))
         threshold = negatives[allowed] if allowed < len(negatives) else -math.inf
         caught = int((scores[positive] > threshold).sum())
         name = f"TPR at {rate:.1%} FPR{of and ', '}{of}" + (" (0 false positives)" if allowed == 0 else "")
@@ -241,8 +254,9 @@ def tpr_estimates(
 def mean_difference(values: np.ndarray, positive: np.ndarray, *, metric: str, unit: str) -> Estimate:
     """Return the mean of positives minus that of negatives, with a normal interval for unequal variances.
 
-    `values` float [n], `positive` bool [n], two of each kind at least.
+    `values` float [n], `positive` bool [n]. Raises `DataError` for fewer than 2 of a kind.
     """
+    _counts(positive, metric=metric, least=2)
     x, y = values[positive].astype(np.float64), values[~positive].astype(np.float64)
     value = float(x.mean() - y.mean())
     error = math.sqrt(float(x.var(ddof=1)) / len(x) + float(y.var(ddof=1)) / len(y))
@@ -268,25 +282,17 @@ def share(hits: int, n: int, *, metric: str, groups: int | None = None) -> Measu
         groups: number of groups of targets, if those of a group may be found or missed together. Then both
             ends of the interval, and what the attack could have shown, count groups.
     """
-    estimate = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS)
+    estimate = proportion_interval(hits, max(n, 1), metric=metric, seeds=SEEDS, of="targets")
     if groups is None:
         return with_power(estimate, SharePower(n=estimate.n))
     independent = min(max(groups, 1), estimate.n)
     low, high = wilson(estimate.value, independent)
-    how = f"share of records, Wilson 95 % over {independent} groups"
+    how = f"share of targets, Wilson 95 % over {independent} groups"
     return with_power(
         replace(estimate, low=low, high=high, how=how), SharePower(n=independent, of="groups of targets")
     )
 
 
-def matched(guesses: Sequence[object], truths: Sequence[object]) -> int:
+def matched(guesses: Sequence[Hashable], truths: Sequence[Hashable]) -> int:
     """Return how many guesses equal a truth, each truth matched at most once."""
-    remaining: dict[object, int] = {}
-    for t in truths:
-        remaining[t] = remaining.get(t, 0) + 1
-    hits = 0
-    for g in guesses:
-        if remaining.get(g, 0) > 0:
-            remaining[g] -= 1
-            hits += 1
-    return hits
+    return (Counter(guesses) & Counter(truths)).total()

@@ -62,6 +62,10 @@ class Identity:
         """Return the parts as plain values, as an output folder keeps them; `mode` changes nothing."""
         return asdict(self)
 
+    def counted(self) -> dict[str, Any]:
+        """Return all parts as plain values: each of them can change a number."""
+        return asdict(self)
+
     def other_parts(self, other: Identity) -> list[str]:
         """Return the names of the parts in which two identities differ."""
         own_parts, other_values = asdict(self), asdict(other)

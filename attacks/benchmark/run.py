@@ -86,7 +86,7 @@ def run_benchmark(
     if not resume:
         check_new(out)
     with only_run_in(out):
-        folder = RunFolder.resume(out, identity) if resume else RunFolder.create(out, identity)
+        folder = (RunFolder.resume if resume else RunFolder.create)(out, identity, "benchmark")
         plan = Plan(
             grid=grid,
             identity=identity,

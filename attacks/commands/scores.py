@@ -77,8 +77,15 @@ def scores_command(
         if written is None:
             raise ConfigError(f"--out {out}: must end in {' or '.join(WRITTEN)}")
         source = run if run.is_file() else run / FINDINGS
-        rows = rows_of(_chosen(findings_in(source), spec or []))
+        findings = findings_in(source)
+        rows = rows_of(_chosen(findings, spec or []))
         if not rows:
+            scored = sorted({f"{row['id']} {row['attack']}" for row in rows_of(findings)})
+            if scored:
+                raise ConfigError(
+                    f"--spec {', '.join(spec or [])}: has no AUC over targets; must be one that has: "
+                    f"{', '.join(scored)}"
+                )
             raise ConfigError(
                 f"{source}: has no scores: no attack there has an AUC over targets, or `attack run` must "
                 "run it again"

@@ -57,13 +57,19 @@ def python_version(version: tuple[int, int] = sys.version_info[:2]) -> Check:
 
 def package_versions() -> Iterator[Check]:
     """Yield a check for each declared dependency; one of an extra may be missing, but not wrong."""
+    declared: dict[tuple[str, str], tuple[Requirement, list[str | None]]] = {}
     for text in declared_requirements():
         requirement = Requirement(text)
         extra = _EXTRA.search(str(requirement.marker))
-        if extra is None:
+        one = declared.setdefault((requirement.name, str(requirement.specifier)), (requirement, []))
+        one[1].append(None if extra is None else extra[1])
+    for requirement, extras in declared.values():
+        named = [extra for extra in extras if extra is not None]
+        shown = [extra for extra in named if extra not in FOR_DEVELOPERS or installed(requirement.name)]
+        if None in extras:
             yield against_pin(requirement, required=True)
-        elif extra[1] not in FOR_DEVELOPERS or installed(requirement.name):
-            yield against_pin(requirement, required=False, extra=extra[1])
+        elif shown:
+            yield against_pin(requirement, required=False, extra="`, `".join(shown))
 
 
 def against_pin(requirement: Requirement, *, required: bool, extra: str | None = None) -> Check:
@@ -72,7 +78,7 @@ def against_pin(requirement: Requirement, *, required: bool, extra: str | None =
     Args:
         requirement: the package and the versions that are fit.
         required: whether the package may not be missing.
-        extra: the extra that installs it, where it may be missing.
+        extra: the extra that installs it, or several, where it may be missing.
     """
     version = installed(requirement.name)
     if version is None:
@@ -80,7 +86,8 @@ def against_pin(requirement: Requirement, *, required: bool, extra: str | None =
         detail = "is missing: install it" if required else optional
         return Check(name=requirement.name, ok=not required, found=detail)
     ok = requirement.specifier.contains(version, prereleases=True)
-    detail = version if ok else f"{version}; needs {requirement.specifier}"
+    whose = "" if extra is None else f" (extra `{extra}`)"
+    detail = f"{version}{whose}" if ok else f"{version}{whose}; needs {requirement.specifier}"
     return Check(name=requirement.name, ok=ok, found=detail)
 
 

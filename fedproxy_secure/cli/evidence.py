@@ -58,6 +58,10 @@ def gate(
 
         if format not in FORMATS:
             raise ConfigError(f"--format {format}: must be {', '.join(FORMATS)}")
+        if report.is_dir():
+            raise ConfigError(
+                f"--report {report}: is a folder; must be a file: give {report / REPORT_JSON}"
+            )
         if not report.is_file():
             raise ConfigError(f"--report {report}: there is no such file")
         rules = load_policy(find_policy(policy))

@@ -24,6 +24,7 @@ from fedproxy_secure.cli.options import (
 )
 from fedproxy_secure.config import Config, load_config
 from fedproxy_secure.errors import FedProxyError
+from fedproxy_secure.runtime.artifacts import is_new
 from fedproxy_secure.runtime.files.names import REPORT_PAGE
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ def _start(
             return
         from fedproxy_secure.cli.progress import shown_on
 
+        if resume and is_new(folder):
+            typer.echo(f"{folder}: has nothing to resume; a new {command} begins in it", err=True)
         work = _work(command)
         with shown_on(Console(stderr=True)) as progress:
             report = work(config, folder, resume=resume, progress=progress, command=words)

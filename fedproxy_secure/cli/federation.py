@@ -26,8 +26,8 @@ def provision(
     """Make the roster and, for each client, a private key, its journal and its policy.
 
     The keys serve federations on this machine: use them with `--set protect.keys=DIR`. Without this
-    setting, `run` makes fresh keys every time. Change the same settings here as in the run: a client's
-    policy refuses what differs from them.
+    setting, `run` makes fresh keys every time. Change the same settings here as in the run: the policies
+    refuse a run whose seed, training, fusion, protection or privacy differs from them.
 
     A journal records what was answered with its key, and must stay beside the key. A policy,
     NAME.policy.yaml, lists everything that a server may ask of that client. If clients are on machines of
@@ -36,12 +36,13 @@ def provision(
     Example: `fedproxy-secure provision quickstart --out keys`
     """
     with plain_errors(again=None):
-        from fedproxy_secure.federate.client_policy import check_sound, policy_for
+        from fedproxy_secure.federate.client_policy import POLICY, check_sound, policy_for
         from fedproxy_secure.federate.job import FederationJob
         from fedproxy_secure.secagg.provision import check_unused
         from fedproxy_secure.secagg.provision import provision as make_keys
 
         settings = load_config(find_config(config), changes or [])
+        settings.check_epsilon()
         clients = settings.data.clients
         protect = settings.protect.model_copy(update={"keys": str(out.resolve())})
         privacy = settings.privacy
@@ -54,7 +55,7 @@ def provision(
             check_sound(policy)  # before there are keys: no client would load another
         check_unused(out)
         for client, policy in zip(clients, policies, strict=True):
-            policy.write(out / f"{client.name}.policy.yaml")  # first: another call may write them again
+            policy.write(out / f"{client.name}{POLICY}")  # first: another call may write them again
         roster = make_keys([c.name for c in clients], out)
         typer.echo(f"keys, journals and policies of {len(roster.members)} clients, and the roster: {out}")
 
@@ -108,7 +109,7 @@ def privacy_rows(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
     noised = f"with {numbers:,} trained numbers; a mean gradient has about 1 at most"
     rows = [
         ("steps", f"{plan.steps} of {plan.batch_size} records, each drawn with probability {rate:.3g}"),
-        ("disclosed", f"that there are at most {plan.public_size:,} records and more than half as many"),
+        ("disclosed", f"that there are {plan.public_size // 2 + 1:,} to {plan.public_size:,} records"),
         ("noise multiplier", f"{plan.noise.noise_multiplier:.3g} (clip norm {plan.noise.clip_norm:g})"),
         ("noise of a step", f"{plan.noise_norm(numbers):.2g} clips long, {noised}"),
         ("epsilon", f"{epsilon} at delta {plan.delta:g}, of one record, in one training"),

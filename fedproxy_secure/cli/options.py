@@ -30,7 +30,7 @@ OutOption = Annotated[
 ]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Go on with the run in DIR; the settings must be the same."),
+    typer.Option("--resume", help="Go on with what DIR holds; command and settings must be the same."),
 ]
 RecordOption = Annotated[
     bool,

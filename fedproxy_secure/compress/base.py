@@ -53,6 +53,14 @@ class Compression(ABC):
                     f"compress.options.{option}: is no option of compress.kind={self.name}; it has: {known}"
                 )
 
+    def whole(self, compress: CompressConfig) -> str:
+        """Return in which form clients hold the whole LLM, for a report's stamp; "" if they lack a part.
+
+        The form completes `every client holds the whole LLM`, such as `with weights of 4 bits`. Override it
+        for a compression that can leave everything in the proxy.
+        """
+        return ""
+
     @abstractmethod
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         """Return the proxy of `llm`.

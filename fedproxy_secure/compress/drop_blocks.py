@@ -20,6 +20,9 @@ class DropBlocks(Compression):
     name = "drop_blocks"
     title = "blocks dropped"
 
+    def whole(self, compress: CompressConfig) -> str:
+        return "" if compress.remove_ratio else "as it is"
+
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         return build_proxy(
             llm,

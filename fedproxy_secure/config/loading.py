@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from fedproxy_secure.config.kinds import COMPRESSIONS
 from fedproxy_secure.config.settings import Config
@@ -23,13 +26,16 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     Raises `ConfigError` with one line: the key, the value, the rule.
     """
     try:
-        raw = parse_yaml(read_bytes(Path(path)).decode()) or {}
+        raw = parse_yaml(read_bytes(Path(path)).decode())
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; must be settings: give a YAML file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {yaml_reason(error)}") from error
     except ValueError as error:  # another encoding, or a date that does not exist
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    raw = {} if raw is None else raw  # an empty file: all defaults
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold settings as `key: value`, holds {type(raw).__name__}")
     return parse_config(apply_overrides(raw, overrides or []))
@@ -61,7 +67,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error, raw)) from None
     config.check_protection()
     COMPRESSIONS.get(config.compress.kind).check_settings(config.compress)
     return config
@@ -84,11 +90,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = raw
     try:
-        for parent in parents:
+        for parent, inner in pairwise([*parents, last]):
             if isinstance(node, list):
                 node = node[int(parent)]
             else:
                 if node.get(parent) is None:  # not there, or a section without any key
+                    if inner.isdecimal():
+                        raise ConfigError(
+                            f"--set {override}: the file has no list {parent} of which one item could be "
+                            "set; give the whole list, or write it into the file"
+                        )
                     node[parent] = {}
                 node = node[parent]
         if isinstance(node, list):
@@ -99,19 +110,70 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: there is no such key") from error
 
 
-def _one_line(error: ValidationError) -> str:
+_MAPPING = "must be a mapping of settings (`key: value`), or leave the line out"
+_RULES = {"model_type": _MAPPING, "dict_type": _MAPPING, "dict_attributes_type": _MAPPING}
+_PATTERNS = {  # of names, in words
+    r"^[A-Za-z0-9_]+$": "must be ASCII letters, digits and _, at least one",
+    r"^[A-Za-z0-9_-]+$": "must be ASCII letters, digits, _ and -, at least one",
+    r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$": "must be ASCII letters, digits, _, . and -, the first not . or -",
+}
+
+
+def _one_line(error: ValidationError, raw: Any) -> str:
     # clients that a wrong `data.partition` could not make are no second error
     errors = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-    first = errors[0]
-    where = one_line(".".join(str(part) for part in first["loc"]))
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    first, places = errors[0], [_place(e["loc"], raw) for e in errors]
+    where = one_line(".".join(map(str, places[0])))
+    others = len(set(places)) - 1  # a value that fits none of several types has an error for each
+    more = f" (and {others} more)" if others else ""
     if first["type"] == "extra_forbidden":
         *parents, unknown = first["loc"]
         return f"{where}: unknown key; {nearest(str(unknown), _keys_at(parents))}{more}"
-    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
         return (f"{where}: {message}" if where else message) + more
-    return f"{where}={_shown(first['input'])}: {message[0].lower()}{message[1:]}{more}"
+    if first["type"] == "missing":
+        given = one_line(", ".join(map(str, first["input"])))
+        return f"{where}: is missing; must be given beside {given or 'nothing'}; it has no default{more}"
+    rules = [rule_in_words(e) for e, place in zip(errors, places, strict=True) if place == places[0]]
+    rule = " or ".join([rules[0], *(r.removeprefix("must be ") for r in rules[1:])])
+    if first["input"] is None:
+        return f"{where}: is empty; {rule}{more}"
+    return f"{where}={_shown(first['input'])}: {rule}{more}"
+
+
+def _place(loc: Sequence[int | str], raw: Any) -> tuple[int | str, ...]:
+    """Return the part of an error's place that is in the settings, without names of types."""
+    place: list[int | str] = []
+    for part in loc:
+        if isinstance(raw, Mapping):
+            raw = raw.get(part)
+        elif isinstance(raw, list | tuple) and isinstance(part, int):
+            raw = raw[part]
+        else:
+            break
+        place.append(part)
+    return tuple(place)
+
+
+def rule_in_words(error: ErrorDetails) -> str:
+    """Return the rule that a value breaks, in words: what it must be."""
+    if error["type"] == "tuple_type":
+        value = error["input"]
+        such = f", such as [{_shown(value).strip(chr(39))}]" if isinstance(value, str | int | float) else ""
+        return f"must be a list{such}"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] in _PATTERNS:
+        return _PATTERNS[error["ctx"]["pattern"]]
+    if error["type"] in _RULES:
+        return _RULES[error["type"]]
+    if error["type"] == "missing":
+        return "is missing; must be given"
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        f"must {message.removeprefix('Input should ')}"
+        if message.startswith("Input should ")
+        else (f"{message[0].lower()}{message[1:]}")
+    )
 
 
 def _shown(value: Any) -> str:

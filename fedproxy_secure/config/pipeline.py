@@ -107,6 +107,8 @@ class AdapterConfig(Section):
     `blocks` are indices into the model that clients hold, `modules` the linear maps of a block. Adapters on
     the attention of block 0 reveal most: their inputs are token embeddings, so the span of an update
     identifies tokens. The inputs of all other maps also depend on the context.
+
+    `rank` must not exceed the smaller side of the largest of these maps.
     """
 
     kind: AdapterKind = "lora"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -31,6 +32,18 @@ class Section(BaseModel):
     # inf and nan pass `gt` or are in no range at all, and no step after the settings can use them
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # `true` would be read as 1
+        assert info.field_name is not None
+        kinds = _kinds_in(cls.model_fields[info.field_name].annotation)
+        if kinds & {int, float} and bool not in kinds:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, bool):
+                    raise PydanticCustomError("truth_value", "must be a number, not true or false")
+        return value
+
     def changed(self, **changes: Any) -> Self:
         """Return a copy with some fields replaced, checked like any other."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
@@ -54,6 +67,13 @@ class Section(BaseModel):
             elif isinstance(value, Section):
                 values[name] = value.without(*marks, said_only=said_only)
         return values
+
+
+def _kinds_in(annotation: Any) -> set[Any]:
+    """Return the types that an annotation names at any depth."""
+    return {annotation}.union(
+        *(_kinds_in(a) for a in get_args(annotation) if not isinstance(a, str | Mark))
+    )
 
 
 def check_all_differ(section: Section, *names: str) -> None:

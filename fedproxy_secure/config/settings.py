@@ -100,9 +100,30 @@ class Config(Section):
                 "federate.engine=deployment, whose clients refuse noise that the server could compute"
             )
 
+    def check_epsilon(self) -> None:
+        """Raise `ConfigError` if an epsilon is asked for that no differential privacy keeps.
+
+        Reading settings does not include this check, because a matrix's protections may bring the unit. A
+        default counts as asked for only where `privacy.unit` was not given beside it.
+        """
+        if self.privacy.unit != "none":
+            return
+        given = self.privacy.model_fields_set
+        for name in ("target_epsilon", "max_epsilon"):
+            value, default = getattr(self.privacy, name), PrivacyConfig.model_fields[name].default
+            if value != default or (value is not None and name in given and "unit" not in given):
+                raise ConfigError(
+                    f"privacy.{name}={value:g}: has no effect with privacy.unit=none, which adds no noise; "
+                    "set privacy.unit to record or client, or leave it out"
+                )
+
     def sha256(self) -> str:
         """Return the hex digest of the settings that can change a result; every record of a run has it."""
         return self._digest(NO_EFFECT)
+
+    def counted(self) -> dict[str, Any]:
+        """Return the settings that can change a result, as plain values."""
+        return self.without(NO_EFFECT)
 
     def cell_sha256(self, *, has_proxy: bool = True) -> str:
         """Return the hex digest of the settings that can change one cell of a comparison.

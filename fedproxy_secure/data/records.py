@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedproxy_secure.errors import DataError
@@ -65,6 +65,11 @@ class Task:
         """Return for each test record whether the most frequent answer of training records is right."""
         ((label, _),) = Counter(record.label for record in self.train).most_common(1)
         return tuple(record.label == label for record in self.test)
+
+    def trained_tests(self) -> int:
+        """Count the test records that equal a training record, which a model can answer from memory."""
+        trained = {replace(record, learn="answer") for record in self.train}
+        return sum(replace(record, learn="answer") in trained for record in self.test)
 
 
 def records_sha256(tasks: Sequence[Task]) -> str:

@@ -18,6 +18,17 @@ from fedproxy_secure.world.real_texts import real_texts
 from fedproxy_secure.world.stories import stories
 
 Row = dict[str, Any]
+
+
+class LineRow(Row):
+    """A row of a text file, with the number of its line, the first being 1."""
+
+    def __init__(self, columns: Row, line: int) -> None:
+        """Copy the columns."""
+        super().__init__(columns)
+        self.line = line
+
+
 HUB = "hub:"
 PUBLIC_TEXTS = {"demo": stories, "real_things": real_texts}  # generated, without a file
 TEXTS_IN_DIGEST = 256  # number of hashed texts of a generator, which has no end
@@ -36,7 +47,7 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
         raise DataError(f"source {source!r}: needs data.root, the folder that {{data}} stands for")
     if source.startswith(HUB):
         return _from_datasets(source.removeprefix(HUB).replace("{data}", root or ""), split, limit)
-    part, place = part_of(split)[1], _place(source, split, root)
+    part, place = part_of(split)[1], place_of(source, split, root)
     path = Path(place)
     reader = _READERS.get(path.suffix)
     if reader is None:
@@ -51,14 +62,15 @@ def read_rows(source: str, split: str, *, root: str | None, limit: int | None) -
         raise DataError(f"source {place}: cannot be read: is not UTF-8 at byte {error.start}") from None
 
 
-def _place(source: str, split: str, root: str | None) -> str:
+def place_of(source: str, split: str, root: str | None) -> str:
+    """Return the name of the file that holds a split, or of the hub's data set."""
     return source.replace("{split}", part_of(split)[0]).replace("{data}", root or "")
 
 
 def file_stamp(source: str, split: str, *, root: str | None) -> tuple[int, int, int] | None:
     """Return numbers that change with the file of a split; None for a source without a file."""
     try:
-        found = Path(_place(source, split, root)).stat()
+        found = Path(place_of(source, split, root)).stat()
     except (OSError, DataError):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
@@ -90,12 +102,12 @@ def _jsonl(path: Path) -> Iterable[Row]:
             if not line.strip():
                 continue
             try:
-                row = parse_json(line)
+                row = parse_json(line, repeats=False)
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: must be an object with columns")
-            yield row
+            yield LineRow(row, number)
 
 
 def _csv(path: Path) -> Iterable[Row]:
@@ -116,7 +128,7 @@ def _csv(path: Path) -> Iterable[Row]:
                         f"{path}, line {reader.line_num}: must have {len(columns)} cells, "
                         "as many as the first line"
                     )
-                yield row
+                yield LineRow(row, reader.line_num)
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.reader.line_num}: is not CSV: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -11,10 +12,11 @@ from fedproxy_secure.config import AuditConfig, ClientConfig, Config, DataConfig
 from fedproxy_secure.data.partition import Part, split_records
 from fedproxy_secure.data.planted import draw_canaries, set_aside
 from fedproxy_secure.data.records import Record, Task
-from fedproxy_secure.data.sources import HUB, file_stamp, part_of, read_rows, row_count
+from fedproxy_secure.data.sources import HUB, file_stamp, part_of, place_of, read_rows, row_count
 from fedproxy_secure.data.templates import to_records
 from fedproxy_secure.errors import DataError
 
+log = logging.getLogger(__name__)
 BUILT_IN = ("demo", "real_things")  # sources that need no files
 
 
@@ -51,9 +53,10 @@ def load_task(
         if len(records) < least:
             chance = " or another seed" if kind == "test" else ""
             remedy = f"; use fewer clients, more {kind} records{chance} in data.partition or part"
+            if client.part is None:
+                remedy = f"; {_rows_named(client, kind, root)}"
             raise DataError(
-                f"client {client.name}: has {len(records)} {kind} records; must have >= {least}"
-                f"{remedy if client.part is not None else ''}"
+                f"client {client.name}: has {len(records)} {kind} records; must have >= {least}{remedy}"
             )
     return Task(name=client.name, train=tuple(train), test=tuple(test), holdout=tuple(holdout))
 
@@ -62,6 +65,16 @@ def load_tasks(data: DataConfig, *, audit: AuditConfig | None = None, seed: int 
     """Read every client's task, with `audit` for one seed of the run; raises as `load_task` does."""
     audit = audit or AuditConfig()
     return tuple(load_task(c, root=data.root, audit=audit, seed=seed) for c in data.clients)
+
+
+def _rows_named(client: ClientConfig, kind: str, root: str | None) -> str:
+    """Return which split has a client's records and, of a file, how many rows there are."""
+    setting, split = ("test_split", client.test_split)
+    if kind == "training":
+        setting, split = ("train_split", client.train_split)
+    if client.source in BUILT_IN or client.source.startswith(HUB):
+        return f"{setting}={split!r}"
+    return f"{setting}={split!r} of {row_count(client.source, part_of(split)[0], root=root)} rows"
 
 
 @lru_cache(maxsize=2)
@@ -145,7 +158,8 @@ def _records(client: ClientConfig, split: str, limit: int | None, root: str | No
 
         return _part(real_records, client.task, split, limit)
     rows = read_rows(client.source, split, root=root, limit=limit)
-    return to_records(client.task, rows, where=f"source {client.source}, split {split}")
+    place = place_of(client.source, split, root)
+    return to_records(client.task, rows, where=f"source {place}, split {split}")
 
 
 def _part(
@@ -167,6 +181,23 @@ def _part(
             f"count from the front, as in {split_name}[:{limit}]"
         )
     return records[:limit]
+
+
+def warn_of_trained_tests(config: Config, tasks: Sequence[Task]) -> None:
+    """Log how many test records equal a training record of their client, if any do.
+
+    Under differential privacy nothing is logged, because the numbers would have no noise.
+    """
+    if config.privacy.unit != "none":
+        return
+    counts = {task.name: (equal, len(task.test)) for task in tasks if (equal := task.trained_tests())}
+    if counts:
+        listed = ", ".join(f"{name} {equal} of {tests}" for name, (equal, tests) in counts.items())
+        log.warning(
+            "test records that equal a training record of the same client: %s; accuracies count them, so "
+            "remove them from one of the two splits",
+            listed,
+        )
 
 
 def truncated_prompts(config: Config, tasks: Sequence[Task]) -> int:

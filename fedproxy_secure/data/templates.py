@@ -8,8 +8,8 @@ Two tasks differ from it on purpose and are asked as ARC is: `openbookqa`, where
 without `Question:` and `Answer:`, and `commonsenseqa`, where lm-eval lists the answers in the prompt and
 scores their letters. The wording of all other tasks is our own.
 
-Guarantees: an error names row, column, type and length of a value, and never quotes it, because other
-people read logs.
+Guarantees: an error names line or row, column, type and length of a value, and never quotes it, because
+other people read logs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from fedproxy_secure.data.chat.messages import chat_record
 from fedproxy_secure.data.records import Record
+from fedproxy_secure.data.sources import LineRow
 from fedproxy_secure.errors import DataError
 from fedproxy_secure.runtime.nearest import nearest
 from fedproxy_secure.runtime.untrusted import parse_json
@@ -45,22 +46,24 @@ TEXTS = (
 def to_records(task: str, rows: Sequence[Row], *, where: str = "") -> list[Record]:
     """Turn rows into records by the task's template.
 
-    Raises `DataError`, which names `where`, the task and the row, for a missing column or a label outside
-    the choices.
+    Raises `DataError`, which names `where`, the task and the line or row (the first is 1), for a missing
+    column, a text or choice that is empty, a right choice that equals another, or a label outside the
+    choices.
     """
     template, begin = template_of(task), f"{where}, task {task}" if where else f"task {task}"
     records = []
-    for index, row in enumerate(rows):
+    for number, row in enumerate(rows, start=1):
+        place = f"line {row.line}" if isinstance(row, LineRow) else f"row {number}"
         try:
             _check_texts(row)
             records.append(template(row))
         except KeyError as error:
-            raise DataError(f"{begin}, row {index}: lacks the column {error}") from None
+            raise DataError(f"{begin}, {place}: lacks the column {error}") from None
         except DataError as error:
-            raise DataError(f"{begin}, row {index}: {error}") from None
+            raise DataError(f"{begin}, {place}: {error}") from None
         except (ValueError, TypeError, OverflowError) as error:  # its text may quote the row
             kind = type(error).__name__
-            raise DataError(f"{begin}, row {index}: a column has the wrong form ({kind})") from None
+            raise DataError(f"{begin}, {place}: a column has the wrong form ({kind})") from None
     return records
 
 
@@ -87,17 +90,40 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
 
 
+def _filled(row: Row, column: str) -> str:
+    """Return a column's text; raise `DataError` if it is empty, because there is nothing to learn."""
+    text = str(row[column])
+    if not text.strip():
+        raise DataError(f"{column}: is empty; must be a text; fill it in or leave the row out")
+    return text
+
+
 def _record(prompt: str, choices: Sequence[str], label: Any, *, least: int = 2) -> Record:
-    """Return the record with these choices; raise `DataError` for fewer than `least` of them."""
+    """Return the record with these choices.
+
+    Raises `DataError` for fewer than `least` of them, an empty one, or a right one that equals another.
+    Published data sets have records with equal wrong choices.
+    """
     for index, choice in enumerate(choices):
         if not isinstance(choice, str):
             raise DataError(f"choices: number {index} is {_form(choice)}; must be a text")
+        if not choice.strip():
+            raise DataError(
+                f"choices: number {index} is empty; must be a text; fill it in or leave the row out"
+            )
     if len(choices) < least:
         raise DataError(f"choices: has {len(choices)}; must have >= {least}")
     number = _whole(label)
     if number is None or not 0 <= number < len(choices):
-        raise DataError(f"label {_form(label)}: must be 0 .. {len(choices) - 1}, one of the choices")
-    return Record(prompt=prompt.strip(), choices=tuple(f" {c.strip()}" for c in choices), label=number)
+        raise DataError(f"label {_form(label)}: must be the index of a choice, 0 to {len(choices) - 1}")
+    texts = [c.strip() for c in choices]
+    equal = [index for index, text in enumerate(texts) if text == texts[number] and index != number]
+    if equal:
+        raise DataError(
+            f"choices: number {equal[0]} equals number {number}, the right one; must differ; correct one, "
+            "or leave the row out"
+        )
+    return Record(prompt=prompt.strip(), choices=tuple(f" {text}" for text in texts), label=number)
 
 
 def _whole(label: Any) -> int | None:
@@ -152,11 +178,11 @@ def _question(row: Row, stem: str) -> Record:
 
 
 def _openbookqa(row: Row) -> Record:
-    return _question(row, str(row["question_stem"] if "question_stem" in row else row["question"]))
+    return _question(row, _filled(row, "question_stem" if "question_stem" in row else "question"))
 
 
 def _multiple_choice(row: Row) -> Record:
-    return _question(row, str(row["question"]))
+    return _question(row, _filled(row, "question"))
 
 
 def _labelled(prompt: str, row: Row, names: Sequence[str]) -> Record:
@@ -166,7 +192,7 @@ def _labelled(prompt: str, row: Row, names: Sequence[str]) -> Record:
 
 
 def _sst2(row: Row) -> Record:
-    text = row["sentence"] if "sentence" in row else row["text"]
+    text = _filled(row, "sentence" if "sentence" in row else "text")
     return _labelled(
         f"{text}\nQuestion: Is this sentence positive or negative?\nAnswer:",
         row,
@@ -176,7 +202,7 @@ def _sst2(row: Row) -> Record:
 
 def _agnews(row: Row) -> Record:
     return _labelled(
-        f"{row['text']}\nQuestion: What is this news about?\nAnswer:",
+        f"{_filled(row, 'text')}\nQuestion: What is this news about?\nAnswer:",
         row,
         ("world", "sports", "business", "technology"),
     )
@@ -185,8 +211,8 @@ def _agnews(row: Row) -> Record:
 def _pair(row: Row) -> tuple[str, str]:
     """Return two texts of a row, named as in GLUE or as in the local form."""
     if "sentence1" in row:
-        return row["sentence1"], row["sentence2"]
-    return row["premise"], row["hypothesis"]
+        return _filled(row, "sentence1"), _filled(row, "sentence2")
+    return _filled(row, "premise"), _filled(row, "hypothesis")
 
 
 def _rte(row: Row) -> Record:
@@ -205,17 +231,17 @@ def _mrpc(row: Row) -> Record:
 
 
 def _mnli(row: Row) -> Record:
-    claim = str(row["hypothesis"]).strip()
+    claim = _filled(row, "hypothesis").strip()
     sentence = claim if claim.endswith(".") else f"{claim}."
     return _labelled(
-        f"{row['premise']}\nQuestion: {sentence} True, False or Neither?\nAnswer:",
+        f"{_filled(row, 'premise')}\nQuestion: {sentence} True, False or Neither?\nAnswer:",
         row,
         ("True", "Neither", "False"),
     )
 
 
 def _classification(row: Row) -> Record:
-    return _labelled(f"{row['text']}\nAnswer:", row, ())
+    return _labelled(f"{_filled(row, 'text')}\nAnswer:", row, ())
 
 
 def _instruction(row: Row) -> Record:
@@ -223,8 +249,8 @@ def _instruction(row: Row) -> Record:
         return chat_record(row["messages"])
     prompt = row["prompt"] if "prompt" in row else row["instruction"]
     extra = f"\n{row['input']}" if row.get("input") else ""
-    response = row["response"] if "response" in row else row["output"]
-    return _record(f"{prompt}{extra}\nResponse:", [str(response)], 0, least=1)
+    response = _filled(row, "response" if "response" in row else "output")
+    return _record(f"{prompt}{extra}\nResponse:", [response], 0, least=1)
 
 
 ONE_CHOICE = ("instruction",)  # tasks whose records have one choice, so that no answer can be wrong

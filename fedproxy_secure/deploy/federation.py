@@ -274,3 +274,4 @@ def _check_deployable(config: Config) -> None:
             "each with records of its own"
         )
     config.check_protection()
+    config.check_epsilon()

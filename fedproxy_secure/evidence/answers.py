@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedproxy_secure.errors import DataError
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer, where_apart
+from fedproxy_secure.evidence.estimate import Estimate, at_least_as_wide, fieller_interval, mean_interval
 
 DRAWS = 10_000  # number of draws from a posterior
 OF_MEANS = "ratio of means over seeds, Fieller 95 %, no narrower than a seed's own"
@@ -76,7 +76,7 @@ def over_seeds_or_records(
     if len(parts) == 1:
         return parts[0]
     within = _RANGES.get(statistic, (-math.inf, math.inf))
-    return no_surer(mean_interval(values, metric=metric, unit="share", within=within), parts)
+    return at_least_as_wide(mean_interval(values, metric=metric, unit="share", within=within), parts)
 
 
 def _check_same_records(models: Sequence[Bits], context: str) -> None:
@@ -130,9 +130,9 @@ def gap_over_seeds_or_records(by_seed: Mapping[int, Sequence[Bits]], metric: str
             _part(statistic(*drawn[seed]), by_seed[seed], values[seed], metric=metric, seed=seed)
             for seed in by_seed
         ]
-        return no_surer(mean_interval(values, metric=metric, unit="share"), parts)
+        return at_least_as_wide(mean_interval(values, metric=metric, unit="share"), parts)
 
-    ends = where_apart(apart, value)
+    ends = fieller_interval(apart, value)
     low, high = ends or (None, None)
     exact = low == value == high  # no spread on either side, as of the ceiling itself
     return Estimate(

@@ -6,12 +6,12 @@ the interval was made. Intervals are two-sided, 95 %.
 Student's t interval assumes that seeds are independent and their values about normal. It covers other seeds
 on the same records (the seeds of a run share their records). Wilson's interval assumes that records are
 independent; it does not cover other seeds. An interval over seeds is never narrower than one over records
-(`no_surer`), but the two are not added: an interval for other seeds and other records together would be up
+(`at_least_as_wide`), but the two are not added: for other seeds and other records together it would be up
 to 1.4 times as wide.
 
 Equal numbers of all seeds do not mean certainty. If the data of a single seed allow an interval, the
-interval over seeds is no narrower than the seeds' own on average (`no_surer`). If they do not, and all
-seeds agree, there is no interval, unless the number was counted. Nor is an interval without width one
+interval over seeds is no narrower than the seeds' own on average (`at_least_as_wide`). If they do not, and
+all seeds agree, there is no interval, unless the number was counted. Nor is an interval without width one
 (`Estimate.interval`): what was sampled is never certain.
 """
 
@@ -145,8 +145,10 @@ def mean_interval(
     )
 
 
-def proportion_interval(correct: int, n: int, *, metric: str, seeds: Iterable[int]) -> Estimate:
-    """Return the share `correct / n` of records with its Wilson interval; for a single seed's accuracy.
+def proportion_interval(
+    correct: int, n: int, *, metric: str, seeds: Iterable[int], of: str = "records"
+) -> Estimate:
+    """Return the share `correct / n` with its Wilson interval; `of` names what was counted.
 
     Raises `DataError` unless 0 <= correct <= n and n >= 1.
     """
@@ -162,7 +164,7 @@ def proportion_interval(correct: int, n: int, *, metric: str, seeds: Iterable[in
         n=n,
         unit="share",
         seeds=tuple(seeds),
-        how="share of records, Wilson 95 %",
+        how=f"share of {of}, Wilson 95 %",
         nature="sampled",
     )
 
@@ -179,7 +181,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
-def no_surer(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
+def at_least_as_wide(joined: Estimate, parts: Sequence[Estimate]) -> Estimate:
     """Return the estimate over seeds, no narrower than the seeds' own intervals are on average.
 
     Without this, a few seeds that agree, such as 0 of 64 each, would claim certainty. If a seed has no
@@ -237,11 +239,12 @@ def independent_difference(a: Estimate, b: Estimate, *, metric: str) -> Estimate
     )
 
 
-def where_apart(apart: Callable[[float], Estimate], value: float) -> tuple[float, float] | None:
+def fieller_interval(apart: Callable[[float], Estimate], value: float) -> tuple[float, float] | None:
     """Return the ends of the numbers around `value` for which the interval of `apart` contains 0.
 
     So Fieller (1954) finds the interval of a ratio `a / b`, b > 0: `apart(share)` is `a - share * b` with
-    its interval. Returns None if an end is too far to be found, as where b may be 0.
+    its interval, and one without an interval counts as 0: all seeds and records agree there. Returns None
+    if an end is too far to be found, as where b may be 0.
     """
     from scipy.optimize import brentq
 

@@ -182,6 +182,11 @@ def findings_in(path: Path) -> list[Finding]:
     """Return the findings in a file of `write_findings`; raises as `read_findings` does."""
     try:
         raw = read_json(path)
+        if not isinstance(raw, dict) or not {"schema_version", "results"} <= set(raw):
+            raise RunFolderError(
+                f"{path}: is damaged, or no findings: must have schema_version and results; give a run's "
+                f"folder or its {FINDINGS}"
+            )
         if raw["schema_version"] != SCHEMA_VERSION:
             raise RunFolderError(
                 f"{path}: schema_version={raw['schema_version']}: must be {SCHEMA_VERSION}; "

@@ -20,9 +20,9 @@ from fedproxy_secure.evidence.answers import BY_DEFINITION, OF_MEANS, UNRESOLVED
 from fedproxy_secure.evidence.estimate import (
     Estimate,
     Nature,
+    at_least_as_wide,
+    fieller_interval,
     mean_interval,
-    no_surer,
-    where_apart,
 )
 from fedproxy_secure.evidence.weighted_means import half_width, parts_of, quantile
 
@@ -175,7 +175,7 @@ def loss_over_seeds_or_records(
     unsure = next((part for part in parts if part.interval is None), None)
     if unsure is not None:
         return replace(over_seeds, low=None, high=None, how=f"mean over seeds; {unsure.how}")
-    return no_surer(over_seeds, parts)
+    return at_least_as_wide(over_seeds, parts)
 
 
 def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, unit: str) -> Estimate:
@@ -192,7 +192,7 @@ def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, uni
             half = half_width(models, weights)
             low, high = values[seed] - half, values[seed] + half
             parts.append(replace(over, value=values[seed], low=low, high=high, seeds=(seed,)))
-        return no_surer(mean_interval(values, metric=metric, unit=unit), parts)
+        return at_least_as_wide(mean_interval(values, metric=metric, unit=unit), parts)
 
     n, seeds = len(by_seed), tuple(by_seed)
     over = Estimate(
@@ -208,7 +208,7 @@ def _gap_over_seeds(by_seed: Mapping[int, Sequence[Losses]], *, metric: str, uni
     )
     if any(len(loss.nats) < 2 for models in by_seed.values() for loss in models[0].values()):
         return replace(over, how=f"ratio of means over seeds; {NO_SPREAD}")
-    ends = where_apart(apart, way / gap)
+    ends = fieller_interval(apart, way / gap)
     if ends is None:
         return over
     if ends[0] == over.value == ends[1]:  # no spread on either side, as of the ceiling itself

@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedproxy_secure.compress.base import compression_of
 from fedproxy_secure.config import Config
+from fedproxy_secure.crypto.key_file import read_key
 from fedproxy_secure.experiments.run_report import protection_note
 from fedproxy_secure.experiments.stages import check_privacy, exact_proxy, prepare
 from fedproxy_secure.experiments.sweeps.method_cells import one_thread
 from fedproxy_secure.experiments.sweeps.pace import Pace, measure_pace
+from fedproxy_secure.experiments.tracking import require
 from fedproxy_secure.protect.base import protection_of
 
 FLOAT32_BYTES = 4  # bytes of a weight, and of a number in an update
@@ -89,16 +92,26 @@ def plan(config: Config, *, in_cells: bool = False) -> RunPlan:
         in_cells: whether to time on one thread, as cells of a sweep run; else on as many threads as `run`.
     """
     config.check_protection()
+    if not in_cells:
+        config.check_epsilon()
+        require(config.track)
+    if config.audit.signing_key is not None:
+        read_key(Path(config.audit.signing_key))
     protection = protection_of(config.protect)
     protection.check_installed()
     compression_of(config.compress, config.heal)
     from fedproxy_secure.data.encode import encode_records
+    from fedproxy_secure.data.tasks import warn_of_trained_tests
+    from fedproxy_secure.federate.client_policy import check_keys
     from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.models.adapters import adapter_size, attach, tensor_sizes
     from fedproxy_secure.models.llm import blocks_of, parameter_count, sharing_copy
 
+    for seed in config.seeds:
+        check_keys(FederationJob.from_config(config, seed=seed), policies=not in_cells)
     began = time.perf_counter()
     materials = prepare(config)
+    warn_of_trained_tests(config, materials.tasks)
     proxy = exact_proxy(config, materials, seed=config.seeds[0], remove_ratio=config.compress.remove_ratio)
     proxy = proxy.finished()
     setup = time.perf_counter() - began

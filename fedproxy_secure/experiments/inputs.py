@@ -18,7 +18,7 @@ from fedproxy_secure.crypto.primitives import derive
 from fedproxy_secure.data.encode import encode_records
 from fedproxy_secure.data.records import Task, records_sha256
 from fedproxy_secure.data.sources import public_text_sha256
-from fedproxy_secure.data.tasks import load_tasks
+from fedproxy_secure.data.tasks import load_tasks, warn_of_trained_tests
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.experiments.method import STEP_PASSES, trained_steps
 from fedproxy_secure.experiments.results import MethodResult, Score
@@ -32,6 +32,7 @@ from fedproxy_secure.experiments.stages import (
     tune,
     windows_by_use,
 )
+from fedproxy_secure.federate.client_policy import check_keys
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.training import train
 from fedproxy_secure.models.adapters import attach, tensor_sizes
@@ -55,10 +56,10 @@ Item = TypeVar("Item")
 def check_inputs(config: Config, out: Path) -> None:
     """Check that every input of a new run exists and can be read, apart from the model's weights.
 
-    Key, device, tokenizer, public text and records are read once to check them. This happens before the
+    Keys, device, tokenizer, public text and records are read once to check them. This happens before the
     first file is written, because from then on the folder is bound to its settings, and a misspelt path
-    could no longer be corrected. If a run has already begun in `out`, nothing is read here:
-    `check_same_inputs` then compares.
+    could no longer be corrected. Test records that are also trained on are logged. If a run has already
+    begun in `out`, nothing is read here: `check_same_inputs` then compares.
 
     Raises `ModelError`, `DataError` or `ConfigError` as `prepare` does.
     """
@@ -66,10 +67,11 @@ def check_inputs(config: Config, out: Path) -> None:
         return
     if config.audit.signing_key is not None:
         read_key(Path(config.audit.signing_key))
+    check_keys(FederationJob.from_config(config, seed=config.seeds[0]), policies=False)
     pick_device(config.model.device)
     check_weights(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
-    load_tasks(config.data, audit=config.audit, seed=config.seeds[0])
+    warn_of_trained_tests(config, load_tasks(config.data, audit=config.audit, seed=config.seeds[0]))
     windows_by_use(config, tokenizer)
 
 

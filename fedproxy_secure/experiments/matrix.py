@@ -80,7 +80,7 @@ def matrix(
     core, or on CUDA one at a time. With `matrix.jobs` 1 all run in this process, where a script's
     registrations are known; their peak memory is then this process's. The report includes failed cells.
 
-    Raises `RunFolderError` for a folder of other settings or one that another process works in,
+    Raises `RunFolderError` for a folder of other work or settings or one that another process works in,
     `ConfigError` if no configuration can run, or the attacks that `attacks` names cannot. A folder that
     began with other records, LLM or public text is of other settings, too.
     """
@@ -115,7 +115,7 @@ def _matrix(
     `refused`: the configurations that cannot run.
     """
     config = signed.with_signing_key(None)
-    folder = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
+    folder = (RunFolder.resume if resume else RunFolder.create)(out, config, "matrix")
     witness = Witness.open(folder, signed, command=command)
     todo = todo_of(config, out, cells)
     from fedproxy_secure.data.tasks import load_tasks, truncated_prompts

@@ -50,6 +50,8 @@ from fedproxy_secure.experiments.tracking import (
     require,
     round_values,
 )
+from fedproxy_secure.federate.client_policy import check_keys
+from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.models.memory import peak_memory_bytes
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.protect.secure_sum.failures import failed_files
@@ -108,6 +110,10 @@ def run(
     compression_of(config.compress, config.heal)
     require(config.track)
     if not in_cell:  # the sweep has checked them
+        config.check_epsilon()
+        for seed in config.seeds:
+            if not (out / seed_folder(seed) / RESULT).exists():
+                check_keys(FederationJob.from_config(config, seed=seed))
         check_inputs(config, out)
     typed = command or "fedproxy_secure.run(...)"
     signed, config = config, config.with_signing_key(None)  # neither folder nor clients may have its path
@@ -165,7 +171,6 @@ def _run_seed(
     """Run or resume one seed; its result is the last file it writes."""
     from fedproxy_secure.compress.proxy import save_model
     from fedproxy_secure.data.evaluate import perplexity
-    from fedproxy_secure.federate.job import FederationJob
     from fedproxy_secure.models.adapters import save_adapter
 
     name = seed_folder(seed)

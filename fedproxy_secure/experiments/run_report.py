@@ -45,7 +45,14 @@ def settings_of(config: Config) -> dict[str, str]:
 
 def protection_note(config: Config) -> str:
     """Return what the server could see, in a few sentences for every report."""
+    from fedproxy_secure.federate.job import FederationJob
+
     protection, privacy = protection_of(config.protect), config.privacy
+    summed = ""
+    if protection.server_learns == "sums":
+        job = FederationJob.from_config(config, seed=config.seeds[0])
+        least = max(protection.least_clients(job), config.federate.min_clients)
+        summed = f" Each sum is over at least {least} of a round's {config.cohort} clients."
     if privacy.unit == "none":
         open_sums = ": the sums themselves may leak" if protection.server_learns == "sums" else ""
         private = f"No differential privacy{open_sums}."
@@ -54,7 +61,7 @@ def protection_note(config: Config) -> str:
         private = f"{privacy.unit.capitalize()}-level differential privacy, {limit}."
         if privacy.randomness == "unsafe_simulated":
             private += " With unsafe_simulated randomness nothing is private."
-    return f"{protection.sees(config.protect, config.fusion)} {private}"
+    return f"{protection.sees(config.protect, config.fusion)}{summed} {private}"
 
 
 def proxy_note(config: Config) -> str:

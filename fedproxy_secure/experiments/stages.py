@@ -30,7 +30,7 @@ from fedproxy_secure.experiments.results import Accuracy, Score, text_clients
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import initial_state
 from fedproxy_secure.fuse.stage import Fused, fuse
-from fedproxy_secure.models.adapters import attach, set_vector, tensor_sizes
+from fedproxy_secure.models.adapters import attach, check_rank, set_vector, tensor_sizes
 from fedproxy_secure.models.llm import Tokenizer, load_llm
 from fedproxy_secure.runtime.progress import NoProgress, Progress
 
@@ -57,6 +57,7 @@ class Materials:
 def prepare(config: Config, *, seed: int | None = None) -> Materials:
     """Load LLM, public text and tasks; `seed` (None: the first) seeds the draws of the section `audit`."""
     llm, tokenizer = load_llm(config.model.path, device=config.model.device, dtype=config.model.dtype)
+    check_rank(llm, config.adapter)
     keep_format(tokenizer)
     tasks = load_tasks(config.data, audit=config.audit, seed=config.seeds[0] if seed is None else seed)
     return Materials(llm=llm, tokenizer=tokenizer, tasks=tasks, **windows_by_use(config, tokenizer))

@@ -46,11 +46,16 @@ from fedproxy_secure.config import (
     Section,
 )
 from fedproxy_secure.config.kinds import PROTECTIONS
+from fedproxy_secure.config.loading import rule_in_words
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.runtime.artifacts import write_bytes
+from fedproxy_secure.runtime.files.names import ROSTER
 from fedproxy_secure.runtime.nearest import nearest
 from fedproxy_secure.runtime.untrusted import parse_yaml, yaml_reason
+from fedproxy_secure.secagg.provision import load_identity, load_roster
+
+POLICY = ".policy.yaml"  # after the name of a client
 
 
 class ClientPolicy(Section):
@@ -174,6 +179,37 @@ def load_policy(file: Path, *, one_machine: bool = False) -> ClientPolicy:
     return policy
 
 
+def check_keys(job: FederationJob, *, policies: bool = True) -> None:
+    """Check the keys that `protect.keys` names, and the job against the policies beside them.
+
+    The engines of one machine call it; a client elsewhere reads its own keys and policy. A key without a
+    policy beside it allows any job. Policies of other folders are not read.
+
+    Args:
+        job: with all clients that take part.
+        policies: whether the job must be one that each policy beside the keys allows.
+
+    Raises `ConfigError` for keys that are missing, of other clients or readable by others, and for a policy
+    that cannot be read or does not allow the job.
+    """
+    if job.protect.keys is None or not PROTECTIONS.get(job.protect.scheme).needs_keys:
+        return
+    folder = Path(job.protect.keys)
+    if not (folder / ROSTER).is_file():
+        raise ConfigError(
+            f"protect.keys={folder}: has no {ROSTER}; must be a folder made by `fedproxy-secure provision`"
+        )
+    roster = load_roster(folder)
+    for client in job.clients:
+        load_identity(folder, client.name, roster)
+        file = folder / f"{client.name}{POLICY}"
+        if policies and file.exists():
+            try:
+                load_policy(file, one_machine=True).own_job(job)
+            except ConfigError as error:
+                raise ConfigError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+
+
 def policy_of(raw: Mapping[str, Any], *, file: Path) -> ClientPolicy:
     """Return the policy that plain values describe; `file`, where they come from, is named in errors.
 
@@ -202,7 +238,7 @@ def _what_is_wrong(error: ValidationError) -> str:
     first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{key}: {first['msg']}"
+        return f"{key}: {rule_in_words(first)}"
     *section, unknown = first["loc"]
     missing = [
         str(entry["loc"][-1])

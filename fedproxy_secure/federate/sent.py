@@ -23,7 +23,9 @@ def trimmed(
         update: float32 [d], as training left it.
         settings: what the parties agreed on.
         previous: for weights `self`: the last round's fused step as this client saw it. H-TIES' weight and
-            retention (Eq. 5, 6, 10) are computed with it in place of the other clients.
+            retention (Eq. 5, 6, 10) are computed with it in place of the other clients. None in round 0, in
+            which all clients weigh the same. Zeros for a client that was not in the last round: its update
+            is like nothing, and so has the least weight, `LEAST_WEIGHT`, and the least retention.
         standing: for weights `encrypted_gram`: weight and retention that follow from the clients' cosines.
     """
     weight = 1.0

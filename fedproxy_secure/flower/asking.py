@@ -127,9 +127,8 @@ class Asker:
         """
         waiting = self._push(kind, contents, group, then={})
         renewed: set[int] = set()
-        began = time.monotonic()
         patience = Patience(least_s=SOON_S, most_s=POLL_S)
-        polls, answered = 0, True
+        polls, answered, began = 0, True, time.monotonic()
         while waiting:
             timed_out = time.monotonic() - began > self.timeout_s
             # each poll costs Flower a request: while no answer comes, one is polled at a time, in turn
@@ -153,8 +152,7 @@ class Asker:
                     yield node, answer.value
             if waiting and timed_out:
                 for request in waiting.values():
-                    reason = f"did not answer {kind} in {self.timeout_s:.0f} s"
-                    self.leave_out(group, request.node, reason)
+                    self.leave_out(group, request.node, f"did not answer {kind} in {self.timeout_s:.0f} s")
                 break
             if waiting:
                 names = [self.owner_name(request.node) for request in waiting.values()]
@@ -263,6 +261,8 @@ class Asker:
         """
         try:
             replies = list(self._grid.pull_messages([sent]))
+        except RunFolderError:  # it could not be recorded on this machine; no client is to blame
+            raise
         except Exception as error:  # an answer that Flower cannot take must not affect the other answers
             kind = type(error).__name__
             # the stack without the error's text, which a client may have written

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedproxy_secure.errors import ConfigError, RunFolderError
+from fedproxy_secure.federate.client_policy import check_keys
 from fedproxy_secure.federate.fusion.elections import weighs_clients
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.federate.server import ServerState
@@ -40,7 +41,12 @@ class Federate(Protocol):
 
 @contextmanager
 def with_keys(job: FederationJob) -> Iterator[FederationJob]:
-    """Yield the job, with fresh keys if it needs keys and names no folder; for engines on one machine."""
+    """Yield the job, with fresh keys if it needs keys and names no folder; for engines on one machine.
+
+    Raises `ConfigError` for a named folder without the clients' keys, or with a policy that does not allow
+    the job.
+    """
+    check_keys(job)
     if not protection_of(job.protect).needs_keys or job.protect.keys is not None:
         yield job
         return

@@ -66,7 +66,10 @@ def _owner_sha256(job: FederationJob, transcript: Path, run_folder: Path | None)
 
 
 class WatchedGrid(GridAround):
-    """A grid that records messages as they are sent and as they arrive."""
+    """A grid that records messages as they are sent and as they arrive.
+
+    A node has the name that it gave at set-up, and keeps it, whatever later answers say.
+    """
 
     def __init__(self, grid: Grid, recorder: Recorder) -> None:
         super().__init__(grid)
@@ -96,8 +99,9 @@ class WatchedGrid(GridAround):
                 )
                 yield reply
                 continue
-            with suppress(DataError):
-                self._names[node] = wire.decode_ready(reply.content).client
+            if kind in (wire.SETUP, wire.PART):  # the only answers that say whose they are
+                with suppress(DataError):
+                    self._names.setdefault(node, wire.decode_ready(reply.content).client)
             self._note(f"{kind}.reply", self._name(node), SERVER, reply.content)
             yield reply
 

@@ -134,7 +134,8 @@ def parse_policy(data: bytes, path: Path) -> Policy:
 
 def _policy(raw: Any, sha256: str, stem: str) -> Policy:
     if not isinstance(raw, dict):
-        raise ConfigError(f"must hold `key: value`, holds {type(raw).__name__}")
+        found = "is empty" if raw is None else f"holds {type(raw).__name__}"
+        raise ConfigError(f"{found}; must hold a policy as `key: value`, such as `rules:` and a rule")
     for key in raw:
         if key not in TOP:
             raise ConfigError(f"{key}: unknown key; {nearest(str(key), TOP)}")

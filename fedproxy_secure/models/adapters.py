@@ -158,6 +158,20 @@ def _linear_maps(model: nn.Module, adapter: AdapterConfig, blocks: tuple[int, ..
     return names
 
 
+def check_rank(model: nn.Module, adapter: AdapterConfig) -> None:
+    """Raise `ModelError` for settings whose adapter fits no linear map of an LLM's blocks.
+
+    A rank above a map's smaller side adds numbers, and no difference that a lower rank could not have.
+    """
+    targets = _linear_maps(model, adapter, None)
+    most = max(min(cast(Any, model.get_submodule(name)).weight.shape) for name in targets)
+    if adapter.rank > most:
+        raise ModelError(
+            f"adapter.rank={adapter.rank}: must be <= {most}, the largest that a linear map of the model's "
+            "blocks can have"
+        )
+
+
 def _part_of_block(name: str) -> str:
     """Return the part of a block that a map belongs to, by the names that transformers' models use."""
     return "attention" if "attn" in name or "attention" in name else "mlp"

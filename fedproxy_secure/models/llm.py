@@ -175,6 +175,9 @@ def _source(path: str | Path, *, weights: bool = True) -> str:
         return str(demo_llm_folder())
     packaged = PACKAGED.get(name)
     if packaged is None and not name.lower().endswith(gguf.SUFFIX):
+        # ids of a hub have one slash at most
+        if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).exists():
+            raise ModelError(f"model.path={name}: no such folder; give a model's folder, or a hub id")
         return name
     try:
         if packaged is None:

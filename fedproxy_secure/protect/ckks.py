@@ -69,7 +69,7 @@ class Ckks(SecureSum):
     def rounding_of(self, plan: RingPlan) -> float:
         from fedproxy_secure.secagg.ckks.context import GRID
 
-        return GRID
+        return GRID * (plan.segment("update").clip or 0.0)
 
     def train(self, asked: ClientRequest) -> RecordDict:
         from fedproxy_secure.protect.secure_sum import client

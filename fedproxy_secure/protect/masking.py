@@ -9,6 +9,7 @@ weights may come from encrypted cosines (`protect.weights: encrypted_gram`), ope
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from fedproxy_secure.secagg.steps import Aggregate
     from fedproxy_secure.secagg.terms import Terms
 
+log = logging.getLogger(__name__)
+
+COARSE_BITS = 16  # a step of a block's mean square is that of values of about 1/90 of the clip, 4 clients
 GRAM_STAMP = (
     "encrypted_gram: cosines are hidden only from a server that follows the protocol; a server that "
     "deviates reads one number of one client's update per round."
@@ -65,6 +69,7 @@ class Masking(SecureSum):
         return plan.upload_bytes
 
     def rounding_of(self, plan: RingPlan) -> float:
+        # not what elections by blocks add: they read the blocks' mean squares, which are rounded, too
         return plan.step_of(plan.segment("update")) * (1.0 if plan.random_rounding else 0.5)
 
     def train(self, asked: ClientRequest) -> RecordDict:
@@ -94,6 +99,13 @@ class Masking(SecureSum):
     def run_steps(self, work: RoundInputs) -> tuple[Terms, Aggregate]:
         from fedproxy_secure.protect.secure_sum.server import run_masking
 
+        job, state = work.carrier.round.job, work.carrier.round.state
+        if state.round == 0 and job.protect.bits == COARSE_BITS and job.granularity == "block":
+            log.warning(
+                "protect.bits=%d: with protect.granularity=block the election is wrong in tensors whose "
+                "values are mostly below 1/20 of the clip; 24 or 32 bits keep it there",
+                COARSE_BITS,
+            )
         return run_masking(work)
 
 

@@ -91,7 +91,7 @@ class SecureSum(Protection):
             ]
             if protect.granularity == "coordinate":
                 hidden += ", except a value whose sign only one client has, and signs that all share"
-        sums = f"sums over at least t clients{extra} and sums of the control words"
+        sums = f"sums over clients{extra} and sums of the control words"
         return f"{self.name}: the server{self.trust_assumption} sees {sums}; {hidden}."
 
     def least_clients(self, job: FederationJob) -> int:
@@ -111,7 +111,7 @@ class SecureSum(Protection):
 
     @abstractmethod
     def rounding_of(self, plan: RingPlan) -> float:
-        """Return how far rounding may move a coordinate of the mean."""
+        """Return how far rounding may move a coordinate of the mean, before signs are elected."""
 
     def answer(self, asked: ClientRequest) -> RecordDict:
         steps = self.later_steps()
@@ -136,7 +136,7 @@ class SecureSum(Protection):
         """Run the server's steps of a round; return the final terms and the sums."""
 
     def sum_error(self) -> float:
-        """Return the absolute error of a coordinate of a sum, without the ring's rounding."""
+        """Return how far a sum may be off besides the ring's rounding, as a share of its segment's clip."""
         return 0.0
 
 

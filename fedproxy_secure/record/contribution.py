@@ -45,7 +45,9 @@ def contribution(
     if PROTECTIONS.get(settings.protect.scheme, setting="protect.scheme").protocol is None:
         return update
     previous = None
-    if round_number - 1 in state.rounds and {round_number - 1, round_number} <= set(adapters):
+    if round_number > 0 and round_number - 1 not in state.rounds:
+        previous = np.zeros_like(update)  # as `RoundMemoryStore.last_step` has it
+    elif {round_number - 1, round_number} <= set(adapters):
         previous = adapters[round_number] - adapters[round_number - 1]
     values, weight = trimmed(update, settings, previous=previous)
     values = values if weight == 1 else np.float32(weight) * values

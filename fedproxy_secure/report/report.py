@@ -246,6 +246,11 @@ class Report:
         """
         try:
             values = parse_json(raw)
+            if not isinstance(values, dict) or "schema_version" not in values:
+                raise RunFolderError(
+                    f"{path}: is damaged, or no report: has no schema_version; give a file that `run`, "
+                    "`compare` or `matrix` wrote"
+                )
             version = values["schema_version"]
             if version != SCHEMA_VERSION:
                 raise RunFolderError(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from fedproxy_secure.config import Config
+from fedproxy_secure.compress.base import compression_of
+from fedproxy_secure.config import CompressConfig, Config
 from fedproxy_secure.dp.guarantees import SIMULATED_NOISE
 from fedproxy_secure.protect.base import protection_of
 
 
 def unsafe_stamps(config: Config) -> tuple[str, ...]:
     """Return the warnings at the top of every report on these settings; () if all settings are safe."""
-    stamps = [*protection_of(config.protect).unsafe(config.protect)]
+    stamps = [*protection_of(config.protect).unsafe(config.protect), *whole_llm_stamps(config.compress)]
     if simulated_noise(config):
         stamps.append(SIMULATED_NOISE)
     return tuple(stamps)
+
+
+def whole_llm_stamps(compress: CompressConfig) -> tuple[str, ...]:
+    """Return the warning that clients hold the whole LLM, where nothing is removed; else ()."""
+    form, ratio = compression_of(compress).whole(compress), compress.remove_ratio
+    return (f"remove_ratio={ratio:g}: every client holds the whole LLM, {form}.",) if form else ()
 
 
 def simulated_noise(config: Config) -> bool:

@@ -1,6 +1,6 @@
 """The folder of a run: it belongs to one set of settings, and its files are written atomically.
 
-    manifest.json      SHA-256 of the settings; written first
+    manifest.json      the kind of work and the SHA-256 of its settings; written first
     config.yaml        the resolved settings, every default spelled out
     environment.json   Python, packages (plug-ins included), platform
     running.json       while a process works here (`only_one`)
@@ -27,8 +27,10 @@ from typing import Any, Protocol
 import yaml
 
 from fedproxy_secure.errors import RunFolderError
+from fedproxy_secure.runtime.files.belonging import Work, check_work, differing_settings
 from fedproxy_secure.runtime.files.names import ENVIRONMENT, MANIFEST, RUNNING, SETTINGS_FILE
 from fedproxy_secure.runtime.files.whole import PARTIAL, replacing, sync_folder
+from fedproxy_secure.runtime.quoting import one_line
 from fedproxy_secure.runtime.untrusted import parse_json, read_bytes
 
 _PACKAGES = (
@@ -58,6 +60,9 @@ class Settings(Protocol):
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """Return the settings as plain values."""
 
+    def counted(self) -> dict[str, Any]:
+        """Return the settings that the digest can depend on, as plain values."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
@@ -70,39 +75,34 @@ class RunFolder:
     private: bool = False
 
     @classmethod
-    def create(cls, path: Path, config: Settings) -> RunFolder:
-        """Create a run folder; the folder may exist if it is empty.
+    def create(cls, path: Path, config: Settings, work: Work = "run") -> RunFolder:
+        """Create a run folder for one kind of work; the folder may exist if it is empty.
 
         Raises `RunFolderError` if it is not empty or cannot be written.
         """
         _check_empty(path)
         folder = cls(path=path)
-        folder.write_json(MANIFEST, {"config_sha256": config.sha256()})
+        folder.write_json(MANIFEST, {"work": work, "config_sha256": config.sha256()})
         folder._complete(config)
         return folder
 
     @classmethod
-    def resume(cls, path: Path, config: Settings) -> RunFolder:
+    def resume(cls, path: Path, config: Settings, work: Work = "run") -> RunFolder:
         """Go on in a run folder; create it if it does not exist or is empty.
 
         Files that are missing because its creation was killed are written now.
 
-        Raises `RunFolderError` if it belongs to other settings, or is not a run folder.
+        Raises `RunFolderError` if it belongs to another kind of work or to other settings, or is not a run
+        folder.
         """
         if not _contents(path):
-            return cls.create(path, config)
-        try:
-            owner = parse_json((path / MANIFEST).read_bytes())["config_sha256"]
-        except FileNotFoundError:
-            raise RunFolderError(f"{path}: is not a run folder: has no {MANIFEST}") from None
-        except OSError as error:
-            raise RunFolderError(f"{path / MANIFEST}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{path / MANIFEST}: is damaged") from error
+            return cls.create(path, config, work)
+        owner = check_work(path, work)
         if owner != config.sha256():
+            digests = f"SHA-256 {one_line(owner[:12])}, these have {config.sha256()[:12]}"
+            differing = differing_settings(path, config.counted()) or digests
             raise RunFolderError(
-                f"{path}: belongs to other settings (SHA-256 {str(owner)[:12]}, these have "
-                f"{config.sha256()[:12]}); choose another --out"
+                f"{path}: belongs to other settings ({differing}); choose another --out, or put them back"
             )
         folder = cls(path=path)
         folder._complete(config)
@@ -177,6 +177,11 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise RunFolderError(f"{path}: is damaged: {error}") from error
+
+
+def is_new(path: Path) -> bool:
+    """Return whether the folder is missing or empty, so that `RunFolder.resume` would create it."""
+    return not _contents(path)
 
 
 def check_new(path: Path) -> None:

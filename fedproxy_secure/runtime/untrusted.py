@@ -32,23 +32,38 @@ MOST_NODES = 100_000
 _MOST_DIGITS = 200  # of an integer: up to 64 bits, a sign, `0b` and underscores
 
 
-def parse_json(raw: str | bytes) -> Any:
+def parse_json(raw: str | bytes, *, repeats: bool = True) -> Any:
     """Return the value of a JSON text in UTF-8; raise `ValueError` for other or too deeply nested text.
+
+    `repeats`: whether an object may have a key twice, of which the last counts; if not, it is refused, too.
 
     >>> parse_json('{"a": [1, 2]}')
     {'a': [1, 2]}
     """
     try:
         text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=None if repeats else _keys_differ)
     except RecursionError:
         raise _too_deep() from None
+    except _TooMuch:
+        raise
     except UnicodeDecodeError as error:  # its own text quotes the byte
         raise ValueError(f"is not JSON: is not UTF-8 at byte {error.start}") from None
     except ValueError as error:
         raise ValueError(f"is not JSON: {str(error).splitlines()[0][:200]}") from None
     if text.count("[") + text.count("{") > MOST_NESTED:
         _check(value, most_nodes=None)
+    return value
+
+
+def _keys_differ(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        first = dict[str, int]()
+        for at, (key, _) in enumerate(pairs, start=1):
+            if first.setdefault(key, at) < at:
+                places = f"{first[key]} and {at}"  # not quoted: the key may be private
+                raise _TooMuch(f"keys {places} of an object are the same; must differ; rename or drop one")
     return value
 
 
@@ -98,7 +113,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
 class _TooMuch(ValueError):
-    """A value that is nested too deeply or too large, or a refused number of a YAML text."""
+    """A value that is nested too deeply or too large, a refused number of YAML or repeated key of JSON."""
 
 
 class GivenTwice(yaml.YAMLError):

@@ -175,7 +175,8 @@ def merge(
         weight: the sum of their weights.
         rho: the election ratio of H-TIES, 1 for TIES; `plain` has no election and gives the weighted mean.
         kept: the public share of each update that clients kept when they trimmed, (0, 1]; for `block`.
-        error: how far sums may be off besides rounding in the ring, because CKKS is not exact.
+        error: how far sums may be off besides rounding in the ring, because CKKS is not exact; as a share
+            of the segment's clip.
 
     Raises `DataError` for a sum of another length or not finite, or a number out of range, and
     `ProtocolAborted` for sums that clients within the clip cannot have.

@@ -2,8 +2,9 @@
 
 A count sketch adds every coordinate, with a random sign, to one of `SKETCH` places. If sketches are scaled
 to length 1, the inner product of two of them is the cosine of the two updates, up to an error of about
-`1 / sqrt(SKETCH)` = .016. Places and signs are public and follow from the attempt's context: they are the
-same for all clients of an attempt, and others in every attempt.
+`1 / sqrt(SKETCH)` = .016. Places and signs are public and follow from the round (`Terms.sketch_seed`): they
+are the same for all clients and in all attempts at a round, and others in every round. An update is of one
+round, so no two sketches of it exist that could be solved for it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def count_sketch(update: np.ndarray, seed: bytes) -> np.ndarray:
 
     Args:
         update: float [d].
-        seed: bytes that all clients of the attempt share, and no two attempts.
+        seed: bytes that all clients of a round share, in all its attempts, and no two rounds.
 
     Raises `DataError` for NaN or infinity.
     """

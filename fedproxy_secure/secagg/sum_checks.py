@@ -28,13 +28,14 @@ FLOAT_ROUNDING = 2.0**-20  # of sums in float32, divided by their range
 def check_sums(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int, error: float = 0.0) -> None:
     """Raise `ProtocolAborted`, naming no client, for sums that `clients` honest clients cannot have.
 
-    `error`: how far a sum may be off besides rounding in the ring, because CKKS is not exact.
+    `error`: how far a sum may be off besides rounding in the ring, because CKKS is not exact; as a share of
+    the segment's clip.
     """
     for segment in plan.segments:
         if segment.clip is None or segment.name not in sums:
             continue
         top = clients * segment.clip
-        slack = top * FLOAT_ROUNDING + error
+        slack = top * FLOAT_ROUNDING + error * segment.clip
         least = -top if segment.name == "update" else 0.0
         total = sums[segment.name]
         low, high = float(total.min(initial=0.0)), float(total.max(initial=0.0))
@@ -53,7 +54,7 @@ def _check_sides(sums: Mapping[str, np.ndarray], plan: RingPlan, *, clients: int
     check_counts(sums["signs"], cohort=plan.clients, bits=plan.bits, d=d, clients=clients)
     ups, downs = unpack_signs(sums["signs"], clients=plan.clients, bits=plan.bits, d=d)
     # each client's value and magnitude were rounded separately
-    slack = clients * (2 * plan.step_of(segment) + clip * FLOAT_ROUNDING) + error
+    slack = clients * (2 * plan.step_of(segment) + clip * FLOAT_ROUNDING) + error * clip
     for side, counts in ((1, ups), (-1, downs)):
         mass = (sums["magnitude"].astype(np.float64) + side * sums["update"]) / 2
         if ((mass < -slack) | (mass > counts * clip + slack)).any():

@@ -105,6 +105,14 @@ class Terms:
             self.gram_sha256,
         )
 
+    def sketch_seed(self) -> bytes:
+        """Return what places and signs of this round's sketches follow from: the same in every attempt.
+
+        A client sketches one update in all attempts at a round. If a sketch differed between them, whoever
+        opens several would solve them for the update.
+        """
+        return digest(b"sketch", self.run.encode(), str(self.round).encode(), self.broadcast_sha256)
+
     def point_of(self, name: str) -> int:
         """Return a client's point in secret sharing: its place in the cohort, from 1."""
         return self.cohort.index(name) + 1

@@ -29,6 +29,7 @@ from fedproxy_secure.journal.store import connected, create_database
 
 SUFFIX = ".queries"
 SCHEMA_VERSION = 1
+MOST_COUNTED = 2**63 - 1  # the largest integer of the database
 _CUSTOMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _SCHEMA = (
     "CREATE TABLE api (schema_version INTEGER, noise_key BLOB) STRICT",
@@ -167,6 +168,11 @@ def _check(customer: str, before: Usage, after: Usage, policy: ApiConfig) -> Non
         ("tokens", before.tokens, after.tokens, policy.token_limit),
     )
     for name, count, total, most in limits:
+        if total > MOST_COUNTED:
+            raise QueryRefused(
+                f"{customer}: has asked {count:,} {name} and would have asked over {MOST_COUNTED:,}; "
+                "must be less, because the ledger counts no further"
+            )
         if most is not None and total > most:
             raise QueryRefused(
                 f"{customer}: has asked {count:,} {name} and would have asked {total:,}; "

@@ -81,6 +81,6 @@ def test_half_the_noise_behind_the_accountants_back_never_becomes_a_report(setti
     assert not (tmp_path / "run" / "report.json").exists()
 
 
-def test_a_proxy_that_is_the_whole_llm_is_caught_by_the_share_of_its_weights(settings, tmp_path):
+def test_a_proxy_that_is_the_whole_llm_is_caught_by_its_weights_and_its_stamp(settings, tmp_path):
     broken = broken_rules(settings, tmp_path, compress={"remove_ratio": 0.0})
-    assert broken == {"max_verbatim_share"}
+    assert broken == {"max_verbatim_share", "forbid_unsafe"}

@@ -224,7 +224,7 @@ def test_a_comparison_that_stops_leaves_a_report_of_what_is_there(settings, tmp_
 
 
 def test_a_run_folder_of_another_config_is_refused(settings, tmp_path):
-    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "config_sha256": "0"}')
+    (tmp_path / "manifest.json").write_text('{"work": "run", "config_sha256": "0"}')
     with pytest.raises(RunFolderError, match="belongs to other settings"):
         run(parse_config(settings), tmp_path, resume=True)
 

@@ -8,10 +8,12 @@ import pytest
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import DataError, ProtocolAborted, RoundAborted
 from fedproxy_secure.secagg.ckks import context as ckks
+from fedproxy_secure.secagg.ckks import gram
 from fedproxy_secure.secagg.ckks import products as ckks_gram
 from fedproxy_secure.secagg.ckks.gram import GramClient, GramProducts, GramServer, agreed_hash
 from fedproxy_secure.secagg.selftest import rehearsal as stage
-from fedproxy_secure.secagg.sketch import count_sketch
+from fedproxy_secure.secagg.sketch import SKETCH, count_sketch
+from fedproxy_secure.secagg.terms import Terms
 
 pytest.importorskip("tenseal")
 
@@ -92,6 +94,69 @@ def test_the_server_alone_cannot_open_what_it_multiplies():
 def test_another_attempt_has_another_hash_for_the_same_cosines():
     first, second = run()[1], run()[1]
     assert first["c00"].gram_sha256 != second["c00"].gram_sha256  # salted with a fresh key
+
+
+def sketches_of_one_update(monkeypatch, update, terms):
+    """What a client encrypts of `update` in attempts under each of `terms`."""
+    monkeypatch.setattr(ckks_gram, "encrypt", lambda key, sketch: sketch.tobytes())
+    found = []
+    for t in terms:
+        client = new_client("c00", t)
+        client._accept = lambda grant: Secret(SECRET_OF_ALL)
+        found.append(np.frombuffer(client._sketch(None, update).encrypted))
+    return found
+
+
+def shortest_fit(sketches, seeds, d):
+    """The shortest vector with these sketches , nearly, by conjugate gradients."""
+    maps = [np.random.default_rng(list(s)) for s in seeds]
+    maps = [(r.integers(SKETCH, size=d), 2.0 * r.integers(2, size=d) - 1) for r in maps]
+
+    def down(u):
+        return [np.bincount(p, weights=s * u, minlength=SKETCH) for p, s in maps]
+
+    def up(rows):
+        return sum(s * row[p] for (p, s), row in zip(maps, rows, strict=True))
+
+    fit, rest = np.zeros(d), up(sketches)
+    way, size = rest.copy(), rest @ rest
+    for _ in range(100):
+        turned = up(down(way))
+        pace = size / (way @ turned)
+        fit, rest = fit + pace * way, rest - pace * turned
+        way, size = rest + rest @ rest / size * way, rest @ rest
+        if size < 1e-16:
+            break
+    return fit
+
+
+@pytest.mark.parametrize("seeds", ["of the round", "of the attempt"])
+def test_five_attempts_sketches_tell_no_more_than_one_unless_the_attempt_seeded_them(monkeypatch, seeds):
+    d = 3 * SKETCH
+    update = np.random.default_rng(1).normal(size=d)
+    attempts = [replace(TERMS, attempt=n, server_key=bytes([n + 1]) * 32) for n in range(5)]
+    if seeds == "of the attempt":
+        monkeypatch.setattr(Terms, "sketch_seed", Terms.context)
+    used = [t.sketch_seed() for t in attempts]
+    monkeypatch.setattr(gram, "upload_key", lambda *parts: Secret(b"k" * 32))
+    found = sketches_of_one_update(monkeypatch, update, attempts)
+    cosines = []
+    for n in (1, 5):
+        fit = shortest_fit(found[:n], used[:n], d)
+        cosines.append(fit @ update / np.linalg.norm(fit) / np.linalg.norm(update))
+    if seeds == "of the attempt":
+        assert cosines[1] > 0.99 > 0.7 > cosines[0]
+    else:
+        assert all(np.array_equal(s, found[0]) for s in found)
+        assert cosines[1] == pytest.approx(cosines[0], abs=1e-6)
+
+
+def test_two_rounds_runs_or_broadcast_adapters_have_different_sketches(monkeypatch):
+    monkeypatch.setattr(gram, "upload_key", lambda *parts: Secret(b"k" * 32))
+    others = [{"round": 1}, {"run": "another"}, {"broadcast_sha256": b"c" * 32}]
+    terms = [TERMS, *(replace(TERMS, **change) for change in others)]
+    first, *rest = sketches_of_one_update(monkeypatch, COMMON, terms)
+    assert all(abs(first @ other) < 0.1 for other in rest)
 
 
 def test_one_who_drops_before_the_sketch_leaves_too_few_of_three():

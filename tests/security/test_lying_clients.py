@@ -269,7 +269,7 @@ def test_squares_below_zero_or_beyond_the_clip_abort():
     for squares in (-1e-9, 1.01 * K * CLIP**2):
         with pytest.raises(ProtocolAborted, match=r"sum of squares: has .*; must be 0 to"):
             check_sums({**good, "squares": np.full(1, squares)}, plan, clients=K)
-    check_sums({**good, "squares": np.full(1, -1e-9)}, plan, clients=K, error=1e-8)
+    check_sums({**good, "squares": np.full(1, -1e-9)}, plan, clients=K, error=1e-8 / CLIP**2)
 
 
 def test_a_sum_beyond_all_clients_clips_aborts():

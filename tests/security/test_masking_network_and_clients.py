@@ -51,6 +51,16 @@ def test_a_message_changed_on_the_way_counts_as_lost(step, change, line):
     assert np.array_equal(made.sums["update"], expected["update"])
 
 
+def test_sealed_shares_that_do_not_open_drive_out_everyone_else_and_end_the_round():
+    """A known limit: the server cannot open them, and so cannot tell who is at fault."""
+    garbled = only("share to server", "c00", lambda m: replace(m, sealed=[flip(s) for s in m.sealed]))
+    c = cohort(tamper=garbled)
+    with pytest.raises(RoundAborted, match=f"mask: 1 of {K} clients"):
+        c.run(updates())
+    assert not c.server_errors
+    assert c.client_errors == dict.fromkeys(names(K)[1:], "shares from c00: verification failed")
+
+
 def test_a_message_that_arrives_twice_counts_once():
     for step in ("advertise", "share", "mask", "confirm", "unmask"):
         c = cohort(tamper=only(f"{step} to server", "c00", lambda m: [m, m]))

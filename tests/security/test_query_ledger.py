@@ -129,6 +129,16 @@ def test_an_api_that_is_killed_while_it_answers_goes_on_with_what_is_left(ledger
     assert ledger.asked("acme") == Usage(queries=counted + 2, tokens=3 * (counted + 2))
 
 
+@pytest.mark.parametrize("tokens", [2**63, 2**63 - 3, 10**5000], ids=["2^63", "2^63-3", "huge"])
+def test_more_tokens_than_a_ledger_can_count_are_refused_and_not_counted(ledger, tokens):
+    ledger.spend("acme", [3], NO_LIMIT)
+    for policy in (NO_LIMIT, ApiConfig(queries=9)):
+        with pytest.raises(QueryRefused, match=r"would have asked over 9,223,372,036,854,775,807; must be"):
+            ledger.spend("acme", [tokens], policy)
+    assert ledger.asked("acme") == Usage(queries=1, tokens=3)
+    assert ledger.spend("acme", [2**63 - 4], NO_LIMIT).tokens == 2**63 - 1
+
+
 def test_without_its_ledger_an_api_answers_nothing_and_makes_no_other(ledger):
     os.unlink(ledger.file)
     for call in (ledger.noise_key, ledger.customers, lambda: ledger.spend("acme", [1], NO_LIMIT)):

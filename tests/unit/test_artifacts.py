@@ -64,6 +64,31 @@ def test_resume_refuses_other_settings(folder: RunFolder):
     assert "\n" not in str(raised.value)
 
 
+def test_resume_names_the_settings_that_differ_with_both_values(tmp_path: Path):
+    RunFolder.create(tmp_path / "run", parse_config({"adapter": {"rank": 8}, "track": []}))
+    with pytest.raises(RunFolderError) as raised:
+        RunFolder.resume(tmp_path / "run", parse_config({"adapter": {"rank": 4}, "seeds": [0, 1]}))
+    assert str(raised.value) == (
+        f"{tmp_path}/run: belongs to other settings (seeds=[0] there, [0, 1] here; "
+        "adapter.rank=8 there, 4 here); choose another --out, or put them back"
+    )
+
+
+def test_resume_names_at_most_five_settings(tmp_path: Path):
+    RunFolder.create(tmp_path / "run", Config())
+    local = {"steps": 11, "batch_size": 3, "learning_rate": 0.5}
+    other = parse_config({"seeds": [9], "name": "other", "local": local, "federate": {"rounds": 7}})
+    with pytest.raises(RunFolderError, match=r"\(and 1 more\)") as raised:
+        RunFolder.resume(tmp_path / "run", other)
+    assert str(raised.value).count(" there, ") == 5
+
+
+def test_where_its_settings_cannot_be_read_resume_names_the_digests(folder: RunFolder):
+    (folder.path / "config.yaml").write_text("a: [")
+    with pytest.raises(RunFolderError, match=r"other settings \(SHA-256 \w{12}, these have \w{12}\)"):
+        RunFolder.resume(folder.path, Config(seeds=(5,)))
+
+
 def test_resume_refuses_a_folder_that_is_no_run(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match=r"is not a run folder: has no manifest\.json"):

@@ -3,10 +3,12 @@
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.flower import asking
 from fedproxy_secure.flower.asking import Asker
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.recording import WatchedGrid
 
 NODES = range(2, 7)
 
@@ -82,3 +84,21 @@ def test_when_time_is_over_all_answers_are_looked_for_once_more(monkeypatch):
     answers, asker = ask(grid, timeout_s=50.0)
     assert sorted(answers) == [(node, node) for node in NODES]
     assert asker.left_out == {}
+
+
+class Full:
+    """A recorder whose disk is full when the second answer comes."""
+
+    def __init__(self):
+        self.answers = 0
+
+    def note(self, kind, **values):
+        self.answers += kind.endswith(".reply")
+        if self.answers == 2:
+            raise RunFolderError("transcript: cannot be written: No space left on device")
+
+
+def test_a_full_disk_of_the_owners_ends_the_run_and_is_no_clients_fault(caplog):
+    with pytest.raises(RunFolderError, match="No space left on device"):
+        ask(WatchedGrid(Slow(looks=0), Full()))
+    assert "is left out" not in caplog.text

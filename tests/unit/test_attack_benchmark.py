@@ -185,7 +185,7 @@ def test_what_is_not_known_is_one_line_and_exit_code_2(tmp_path, words, said):
 
 
 def test_a_folder_of_another_benchmark_is_refused_in_one_line(tmp_path):
-    RunFolder.create(tmp_path / "out", identity())
+    RunFolder.create(tmp_path / "out", identity(), "benchmark")
     for more in ((), ("--resume",)):
         shown = invoke("attacks", "--out", tmp_path / "out", *more)
         assert shown.exit_code == 2
@@ -195,7 +195,7 @@ def test_a_folder_of_another_benchmark_is_refused_in_one_line(tmp_path):
 
 def test_a_folder_in_which_another_process_works_is_left_alone(tmp_path):
     out = tmp_path / "out"
-    RunFolder.create(out, identity())
+    RunFolder.create(out, identity(), "benchmark")
     with only_run_in(out):
         before = sorted(f.name for f in out.iterdir())
         for more in ((), ("--resume",)):

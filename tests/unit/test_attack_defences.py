@@ -128,7 +128,7 @@ def test_blocks_that_make_no_sense_are_refused(blocks, line):
 
 
 def test_an_unknown_part_of_a_block_is_refused():
-    with pytest.raises(ConfigError, match=r"adapter.modules='all_linear': input should be"):
+    with pytest.raises(ConfigError, match=r"adapter.modules='all_linear': must be"):
         parse_config({"adapter": {"modules": "all_linear"}})
 
 

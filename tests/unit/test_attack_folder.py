@@ -119,6 +119,26 @@ def test_strangers_are_not_taken_for_members(files, tmp_path):
     assert headline.low <= 0.5 <= headline.high
 
 
+@pytest.mark.parametrize(
+    ("members", "others", "told"),
+    [
+        (
+            [],
+            "others",
+            "have 0 and 40 texts, 40 of the others not among the members; must be >= 4 and >= 5",
+        ),
+        ("members", "members", "have 24 and 24 texts, 0 of the others not among the members; must be"),
+    ],
+)
+def test_texts_of_which_no_membership_can_be_asked_are_refused_with_their_numbers(
+    files, tmp_path, members, others, told
+):
+    empty = rows(tmp_path / "empty.jsonl", [])
+    given = {name: files / f"{name}.jsonl" for name in ("members", "others")}
+    with pytest.raises(DataError, match=told):
+        attack_folder(files / "llm", members=given[members] if members else empty, others=given[others])
+
+
 def test_with_a_proxy_the_folder_is_the_victim_of_a_client(files, monkeypatch):
     seen = []
 
@@ -162,7 +182,7 @@ def test_files_that_cannot_be_used_are_named_in_one_line(files, tmp_path):
         attack_folder(files / "llm", members=files / "members.jsonl")
     with pytest.raises(ConfigError, match="profile=huge: must be smoke"):
         attack_folder(files / "llm", profile="huge")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="no such folder; give a model's folder, or a hub id"):
         attack_folder(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     for folders in ((tmp_path / "empty", None), (files / "llm", tmp_path / "empty")):

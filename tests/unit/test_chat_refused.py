@@ -159,7 +159,7 @@ def test_what_is_no_conversation_is_one_line_with_file_row_column_and_rule_but_n
     with pytest.raises(DataError) as raised:
         load_task(client, root=None)
     said = str(raised.value)
-    assert said.startswith(f"source {source}, split train, task instruction, row 1: ")
+    assert said.startswith(f"source {file}, split train, task instruction, line 2: ")
     assert rule in said
     assert SECRET not in said
     assert "\n" not in said

@@ -11,13 +11,14 @@ from fedproxy_secure.config.kinds import METHODS, PROTECTIONS
 from fedproxy_secure.errors import ConfigError, ModelError, RunFolderError
 from fedproxy_secure.experiments import attacked, matrix
 from fedproxy_secure.experiments.attacked import check_attacks
-from fedproxy_secure.experiments.compare import compare
+from fedproxy_secure.experiments.compare import compare, compare_report
 from fedproxy_secure.experiments.inputs import check_inputs
 from fedproxy_secure.experiments.join import join
 from fedproxy_secure.experiments.method import Method
 from fedproxy_secure.experiments.run import run
 from fedproxy_secure.experiments.sweeps.matrix_cells import cells_of
 from fedproxy_secure.experiments.sweeps.method_cells import Cell
+from fedproxy_secure.experiments.sweeps.method_folder import open_folder
 from fedproxy_secure.experiments.tracking import NEEDS
 from fedproxy_secure.protect.plaintext import Plaintext
 from fedproxy_secure.runtime.artifacts import RunFolder
@@ -73,7 +74,7 @@ def test_a_matrix_without_an_installed_suite_ends_before_it_begins(monkeypatch, 
 @pytest.mark.parametrize(
     ("section", "key", "wrong", "line"),
     [
-        ("model", "path", "no/such/model", "model.path=no/such/model: cannot be loaded"),
+        ("model", "path", "no/such/model", "model.path=no/such/model: no such folder"),
         ("data", "public_text", "no/such.txt", "no/such.txt"),
         ("data", "root", "no/such/records", "no/such/records"),
     ],
@@ -90,6 +91,46 @@ def test_a_misspelt_path_can_be_corrected_without_another_folder(
     assert line in done.output
     assert not out.exists()
     assert not (tmp_path / "out.audit.key").exists()
+
+
+WORKS = {"run": "run", "matrix": "matrix", "compare": "comparison"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "command"), [(a, b) for a in WORKS.values() for b in WORKS if WORKS[b] != a]
+)
+def test_no_command_resumes_in_the_folder_of_another(tmp_path, begun, command):
+    """A matrix and a run of the same settings would replace each other's signed report."""
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(tiny_settings(tmp_path, attacks={"suite": "none"})))
+    config = load_config(file)
+    if begun == "comparison":
+        open_folder(config, out, resume=False)
+    else:
+        RunFolder.create(out, config, begun)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    done = CliRunner().invoke(app, [command, str(file), "--out", str(out), "--resume"])
+    assert done.exit_code == 2, done.output
+    rule = f"out: is the folder of a {begun}; must be that of a {WORKS[command]}"
+    assert rule in done.output
+    assert len(done.output.splitlines()) == 1
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("begun", ["run", "matrix"])
+def test_a_comparison_writes_no_report_into_the_folder_of_another(tmp_path, begun):
+    config = parse_config({})
+    RunFolder.create(tmp_path, config, begun)
+    with pytest.raises(RunFolderError, match=f"is the folder of a {begun}; must be that of a comparison"):
+        compare_report(config, tmp_path)
+
+
+def test_resuming_where_nothing_began_says_so(tmp_path):
+    missing = {**tiny_settings(tmp_path), "model": {"path": "no/such/model"}}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(missing))
+    done = CliRunner().invoke(app, ["run", str(file), "--out", str(tmp_path / "nonexist"), "--resume"])
+    assert "nonexist: has nothing to resume; a new run begins in it\n" in done.stderr
 
 
 def test_inputs_are_not_read_again_where_a_run_has_begun(tmp_path):
@@ -245,3 +286,25 @@ def test_provision_that_was_cut_short_before_there_were_keys_can_be_typed_again(
     before = in_the_way.read_bytes()
     assert "keys are never overwritten" in CliRunner().invoke(app, words).output
     assert in_the_way.read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_a_dry_run_refuses_a_key_and_a_tracker_that_a_run_would_refuse(tmp_path, monkeypatch, more):
+    monkeypatch.setitem(NEEDS, "mlflow", ("no_such_module", "the extra"))
+    words = ["run", "quickstart", "--out", str(tmp_path / "out"), *more]
+    done = CliRunner().invoke(app, [*words, "--set", "track=[mlflow]"])
+    assert (done.exit_code, "track=mlflow: is not installed" in done.stderr) == (2, True)
+    done = CliRunner().invoke(app, [*words, "--set", f"audit.signing_key={tmp_path}/no.key"])
+    assert (done.exit_code, "no.key: cannot be read as a key" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["matrix", "--dry-run"]], ids=" ".join)
+def test_a_rank_that_no_map_of_the_llm_has_ends_a_command_before_anything_is_trained(tmp_path, command):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tiny_settings(tmp_path, attacks={"suite": "none"})))
+    words = [command[0], str(file), "--set", "adapter.rank=100000", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*words, *command[1:]])
+    assert done.exit_code == 2, done.output
+    assert "adapter.rank=100000: must be <= " in done.stderr
+    assert not list((tmp_path / "out").glob("seed-*/proxy"))

@@ -7,7 +7,12 @@ import pytest
 
 from fedproxy_secure.crypto.secret import Secret
 from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.protect.ckks import CKKS
 from fedproxy_secure.secagg.ckks import context as ckks
+from fedproxy_secure.secagg.ckks.row import CKKS_ERROR, payload, read_payload, row_length
+from fedproxy_secure.secagg.control import SEGMENTS, Control
+from fedproxy_secure.secagg.granularity import Layout, contribution, merge, segments_of
+from fedproxy_secure.secagg.ring import RingPlan
 
 pytest.importorskip("tenseal")
 
@@ -137,3 +142,27 @@ def test_without_tenseal_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tenseal", None)
     with pytest.raises(ConfigError, match="needs the extra `ckks`"):
         ckks.require()
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e-3, 1e-4, 1e-5, 1e-8])
+def test_elections_by_blocks_are_right_however_small_the_updates(keys, scale):
+    clients, layout, context = 4, Layout(sizes=(2000,)), b"c" * 32
+    rng = np.random.default_rng(0)
+    tau = (scale * (rng.normal(size=(clients, 2000)) + 0.5 * rng.normal(size=2000))).astype(np.float32)
+    clip = 1.2 * float(np.abs(tau).max())
+    segments = segments_of("block", layout, clip=clip, clients=clients, bits=32)
+    plan = RingPlan(bits=32, clients=clients, segments=(*segments, *SEGMENTS))
+    control = Control(weight=1.0, clipped=0, loss=1.0, steps=1, largest=0.8)
+    total, length = ckks.CkksSum(keys.public, row_length(plan)), row_length(plan)
+    sent = [contribution(t, "block", layout, plan) for t in tau]
+    for values in sent:
+        total.add(ckks.encrypt(keys.public, payload(plan, values, control, context)))
+    opened = read_payload(plan, ckks.decrypt(keys.secret, total.packed(), length), context, clients)
+    exact = {n: np.sum([v[n] for v in sent], axis=0, dtype=np.float64) for n in ("update", "squares")}
+    made, wanted = (
+        merge(s, "block", layout, plan, clients=clients, weight=float(clients), rho=1.1, error=CKKS_ERROR)
+        for s in (opened.sums, exact)
+    )
+    assert np.linalg.norm(made.step - wanted.step) < 1e-4 * np.linalg.norm(wanted.step)
+    assert np.abs(made.conflict - wanted.conflict).max() < 1e-3
+    assert np.abs(opened.sums["update"] - exact["update"]).max() / clients < CKKS.rounding_of(plan)

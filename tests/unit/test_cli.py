@@ -345,3 +345,12 @@ def test_doctor_finds_this_installation_fit():
 def test_the_command_that_resumes_a_run_with_a_suite_attacks_it_again():
     typed = _typed("run", "quickstart", ["matrix.suite=smoke"], Path("runs/q"), "smoke")
     assert typed == "fedproxy-secure run quickstart --set matrix.suite=smoke --suite smoke --out runs/q"
+
+
+def test_doctor_names_a_package_once_and_the_extras_that_install_it(monkeypatch):
+    lines = ["numpy>=1", "pytest>=8; extra == 'deploy'", "pytest>=8; extra == 'dev'"]
+    monkeypatch.setattr(doctor, "declared_requirements", lambda: lines)
+    found = {check.name: check.found for check in doctor.package_versions()}
+    assert found["pytest"].endswith("(extra `deploy`, `dev`)")
+    assert "extra" not in found["numpy"]
+    assert len(list(doctor.package_versions())) == 2

@@ -5,9 +5,10 @@ import yaml
 from typer.testing import CliRunner
 
 from fedproxy_secure.cli.app import app
+from fedproxy_secure.cli.options import find_config
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import ConfigError
-from fedproxy_secure.federate.client_policy import ClientPolicy, load_policy, policy_for
+from fedproxy_secure.federate.client_policy import ClientPolicy, check_keys, load_policy, policy_for
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.secagg.provision import load_identity, load_roster
 
@@ -34,7 +35,7 @@ def test_a_policy_that_lacks_a_key_is_refused(tmp_path, key):
     del raw[key]
     file = tmp_path / "policy.yaml"
     file.write_text(yaml.safe_dump(raw))
-    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: Field required"):
+    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: is missing; must be given"):
         load_policy(file)
 
 
@@ -47,7 +48,7 @@ def test_a_policy_whose_section_lacks_a_key_is_refused_and_does_not_take_the_def
     del raw[section][name]
     file = tmp_path / "policy.yaml"
     file.write_text(yaml.safe_dump(raw))
-    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: Field required"):
+    with pytest.raises(ConfigError, match=f"policy.yaml: {key}: is missing; must be given"):
         load_policy(file)
 
 
@@ -74,8 +75,8 @@ def test_a_policy_whose_noise_follows_from_the_seed_is_refused_unless_one_machin
         ("a: [", "is not YAML: line 1: "),
         ("[" * 100_000, "is nested more than 64 levels deep"),
         ("rounds: 1\nrounds: 2", r"policy\.yaml: line 2: rounds is given twice"),
-        ("just text", "Input should be"),
-        ("", "Input should be"),
+        ("just text", "must be a mapping of settings"),
+        ("", "must be a mapping of settings"),
     ],
     ids=["cut short", "deep", "twice", "text", "empty"],
 )
@@ -163,3 +164,81 @@ def test_provision_writes_a_policy_of_the_changed_settings_and_a_journal_beside_
         assert policy.client.name == name
         assert policy.protect.keys == str(out)
         assert policy.rounds == 7
+
+
+@pytest.fixture
+def provisioned(tmp_path):
+    """Settings, and a folder of keys and policies made for them."""
+    out = tmp_path / "keys"
+    assert CliRunner().invoke(app, ["provision", "quickstart", "--out", str(out)]).exit_code == 0
+    settings = yaml.safe_load(find_config("quickstart").read_text())
+    return {**settings, "protect": {**settings.get("protect", {}), "keys": str(out)}}, out
+
+
+def keyed_job(settings, seed=0, **changes):
+    return FederationJob.from_config(parse_config({**settings, **changes}), seed=seed)
+
+
+def test_keys_serve_the_settings_that_they_were_provisioned_for(provisioned):
+    settings, _ = provisioned
+    check_keys(keyed_job(settings))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"adapter": {"rank": 3}}, r"adapter\.rank=3 asked by the server: must be 16"),
+        ({"protect": {"bits": 24}}, r"protect\.bits=24 asked by the server: must be 32"),
+        ({"seed": 7}, r"seed=7 asked by the server: must be one of \[0\]"),
+    ],
+)
+def test_policies_beside_the_keys_refuse_a_run_of_other_settings(provisioned, changes, line):
+    settings, out = provisioned
+    changes = dict(changes)
+    seed = changes.pop("seed", 0)
+    merged = {section: {**settings.get(section, {}), **values} for section, values in changes.items()}
+    with pytest.raises(ConfigError, match=rf"{out}/\w+\.policy\.yaml: {line}"):
+        check_keys(keyed_job(settings, seed, **merged))
+
+
+def test_a_policy_beside_the_keys_that_cannot_be_read_refuses_every_run(provisioned):
+    settings, out = provisioned
+    next(out.glob("*.policy.yaml")).write_text("client: [")
+    with pytest.raises(ConfigError, match=r"policy\.yaml: is not YAML"):
+        check_keys(keyed_job(settings))
+
+
+@pytest.mark.torch
+def test_the_engines_of_one_machine_check_the_policies_beside_the_keys(provisioned):
+    from fedproxy_secure.flower.engines import with_keys
+
+    settings, out = provisioned
+    with with_keys(keyed_job(settings)) as keyed:
+        assert keyed.protect.keys == str(out)
+    other = keyed_job(settings, local={**settings["local"], "steps": 3})
+    with pytest.raises(ConfigError, match=r"local\.steps=3 asked by the server"), with_keys(other):
+        raise AssertionError("must not be reached")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["matrix"], ["compare", "--dry-run"]])
+def test_a_misspelt_folder_of_keys_ends_a_command_before_it_begins(command, tmp_path):
+    words = [command[0], "quickstart", "--set", "protect.keys=/nope", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*words, *command[1:]])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "error: protect.keys=/nope: has no roster.json; "
+        "must be a folder made by `fedproxy-secure provision`\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torch
+def test_a_dry_run_refuses_settings_that_a_policy_beside_the_keys_refuses(provisioned, tmp_path):
+    _, out = provisioned
+    words = ["--set", f"protect.keys={out}", "--set", "local.steps=3", "--out", str(tmp_path / "out")]
+    for more in ([], ["--dry-run"]):
+        done = CliRunner().invoke(app, ["run", "quickstart", *words, *more])
+        assert done.exit_code == 2
+        assert "local.steps=3 asked by the server: must be" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedproxy_secure.config import Config, load_config, parse_config
+from fedproxy_secure.config import Config, FusionConfig, load_config, parse_config
 from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.federate.job import FederationJob
 from fedproxy_secure.runtime.untrusted import read_json
@@ -71,6 +71,60 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(raw: dict, expecte
 )
 def test_a_wrong_value_is_named_with_its_key(raw: dict, key: str):
     assert complaint(raw).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (
+            {"federate": None},
+            "federate: is empty; must be a mapping of settings (`key: value`), or leave the",
+        ),
+        (
+            {"model": "demo"},
+            "model='demo': must be a mapping of settings (`key: value`), or leave the line",
+        ),
+        ({"fusion": {"options": 3}}, "fusion.options=3: must be a mapping of settings"),
+        ({"seeds": 3}, "seeds=3: must be a list, such as [3]"),
+        ({"track": "mlflow"}, "track='mlflow': must be a list, such as [mlflow]"),
+        ({"audit": {"canaries": 5}}, "audit.canaries=5: must be a list, such as [5]"),
+        ({"seeds": {}}, "seeds={}: must be a list"),
+        ({"plug_back": {"scale": -1}}, "plug_back.scale=-1: must be greater than 0 or 'public_text'"),
+        (
+            {"data": {"partition": {"alpha": 0.5}}},
+            "data.partition.task: is missing; must be given beside alpha; it has no default (and 1 more)",
+        ),
+        (
+            {"name": "a/b"},
+            "name='a/b': must be ASCII letters, digits, _, . and -, the first not . or -",
+        ),
+        (
+            {"data": {"clients": [{"name": "a b", "task": "t"}]}},
+            "data.clients.0.name='a b': must be ASCII letters, digits, _ and -, at least one",
+        ),
+        ({"federate": {"rounds": True}}, "federate.rounds=True: must be a number, not true or false"),
+        ({"seeds": [True]}, "seeds=[True]: must be a number, not true or false"),
+        ({"compress": {"remove_ratio": False}}, "compress.remove_ratio=False: must be a number"),
+        ({"heal": {"fit_windows": True}}, "heal.fit_windows=True: must be a number, not true or false"),
+        ({"plug_back": {"scale": True}}, "plug_back.scale=True: must be a number, not true or false"),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_told_in_words_of_the_settings_file(raw: dict, line: str):
+    told = complaint(raw)
+    assert told.startswith(line)
+    assert not any(word in told for word in ("instance", "tuple", "constrained", "dictionary", "pattern"))
+
+
+def test_truth_values_stay_allowed_where_they_are_meant():
+    assert parse_config({"compress": {"trace": True}}).compress.trace
+    assert FusionConfig(options={"on": True}).options == {"on": True}
+
+
+def test_one_item_of_a_list_that_the_file_does_not_have_cannot_be_set(file: Path):
+    with pytest.raises(
+        ConfigError, match=r"bank: the file has no list clients of which one item could be set"
+    ):
+        load_config(file, ["data.clients.0.name=bank"])
 
 
 def test_further_errors_are_counted():
@@ -140,7 +194,7 @@ def test_a_misspelt_change_gets_a_hint(file: Path):
         load_config(file, ["federate.round=2"])
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just text"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just text", "false", "[]"])
 def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -162,6 +216,11 @@ def test_what_is_no_yaml_is_told_with_its_line(file: Path):
     file.write_text("name: mine\nlocal:\n  steps: 1\n rounds: 2\n")
     with pytest.raises(ConfigError, match=r"settings\.yaml: is not YAML: line 4: "):
         load_config(file)
+
+
+def test_a_folder_instead_of_settings_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is a folder; must be settings: give a YAML file"):
+        load_config(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):

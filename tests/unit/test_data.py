@@ -12,7 +12,7 @@ from fedproxy_secure.data.encode import batch_loss, encode_records, training_bat
 from fedproxy_secure.data.evaluate import _per_character, choice_correct, perplexity, text_windows
 from fedproxy_secure.data.records import Record
 from fedproxy_secure.data.sources import read_rows
-from fedproxy_secure.data.tasks import load_task, load_tasks, truncated_prompts
+from fedproxy_secure.data.tasks import load_task, load_tasks, truncated_prompts, warn_of_trained_tests
 from fedproxy_secure.data.templates import TEMPLATES, to_records
 from fedproxy_secure.errors import DataError
 from tests.support.tiny import tiny_llama, tiny_settings, tiny_tokenizer, write_records
@@ -105,10 +105,10 @@ def test_the_papers_eight_tasks_have_templates():
     ("task", "row", "line"),
     [
         ("sst", {}, r"task 'sst': unknown; did you mean 'sst2'\?"),
-        ("sst2", {"sentence": "s", "label": 2}, r"task sst2, row 0: label of type int: must be 0 \.\. 1"),
+        ("sst2", {"sentence": "s", "label": 2}, "row 1: label of type int: must be the index of a choice"),
         ("sst2", {"sentence": "s", "label": -1}, "label of type int: must be"),
-        ("sst2", {"label": 1}, "row 0: lacks the column 'text'"),
-        ("sst2", {"sentence": None, "label": 1}, "row 0: sentence: is null"),
+        ("sst2", {"label": 1}, "row 1: lacks the column 'text'"),
+        ("sst2", {"sentence": None, "label": 1}, "row 1: sentence: is null"),
         ("arc_easy", {"question": "q", "choices": {"text": [3], "label": ["A"]}, "answerKey": "A"},
          "choices: number 0 is of type int; must be a text"),
         ("arc_easy", {"question": "q", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": "C"},
@@ -123,6 +123,16 @@ def test_bad_rows_are_named(task, row, line):
 def test_a_client_with_too_few_records_is_refused():
     with pytest.raises(DataError, match=r"client a: has 1 training records; must have >= 2"):
         load_task(ClientConfig(name="a", task="clinic", train_records=1), root=None)
+
+
+def test_a_part_with_too_few_rows_is_named_with_its_split_and_the_rows_there_are(tmp_path):
+    for split in ("train", "test"):
+        text = json.dumps({"text": "t", "choices": ["a", "b"], "label": 0}) + "\n"
+        (tmp_path / f"c.{split}.jsonl").write_text(text * 30)
+    client = {"name": "a", "task": "classification", "source": f"{tmp_path}/c.{{split}}.jsonl"}
+    told = r"has 0 training records; must have >= 2; train_split='train\[100:200\]' of 30 rows"
+    with pytest.raises(DataError, match=told):
+        load_task(ClientConfig(**client, train_split="train[100:200]"), root=None)
 
 
 def test_a_record_becomes_start_prompt_response_end():
@@ -156,6 +166,25 @@ def test_prompts_that_evaluation_cuts_for_the_longest_choice_are_counted(tmp_pat
         {**raw, "federate": {"min_clients": 1}, "protect": {"scheme": "unsafe_plaintext"}}
     )
     assert truncated_prompts(config, load_tasks(config.data)) == 1
+
+
+def test_test_records_that_a_client_also_trains_on_are_counted_in_one_warning(tmp_path, caplog):
+    rows = [{"text": f"t{n}", "choices": ["a", "b"], "label": 0} for n in range(3)]
+    clients = []
+    for name, tests in (("same", rows), ("apart", [{**rows[0], "label": 1}])):
+        for split, lines in (("train", rows), ("test", tests)):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (tmp_path / f"{name}.{split}.jsonl").write_text(text)
+        source = f"{tmp_path}/{name}.{{split}}.jsonl"
+        clients.append({"name": name, "task": "classification", "source": source, "learn": "text"})
+    config = parse_config({"data": {"clients": clients}, "protect": {"scheme": "unsafe_plaintext"}})
+    warn_of_trained_tests(config, load_tasks(config.data))
+    (said,) = caplog.messages
+    assert "equal a training record of the same client: same 3 of 3; accuracies count them" in said
+    caplog.clear()
+    private = config.changed(privacy=config.privacy.model_copy(update={"unit": "record"}))
+    warn_of_trained_tests(private, load_tasks(config.data))
+    assert not caplog.messages
 
 
 def test_a_response_without_room_for_a_prompt_is_refused():

@@ -115,7 +115,7 @@ def test_preflight_says_what_is_in_order_and_that_the_owner_is_away(started):
         ("name: c0", "name: c1", "client.name=c1: must be c0"),
         ("record: false", "record: true", "audit: must not set record or canaries at a site"),
         ("rounds: 3", "roundz: 3", "client.yaml: roundz: unknown key; did you mean 'rounds'?"),
-        ("rounds: 3\n", "", "client.yaml: rounds: Field required"),
+        ("rounds: 3\n", "", "client.yaml: rounds: is missing; must be given"),
         ("  scheme: masking", "  shceme: masking", "protect.shceme: unknown key; "),
         ("0.{split}", "9.{split}", "9."),
         ("protect:", "protect: 1\nother:", "must hold a policy"),
@@ -264,6 +264,7 @@ def test_a_folder_that_is_none_is_one_line(tmp_path):
 def test_a_fingerprint_that_is_not_the_requests_lets_nobody_in_and_does_not_show_the_right_one(started):
     request = started / "c2" / "c2.request.json"
     right = typed("join", "--name", "c2", "--out", started / "c2").split("fingerprint: ")[1].strip()
+    assert "--fingerprint is missing" in typed("approve", started / "owner", request, code=2)
     said = typed("approve", started / "owner", request, "--fingerprint", "0000-1111", code=2)
     assert right not in said
     assert "ask the site again" in said

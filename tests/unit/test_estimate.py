@@ -17,10 +17,10 @@ from fedproxy_secure.evidence.answers import (
 )
 from fedproxy_secure.evidence.estimate import (
     Estimate,
+    at_least_as_wide,
     counted,
     independent_difference,
     mean_interval,
-    no_surer,
     proportion_interval,
 )
 from tests.support.paired import paired_difference
@@ -95,7 +95,7 @@ def test_seeds_that_agree_without_intervals_of_their_own_have_none():
 def test_seeds_that_agree_are_as_sure_as_one_of_them():
     # Newcombe 1998: 0 of 20 gives 0 to .1611
     parts = [proportion_interval(0, 20, metric="m", seeds=[s]) for s in range(3)]
-    joined = no_surer(mean_interval(dict.fromkeys(range(3), 0.0), metric="m", unit="share"), parts)
+    joined = at_least_as_wide(mean_interval(dict.fromkeys(range(3), 0.0), metric="m", unit="share"), parts)
     assert (joined.low, joined.high) == pytest.approx((0, 0.1611), abs=5e-5)
     assert (joined.n, joined.seeds) == (3, (0, 1, 2))
 
@@ -105,7 +105,7 @@ def test_seeds_that_nearly_agree_are_no_surer_than_one_of_them():
     values = {s: part.value for s, part in enumerate(parts)}
     mean = mean_interval(values, metric="m", unit="share")
     assert mean.high - mean.low < 0.003
-    joined = no_surer(mean, parts)
+    joined = at_least_as_wide(mean, parts)
     assert joined.high - joined.low == pytest.approx(2 * 0.0309, abs=2e-4)  # 1.96 sqrt(.25 / 1000)
     assert "no narrower than a seed's own" in joined.how
 
@@ -113,12 +113,12 @@ def test_seeds_that_nearly_agree_are_no_surer_than_one_of_them():
 def test_seeds_that_differ_more_than_their_records_keep_their_own_interval():
     parts = [proportion_interval(k, 1000, metric="m", seeds=[s]) for s, k in enumerate((300, 500, 700))]
     mean = mean_interval({s: part.value for s, part in enumerate(parts)}, metric="m", unit="share")
-    assert no_surer(mean, parts) == mean
+    assert at_least_as_wide(mean, parts) == mean
 
 
 def test_counted_numbers_that_agree_stay_exact():
     parts = [counted(7.0, metric="m", unit="bytes", seeds=[s]) for s in range(3)]
-    joined = no_surer(mean_interval(dict.fromkeys(range(3), 7.0), metric="m", unit="bytes"), parts)
+    joined = at_least_as_wide(mean_interval(dict.fromkeys(range(3), 7.0), metric="m", unit="bytes"), parts)
     assert joined.low == joined.value == joined.high == 7.0
     assert joined.exact
 
@@ -153,7 +153,7 @@ def test_what_was_sampled_is_never_certain_however_narrow_its_interval():
     )
     assert independent_difference(wide, alike, metric="d").interval is None
     mean = mean_interval({0: 0.4, 1: 0.6}, metric="m", unit="share")
-    assert no_surer(mean, [alike, wide]) == mean
+    assert at_least_as_wide(mean, [alike, wide]) == mean
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

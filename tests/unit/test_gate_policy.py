@@ -91,7 +91,7 @@ def test_a_wrong_policy_is_refused_in_one_line(tmp_path, text, line):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "must hold `key: value`"),
+        ("", "is empty; must hold a policy as `key: value`"),
         ("rules: [}", "is not YAML: line 1: expected the node content, but found '}'"),
         ("schema_version: 2", "schema_version=2: must be 1"),
         ("schema_version: 1\nrule: []", "rule: unknown key; did you mean 'rules'?"),

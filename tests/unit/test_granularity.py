@@ -269,3 +269,17 @@ def test_a_lone_contributor_is_revealed_by_coordinate_and_hidden_by_block():
         seen[granularity] = set(contribution(tau[2], granularity, layout, plan))
     assert seen["coordinate"] == {"update", "magnitude", "signs"}
     assert seen["block"] == {"update", "squares"}
+
+
+@pytest.mark.parametrize(
+    ("bits", "ratio", "least", "most"),
+    [(16, 1, 0, 0.01), (16, 20, 0.05, 0.3), (16, 60, 0.4, 0.7), (24, 20, 0, 0.01), (24, 60, 0, 0.01)],
+)
+def test_a_coarse_ring_spoils_elections_by_blocks_in_tensors_that_move_less(bits, ratio, least, most):
+    clients, half = 4, 4000
+    tau = updates(clients, d=2 * half)
+    tau[:, half:] /= ratio
+    sizes = (half, half)
+    exact, made = (fused(tau, "block", sizes=sizes, bits=b).step[half:] for b in (32, bits))
+    error = np.linalg.norm(made - exact) / np.linalg.norm(exact)
+    assert least <= error <= most

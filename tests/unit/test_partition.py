@@ -85,14 +85,14 @@ NO_SUCH_PART = {"name": "a", "task": "bank", "part": {"index": 2, "clients": 2}}
         ({"partition": {"alpah": 1, **CLINIC}}, "data.partition.alpah: unknown key; did you mean 'alpha'?"),
         (
             {"partition": CLINIC | {"alpha": 0}},
-            "data.partition.alpha=0: input should be greater than or equal to 0.001",
+            "data.partition.alpha=0: must be greater than or equal to 0.001",
         ),
         (
             FOUR | OTHERS,
             "data: clients: must be left out or null with data.partition, which makes them; to change the "
             "partition of resolved settings, set data.clients=null, too",
         ),
-        ({"clients": None}, "data.clients=None: input should be a valid tuple"),
+        ({"clients": None}, "data.clients: is empty; must be a list"),
         ({"clients": [NO_SUCH_PART]}, "data.clients.0.part: index=2: must be < clients=2"),
     ],
 )

@@ -159,7 +159,7 @@ def test_every_statistic_knows_its_power():
 
 def test_a_plain_estimate_is_the_same_number_without_what_it_knows():
     known = share(1, 9, metric="m")
-    assert plain(known) == proportion_interval(1, 9, metric="m", seeds=(0,))
+    assert plain(known) == proportion_interval(1, 9, metric="m", seeds=(0,), of="targets")
     assert type(plain(known)) is Estimate
 
 

@@ -81,7 +81,7 @@ def test_the_command_prints_what_the_plan_says():
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0
     lines = dict(line.split("  ", 1) for line in shown.stdout.splitlines())
-    assert lines["disclosed"].strip() == "that there are at most 8,192 records and more than half as many"
+    assert lines["disclosed"].strip() == "that there are 4,097 to 8,192 records"
     assert lines["all trainings"].strip().endswith("for 3 of them")
     assert lines["one person"].strip().startswith("epsilon about 19")
     assert "AUC at most 0." in lines["best attack"]

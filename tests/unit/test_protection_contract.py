@@ -8,15 +8,17 @@ import pytest
 from flwr.app import RecordDict
 
 from fedproxy_secure import wire
-from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig
+from fedproxy_secure.config import FusionConfig, PrivacyConfig, ProtectConfig, parse_config
 from fedproxy_secure.config.kinds import PROTECTIONS
 from fedproxy_secure.errors import ConfigError, DataError
+from fedproxy_secure.experiments.run_report import protection_note
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.federate.update import ClientUpdate
 from fedproxy_secure.protect.base import Protection, RoundResult, ServerRound
 from fedproxy_secure.protect.gathering import fuse_sum, gather
-from fedproxy_secure.protect.masking import Masking
+from fedproxy_secure.protect.masking import MASKING, Masking
 from fedproxy_secure.protect.rounds import run_round
+from fedproxy_secure.protect.secure_sum import server
 from fedproxy_secure.record.leakage import Ledger
 
 BEFORE = ServerState(round=0, adapter=np.zeros(3, np.float32))
@@ -197,3 +199,32 @@ def test_a_threshold_that_no_round_can_have_is_refused_when_settings_are_read(sc
 def test_a_sum_of_another_length_or_not_finite_is_not_fused(total):
     with pytest.raises(DataError, match="sum of updates: must be 3 finite numbers"):
         fuse_sum(a_round(), total, ["a"])
+
+
+@pytest.mark.parametrize(("clients", "least"), [(3, 3), (4, 3), (6, 5)])
+def test_a_report_says_over_how_many_clients_a_sum_is(clients, least):
+    names = [{"name": f"c{n}", "task": "clinic"} for n in range(clients)]
+    note = protection_note(parse_config({"data": {"clients": names}, "protect": {"scheme": "masking"}}))
+    assert f"Each sum is over at least {least} of a round's {clients} clients." in note
+
+
+@pytest.mark.parametrize(
+    ("bits", "rule", "granularity", "warned"),
+    [
+        (16, "h_ties", "block", True),
+        (16, "ties", "block", True),
+        (16, "h_ties", "coordinate", False),
+        (16, "fedavg", "block", False),
+        (24, "h_ties", "block", False),
+    ],
+)
+def test_elections_by_blocks_in_a_coarse_ring_are_warned_of_once(
+    monkeypatch, caplog, bits, rule, granularity, warned
+):
+    monkeypatch.setattr(server, "run_masking", lambda work: None)
+    fusion, protect = FusionConfig(rule=rule), ProtectConfig(bits=bits, granularity=granularity)
+    job = SimpleNamespace(protect=protect, granularity="plain" if fusion.linear else granularity)
+    for number in (0, 1):
+        round = SimpleNamespace(job=job, state=SimpleNamespace(round=number))
+        MASKING.run_steps(SimpleNamespace(carrier=SimpleNamespace(round=round)))
+    assert caplog.text.count("the election is wrong in tensors") == warned

@@ -107,6 +107,13 @@ def test_a_damaged_report_is_one_line(tmp_path: Path, text: str):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["[]", '{"a": 1}'])
+def test_a_file_that_is_no_report_is_told_in_words_and_not_by_a_key_error(text: str):
+    told = "report.json: is damaged, or no report: has no schema_version; give a file that `run`,"
+    with pytest.raises(RunFolderError, match=told):
+        Report.parse(text.encode(), Path("report.json"))
+
+
 def test_a_report_that_does_not_say_whether_a_number_was_counted_is_refused(report: Report, tmp_path: Path):
     raw = json.loads(report.to_json())
     del raw["rows"][1]["average"]["nature"]

@@ -120,16 +120,21 @@ def test_what_cannot_be_exported_is_one_line_with_exit_code_2(run, tmp_path):
     ranks, damaged = tmp_path / "ranks", tmp_path / "damaged.json"
     write_findings(ranks, [f.without_scores() for f in OPEN])
     damaged.write_text('{"schema_version": 4, "results": [{}]}')
+    (empty := tmp_path / "empty.json").write_text("{}")
     for words, says in (
         (("--run", tmp_path / "none", "--out", out), "run `attack run` first"),
         (("--run", damaged, "--out", out), "damaged.json: is damaged"),
+        (("--run", empty, "--out", out), "is damaged, or no findings: must have schema_version and"),
         (("--run", run, "--out", tmp_path / "scores.txt"), "scores.txt: must end in .csv or .jsonl"),
         (
             ("--run", run, "--out", out, "--spec", "A5"),
             "--spec A5: no finding is of this attack",
         ),
         (("--run", ranks, "--out", out), "has no scores"),
-        (("--run", run, "--out", out, "--spec", "secret"), "has no scores"),
+        (
+            ("--run", run, "--out", out, "--spec", "secret"),
+            "secret: has no AUC over targets; must be one that has: X",
+        ),
         (("--run", run, "--out", run / "attacks" / "results.json" / "s.csv"), "s.csv: cannot be written"),
     ):
         done = invoke(*words)

@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
+from fedproxy_secure.config import ClientConfig
 from fedproxy_secure.data.sources import public_text, read_rows
+from fedproxy_secure.data.tasks import load_task
 from fedproxy_secure.errors import DataError
 
 
@@ -57,6 +59,32 @@ def test_a_row_that_datasets_cannot_turn_into_a_table_is_not_quoted(tmp_path, mo
         read_rows(f"hub:{tmp_path / 'rows'}", "train", root=None, limit=None)
     assert "Jane" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [(b'{"a": 1, "text": "x", "text": "y"}', "2 and 3"), (b'{"a": {"b": 1, "b": 1}}', "1 and 2")],
+)
+def test_a_key_that_a_jsonl_line_has_twice_is_refused_and_not_quoted(tmp_path, line, keys):
+    with pytest.raises(DataError, match=rf"x\.jsonl, line 2: keys {keys} of an object are the same; must"):
+        read(tmp_path / "x.jsonl", b'{"a": 1}\n' + line)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("train.jsonl", b'{"text": "t", "label": 0}\n\n{"text": "", "label": 0}\n', 3),
+        ("train.csv", b'text,label\n"t\nt",0\n,0\n', 4),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "train[1:]"])
+def test_a_bad_record_is_named_by_its_file_and_line(tmp_path, name, content, line, split):
+    (tmp_path / name).write_bytes(content)
+    source = str(tmp_path / name.replace("train", "{split}"))
+    client = ClientConfig(name="a", task="sst2", source=source, train_split=split)
+    with pytest.raises(DataError) as raised:
+        load_task(client, root=None)
+    assert f"{tmp_path / name}, split {split}, task sst2, line {line}: text: is empty" in str(raised.value)
 
 
 def test_a_jsonl_line_without_columns_is_named(tmp_path):

@@ -10,7 +10,7 @@ from fedproxy_secure.errors import DataError
 
 @pytest.mark.parametrize("label", [0.7, "0.7", True, None, float("nan"), float("inf"), "yes"])
 def test_a_label_that_is_no_whole_number_is_refused(label):
-    with pytest.raises(DataError, match="task sst2, row 1: "):
+    with pytest.raises(DataError, match="task sst2, row 2: "):
         to_records("sst2", [{"text": "fine", "label": 0}, {"text": "bad", "label": label}])
 
 
@@ -65,7 +65,7 @@ def test_every_template_joins_prompt_and_choice_by_one_space_of_the_choice():
 @pytest.mark.parametrize("task", ["classification", "arc_easy", "sst2"])
 def test_an_answer_that_is_no_text_is_refused_and_not_trained_on_as_none(task, choice):
     row = {"text": "t", "question": "q", "choices": ["x", choice], "label": 0}
-    with pytest.raises(DataError, match=rf"task {task}, row 0: choices: number 1 is of type \w+"):
+    with pytest.raises(DataError, match=rf"task {task}, row 1: choices: number 1 is of type \w+"):
         to_records(task, [row])
 
 
@@ -78,17 +78,17 @@ def test_numbers_among_the_answers_are_written_out():
 def test_a_text_column_that_holds_something_else_is_refused(value):
     for task, column in (("sst2", "text"), ("instruction", "input")):
         row = {"text": "t", "prompt": "p", "response": "r", "label": 0, column: value}
-        with pytest.raises(DataError, match=rf"row 0: {column}: is of type \w+.*; must be a text"):
+        with pytest.raises(DataError, match=rf"row 1: {column}: is of type \w+.*; must be a text"):
             to_records(task, [row])
 
 
 def test_an_empty_cell_of_choices_is_as_if_it_were_not_there():
     (made,) = to_records("sst2", [{"text": "t", "choices": "", "label": "1"}])
     assert made.choices == (" negative", " positive")
-    with pytest.raises(DataError, match="row 0: choices: has 0; must have >= 2"):
+    with pytest.raises(DataError, match="row 1: choices: has 0; must have >= 2"):
         to_records("classification", [{"text": "t", "choices": "", "label": "0"}])
     for empty in ("", None):
-        with pytest.raises(DataError, match="row 0: choices: is empty; must be a list of texts"):
+        with pytest.raises(DataError, match="row 1: choices: is empty; must be a list of texts"):
             to_records("multiple_choice", [{"question": "q", "choices": empty, "label": "0"}])
 
 
@@ -96,7 +96,7 @@ def test_an_empty_cell_of_choices_is_as_if_it_were_not_there():
 @pytest.mark.parametrize("choices", [["x"], "x", '["x"]'])
 def test_a_record_that_cannot_be_answered_wrong_is_refused(task, choices):
     row = {"question": "q", "text": "t", "premise": "p", "hypothesis": "h", "choices": choices, "label": 0}
-    with pytest.raises(DataError, match="row 0: choices: has 1; must have >= 2"):
+    with pytest.raises(DataError, match="row 1: choices: has 1; must have >= 2"):
         to_records(task, [row])
 
 
@@ -117,8 +117,52 @@ def test_a_record_that_cannot_be_answered_wrong_is_refused(task, choices):
     ],
 )
 def test_half_a_surrogate_pair_is_named_with_its_row_before_a_tokenizer_meets_it(task, row):
-    with pytest.raises(DataError, match=f"source f, task {task}, row 0: has half of a surrogate pair"):
+    with pytest.raises(DataError, match=f"source f, task {task}, row 1: has half of a surrogate pair"):
         to_records(task, [row], where="source f")
+
+
+@pytest.mark.parametrize("task", [task for task in TEMPLATES if task not in ONE_CHOICE])
+@pytest.mark.parametrize(
+    ("choices", "label", "says"),
+    [
+        (["x", ""], 0, "choices: number 1 is empty; must be a text; fill it in or leave the row out"),
+        ("x| ", 0, "choices: number 1 is empty"),
+        (["x", "x"], 0, "choices: number 1 equals number 0, the right one; must differ; correct one"),
+        (["x", "y", " x "], 2, "choices: number 0 equals number 2, the right one"),
+    ],
+)
+def test_answers_of_which_none_is_the_only_right_one_are_refused(task, choices, label, says):
+    row = {"question": "q", "text": "t", "premise": "p", "hypothesis": "h", "choices": choices}
+    with pytest.raises(DataError, match=f"row 1: {says}"):
+        to_records(task, [{**row, "label": label}])
+
+
+def test_wrong_answers_may_be_equal_as_in_published_data_sets():
+    row = {"question": "q", "choices": ["sky", "roots", "sky", "leaves"], "label": 3}
+    assert len(to_records("openbookqa", [row])) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "column"),
+    [
+        ("classification", "text"),
+        ("sst2", "sentence"),
+        ("agnews", "text"),
+        ("mnli", "premise"),
+        ("mnli", "hypothesis"),
+        ("rte", "sentence2"),
+        ("openbookqa", "question_stem"),
+        ("arc_easy", "question"),
+        ("instruction", "response"),
+        ("instruction", "output"),
+    ],
+)
+def test_a_record_whose_text_is_empty_is_refused(task, column):
+    row = {"premise": "p", "hypothesis": "h", "sentence1": "s", "prompt": "p", "choices": ["a", "b"]}
+    if task == "mnli":
+        del row["sentence1"]
+    with pytest.raises(DataError, match=f"row 1: {column}: is empty; must be a text; fill it in or leave"):
+        to_records(task, [{**row, "label": 0, column: " "}])
 
 
 # --- what errors say of a row
@@ -147,7 +191,7 @@ HUB = {"text": [SAID, "y"], "label": [SAID, "B"]}
     ],
 )
 def test_an_error_names_task_and_row_and_quotes_nothing_of_the_row(task, row):
-    with pytest.raises(DataError, match=f"task {task}, row 0: ") as raised:
+    with pytest.raises(DataError, match=f"task {task}, row 1: ") as raised:
         to_records(task, [row])
     told = "".join(traceback.format_exception(raised.value))
     told = told.split("DataError:", 1)[1]
@@ -157,9 +201,9 @@ def test_an_error_names_task_and_row_and_quotes_nothing_of_the_row(task, row):
 
 def test_an_error_says_which_column_it_is_and_of_what_form_its_value_is():
     with pytest.raises(
-        DataError, match=r"row 0: label of type str and length 16: must be 0 \.\. 1, one of"
+        DataError, match=r"row 1: label of type str and length 16: must be the index of a choice, 0 to 1"
     ):
         to_records("sst2", [{"text": "x", "label": SAID}])
     row = {"question": "q", "choices": {"text": ["x"], "label": ["A"]}, "answerKey": SAID}
-    with pytest.raises(DataError, match="row 0: answerKey of type str and length 16: must be"):
+    with pytest.raises(DataError, match="row 1: answerKey of type str and length 16: must be"):
         to_records("arc_easy", [row])

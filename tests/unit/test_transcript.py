@@ -6,15 +6,18 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fedproxy_secure import wire
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.data.encode import Encoded
 from fedproxy_secure.data.planted import draw_canaries
 from fedproxy_secure.errors import ConfigError, RunFolderError
 from fedproxy_secure.federate.job import FederationJob
+from fedproxy_secure.flower.asking import Asker
 from fedproxy_secure.flower.engines import federate
-from fedproxy_secure.flower.recording import as_plain, recorder_of
+from fedproxy_secure.flower.in_process import InProcessGrid
+from fedproxy_secure.flower.recording import WatchedGrid, as_plain, recorder_of
 from fedproxy_secure.record.private import PrivateState, read_private, write_records, write_round
 from fedproxy_secure.record.transcript import STATE, Recorder, read_events
 from tests.support.recorded import AUDIT, prepared
@@ -161,6 +164,21 @@ def test_messages_become_plain_values_and_arrays_and_a_part_of_the_proxy_its_has
         "protocol/key": [1, 2],
         "protocol/sealed/1": [3],
     }
+
+
+def test_a_node_never_writes_under_another_clients_name_into_a_transcript(tmp_path):
+    def answer(message, context):
+        lies = context.node_id == 3 and message.metadata.message_type != wire.SETUP
+        ready = wire.Ready(ready=True, client="c2" if lies else f"c{context.node_id}")
+        return Message(wire.encode_ready(ready), reply_to=message)
+
+    asker = Asker(WatchedGrid(InProcessGrid(answer, 2), Recorder(tmp_path)), timeout_s=5.0)
+    contents = dict.fromkeys((2, 3), RecordDict({"it": ConfigRecord({"x": 1})}))
+    kinds = (wire.SETUP, wire.TRAIN, wire.PART, wire.SHARE)
+    for kind in kinds:
+        assert len(list(asker.ask(kind, contents, "round 0", lambda content: content))) == 2
+    told = [(e.kind, e.sender) for e in read_events(tmp_path) if e.kind.endswith(".reply")]
+    assert sorted(told) == sorted((f"{kind}.reply", name) for kind in kinds for name in ("c2", "c3"))
 
 
 def test_a_number_that_is_not_finite_does_not_stop_the_recorder(tmp_path):

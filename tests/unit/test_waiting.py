@@ -5,18 +5,25 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedproxy_secure.errors import RoundAborted
+from fedproxy_secure.federate.server import ServerState
+from fedproxy_secure.flower.launch import control
 from fedproxy_secure.flower.launch.control import AGAIN_S, LONG_S, SignsOfLife, patiently, waited_for, watch
 from fedproxy_secure.flower.patience import SHARE, Patience, pause_s
-from fedproxy_secure.flower.server_app import ALIVE
+from fedproxy_secure.flower.server_app import ALIVE, FINAL
 from fedproxy_secure.flower.waiting import MOST_REASON, Wait, WaitNotes, with_reasons
-from fedproxy_secure.runtime.files.names import TROUBLE, WAITS
+from fedproxy_secure.record.saved_rounds import STATE, resumed
+from fedproxy_secure.runtime.artifacts import RunFolder
+from fedproxy_secure.runtime.files.names import ROUNDS, TROUBLE, WAITS
 
 LEAST_S, MOST_S = 0.05, 0.4
 NAMES = ("bank", "clinic")
@@ -192,3 +199,28 @@ def test_many_sites_and_long_reasons_stay_one_bounded_line():
 def test_a_note_is_whole_or_not_there(tmp_path):
     waiting_since(tmp_path, 5)
     assert json.loads((tmp_path / WAITS).read_text())["names"] == list(NAMES)
+
+
+def test_a_round_that_is_done_again_after_a_crash_is_reported(tmp_path, monkeypatch):
+    """The run before was killed between the line of round 2 and its state."""
+    folder, initial = RunFolder(path=tmp_path), ServerState(round=0, adapter=np.zeros(3, np.float32))
+    for number in range(3):
+        folder.append_jsonl(ROUNDS, {"round": number, "loss": 1.0})
+    replace(initial, round=2).save(tmp_path / STATE)
+    server_app = iter(
+        [
+            lambda: None,
+            lambda: resumed(folder, initial),
+            lambda: folder.append_jsonl(ROUNDS, {"round": 2, "loss": 1.0}),
+            lambda: folder.append_jsonl(ROUNDS, {"round": 3, "loss": 1.0}),
+            lambda: replace(initial, round=4).save(tmp_path / FINAL),
+        ]
+    )
+    clock = SimpleNamespace(
+        time=time.time, monotonic=time.monotonic, sleep=lambda seconds: next(server_app)()
+    )
+    monkeypatch.setattr(control, "time", clock)
+    reported = []
+    run = SimpleNamespace(poll=lambda: None)
+    state = control.watch(run, tmp_path, tmp_path, lambda metrics: reported.append(metrics["round"]))
+    assert (reported, state.round) == ([2, 3], 4)

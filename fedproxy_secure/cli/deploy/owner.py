@@ -93,6 +93,11 @@ def approve(
             if fingerprints is None and sys.stdin.isatty():
                 if not typer.confirm(f"{name}: does the site say {fingerprint}?"):
                     raise ConfigError(f"site {name}: is not approved")
+            elif fingerprints is None:
+                raise ConfigError(
+                    f"{file}: --fingerprint is missing; must be given off a terminal, where nobody can "
+                    "confirm: ask the site for it over another channel"
+                )
             elif plain(fingerprint) not in confirmed:  # not shown in the error: a user might just copy it
                 raise ConfigError(
                     f"{file}: matches none of the fingerprints given by --fingerprint; it was altered in "

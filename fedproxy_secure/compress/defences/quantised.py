@@ -43,6 +43,10 @@ class Quantised(Compression):
         if isinstance(bits, bool) or bits not in range(2, 9):
             raise ConfigError(f"compress.options.bits={bits}: must be an integer from 2 to 8")
 
+    def whole(self, compress: CompressConfig) -> str:
+        bits = compress.options.get("bits", BITS)
+        return "" if compress.remove_ratio else f"with weights of {bits} bits"
+
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         from dataclasses import replace
 

@@ -43,6 +43,9 @@ class Rotated(Compression):
     title = "blocks dropped, hidden states rotated"
     own_states = True
 
+    def whole(self, compress: CompressConfig) -> str:
+        return "" if compress.remove_ratio else "with its hidden states rotated"
+
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         """Return the proxy. It is healed unrotated; the rotation comes last."""
         from dataclasses import replace

@@ -57,6 +57,9 @@ class Width(Compression):
     name = "width"
     title = "fewer channels and heads"
 
+    def whole(self, compress: CompressConfig) -> str:
+        return "" if compress.remove_ratio else "as it is"
+
     def build(self, llm: nn.Module, compress: CompressConfig, *, windows: torch.Tensor, seed: int) -> Proxy:
         from fedproxy_secure.compress.defences.maps import require_known_blocks, set_weight
         from fedproxy_secure.compress.defences.moments import second_moments
@@ -101,7 +104,7 @@ def sizes(llm: Any, remove_ratio: float) -> tuple[int, int]:
     The share of groups is the nearest to `1 - remove_ratio`, the larger of two equally near; the number of
     channels makes up for that rounding.
 
-    Raises `ConfigError` where no channel would be left.
+    Raises `ConfigError` where no channel would be left, or where a ratio above 0 would remove nothing.
     """
     from fedproxy_secure.compress.defences.maps import READERS, WRITERS
     from fedproxy_secure.models.llm import blocks_of
@@ -115,6 +118,8 @@ def sizes(llm: Any, remove_ratio: float) -> tuple[int, int]:
     channels = min(all_channels, int(budget / (a_channel / all_channels) + 0.5))
     if channels < 1:
         raise ConfigError(f"compress.remove_ratio={remove_ratio}: leaves no channel; must be lower")
+    if remove_ratio > 0 and (groups, channels) == (all_groups, all_channels):
+        raise ConfigError(f"compress.remove_ratio={remove_ratio}: removes nothing; must be 0, or higher")
     return groups, channels
 
 

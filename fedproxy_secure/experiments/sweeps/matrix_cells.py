@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.compress.base import compression_of
-from fedproxy_secure.config import Config, SweptCompression, SweptFusion, SweptProtection, parse_config
+from fedproxy_secure.config import (
+    Config,
+    PrivacyConfig,
+    SweptCompression,
+    SweptFusion,
+    SweptProtection,
+    parse_config,
+)
 from fedproxy_secure.config.kinds import COMPRESSIONS, PROTECTIONS
 from fedproxy_secure.config.sections import Scalar
 from fedproxy_secure.errors import ConfigError
@@ -73,6 +80,8 @@ def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell],
     Raises `ConfigError` if there is no cell, or a name is too long for a folder.
     """
     swept = config.matrix
+    if all(protection.epsilon is None for protection in swept.protections):
+        config.check_epsilon()
     cells, refused = [], []
     for protection, compression, ratio, fusion, adapter in product(
         swept.protections, swept.compressions or (None,), swept.remove_ratios, swept.fusions, swept.adapters
@@ -95,6 +104,7 @@ def cells_of(config: Config, out: Path | None = None) -> tuple[list[MatrixCell],
             )
         try:
             cell_settings = cell_config(config, alike[0])
+            cell_settings.check_epsilon()
             compression_of(cell_settings.compress, cell_settings.heal)
         except ConfigError as error:
             refused.append(f"{alike[0].key}: {error}")
@@ -149,7 +159,8 @@ def _with_options(
 
 def _privacy(protection: SweptProtection) -> dict[str, Any]:
     if protection.epsilon is None:
-        return {"unit": "none"}
+        # no epsilon is left, or nobody could run the cell's settings alone
+        return PrivacyConfig().model_dump(mode="json", include={"unit", "target_epsilon", "max_epsilon"})
     return {"unit": protection.unit, "target_epsilon": protection.epsilon}
 
 

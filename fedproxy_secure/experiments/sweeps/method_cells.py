@@ -153,6 +153,7 @@ def cells_of(config: Config) -> list[Cell]:
 
     Raises `ConfigError` if a method cannot run as the settings ask.
     """
+    config.check_epsilon()
     cells = []
     methods = {name: method_of(name, setting="compare.methods") for name in config.compare.methods}
     for name, method in sorted(methods.items(), key=lambda item: not item[1].long):

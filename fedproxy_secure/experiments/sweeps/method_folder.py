@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedproxy_secure.config import Config
+from fedproxy_secure.config.sections import NO_EFFECT, OWN, SWEEP
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.evidence.number import named_seeds
 from fedproxy_secure.experiments.sweeps.method_cells import (
@@ -24,7 +25,8 @@ from fedproxy_secure.experiments.sweeps.method_cells import (
     settings_sha256,
 )
 from fedproxy_secure.runtime.artifacts import RunFolder
-from fedproxy_secure.runtime.files.names import CELLS
+from fedproxy_secure.runtime.files.belonging import check_work
+from fedproxy_secure.runtime.files.names import CELLS, MANIFEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +41,20 @@ class _CellSettings:
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         return self.config.model_dump(mode=mode)
 
+    def counted(self) -> dict[str, Any]:
+        return self.config.without(NO_EFFECT, OWN, SWEEP)
+
 
 def open_folder(config: Config, out: Path, *, resume: bool) -> RunFolder:
     """Create a comparison's folder or, with `resume`, go on in one, which may extend it.
 
-    Raises `RunFolderError` if it cannot be written, is not empty without `resume`, or holds a comparison
-    whose cells other settings made.
+    Raises `RunFolderError` if it cannot be written, is not empty without `resume`, or holds other
+    work, or a comparison whose cells other settings made.
     """
     settings = _CellSettings(config=config)
     if not resume:
-        return RunFolder.create(out, settings)
-    folder = RunFolder.resume(out, settings)
+        return RunFolder.create(out, settings, "comparison")
+    folder = RunFolder.resume(out, settings, "comparison")
     folder.write_settings(settings)
     return folder
 
@@ -58,8 +63,10 @@ def read_cells(config: Config, out: Path, cells: Sequence[Cell]) -> list[CellRes
     """Read the finished ones of `cells`.
 
     Raises `RunFolderError` for a record that is damaged, or was made with other settings, records, public
-    text or another LLM.
+    text or another LLM, and for a folder of a run or matrix.
     """
+    if (out / MANIFEST).exists():  # a folder into which cells were copied may have none
+        check_work(out, "comparison")
     results = [read_cell(out, cell) for cell in cells if cell_file(out, cell).exists()]
     for result in results:
         expected = settings_sha256(config, result.cell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from fedproxy_secure.config import Config
+from fedproxy_secure.config import CompressConfig, Config
 from fedproxy_secure.dp.guarantees import guarantees
 from fedproxy_secure.evidence.answers import Bits
 from fedproxy_secure.evidence.number import named_seeds
@@ -15,6 +15,7 @@ from fedproxy_secure.experiments.sweeps.method_cells import CellResult
 from fedproxy_secure.experiments.sweeps.method_rows import unresolved, unresolved_by_loss
 from fedproxy_secure.protect.base import protection_of
 from fedproxy_secure.report.measured import NO_GAP
+from fedproxy_secure.report.stamps import whole_llm_stamps
 from fedproxy_secure.runtime.files.names import PROXIES, PROXY_RECORD
 
 
@@ -122,13 +123,21 @@ def _norm_notes(config: Config) -> list[str]:
 
 
 def stamps_of_methods(config: Config) -> dict[str, tuple[str, ...]]:
-    """Return the unsafe aspects of the methods' protection, each with the methods' names."""
+    """Return the unsafe aspects of the methods' protection and proxies, each with the methods' names.
+
+    A method that has no proxy says in its title what its clients hold.
+    """
     names: dict[str, list[str]] = {}
     for method in (method_of(name) for name in config.compare.methods):
         settings = method.federation(config)
         if settings is not None:
             for stamp in protection_of(settings.protect).unsafe(settings.protect):
                 names.setdefault(stamp, []).append(method.name)
+        if method.needs_ratio and (settings is not None or method.alone):  # clients hold the proxy
+            base = config.compress if method.settings_proxy else CompressConfig()
+            for ratio in config.compare.remove_ratios:
+                for stamp in whole_llm_stamps(base.model_copy(update={"remove_ratio": ratio})):
+                    names.setdefault(stamp, []).append(method.name)
     return {stamp: tuple(whose) for stamp, whose in names.items()}
 
 

@@ -81,7 +81,7 @@ def watch(
     Raises the server app's error, or `RoundAborted` if Flower failed or did not start the app, or if the
     app was killed.
     """
-    reported = len(_lines(control / ROUNDS))
+    known = _by_round(_lines(control / ROUNDS))
     began, tell_at = time.time(), 0.0
     signs = SignsOfLife(control / ALIVE)
     while True:
@@ -90,10 +90,11 @@ def watch(
             run.poll() is not None,
         )  # before reading the lines, so that none is missed
         lines = patiently(lambda: _lines(control / ROUNDS))
-        for metrics in lines[reported:]:
-            if on_round is not None:
+        for metrics in lines:
+            # the server app drops the line of a round that has no state, and writes it anew
+            if on_round is not None and known.get(metrics["round"]) != metrics:
                 on_round(metrics)
-        reported = max(reported, len(lines))
+        known = _by_round(lines)
         if finished:
             return ServerState.load(control / FINAL)
         if (control / TROUBLE).exists():
@@ -170,6 +171,10 @@ class SignsOfLife:
             return self._file.stat().st_mtime_ns
         except OSError:
             return None
+
+
+def _by_round(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {line["round"]: line for line in lines}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ record alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -33,6 +34,7 @@ from fedproxy_secure.models.packing.fast_blocks import fast_blocks
 from fedproxy_secure.models.packing.packs import Pack, Row, pack_rows
 from fedproxy_secure.models.passes import checkpointed_blocks
 
+log = logging.getLogger(__name__)
 ATTENTION = "fedproxy_packed"  # our name among transformers' implementations of attention
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -81,7 +83,10 @@ def _agrees(model: nn.Module) -> bool:
             model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
             for ids in (first, second, [*trunk, *branch_a], [*trunk, *branch_b])
         ]
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
     except Exception:  # a model may raise anything for unknown arguments
+        log.info("this model cannot be packed: its rows are padded", exc_info=True)
         return False
     finally:
         model.train(training)

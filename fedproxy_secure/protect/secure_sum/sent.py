@@ -22,8 +22,8 @@ from fedproxy_secure.secagg.terms import Terms
 class RoundMemory:
     """The values from which this client's part in a round's sums follows: float32 [d], `previous` or None.
 
-    `start`: the adapter at the start of the round. `previous`: the step of the round before, if the client
-    has seen it.
+    `start`: the adapter at the start of the round. `previous`: the step of the round before, as `last_step`
+    returns it.
     """
 
     update: ClientUpdate
@@ -60,13 +60,16 @@ class RoundMemoryStore:
         return self._opened(stored, number) if stored else None
 
     def last_step(self, adapter: np.ndarray) -> np.ndarray | None:
-        """Return what the last round changed in the adapter, as this client saw it, or None.
+        """Return what the last round changed in the adapter, as this client saw it; None in round 0.
 
-        It is None in the first round, and if the client did not take part in the last one.
+        It is zeros if the client did not take part in the last round. Its update then counts as unlike the
+        last step (`federate.sent.trimmed`), so that no client gains weight by its absence.
         """
+        if self.terms.round == 0:
+            return None
         before = self.read(self.terms.round - 1)
         if before is None or before.start.shape != adapter.shape:
-            return None
+            return np.zeros_like(adapter)
         step: np.ndarray = adapter - before.start
         return step
 

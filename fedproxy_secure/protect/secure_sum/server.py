@@ -88,7 +88,7 @@ def sum_round(
     Args:
         steps: the steps of the scheme: `run_masking` or `run_ckks`.
         payload_bytes: how many bytes a client's vector takes in a message.
-        error: absolute error of a coordinate of a sum, without the ring's rounding.
+        error: how far a sum may be off, as a share of its segment's clip, without the ring's rounding.
     """
     if round.state.sizes is None:
         raise ConfigError("server state: has no tensor sizes; masking needs what `initial_state` makes")

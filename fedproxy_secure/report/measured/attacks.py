@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
-from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.estimate import CONFIDENCE, Estimate, at_least_as_wide, mean_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.measure import MeasureKind, in_order, measure_kind
 from fedproxy_secure.report.measured.seed import SeedRun
@@ -71,7 +71,7 @@ def _worst(seeds: Sequence[SeedRun], kind: MeasureKind) -> Measure | None:
     else:
         by_seed = {seed: estimate.value for seed, (estimate, _) in worst.items()}
         joined = mean_interval(by_seed, metric=kind.estimate_name, unit=first.unit, within=kind.within)
-        estimate = no_surer(joined, [estimate for estimate, _ in worst.values()])
+        estimate = at_least_as_wide(joined, [estimate for estimate, _ in worst.values()])
         if estimate is not joined and most_numbers > 1:  # then it is as wide as the seeds' own intervals
             estimate = replace(estimate, how=f"{estimate.how}{WIDENED}{most_numbers}")
     ids = sorted({f.id for s in seeds for f in s.findings if kind.key in f.measures})

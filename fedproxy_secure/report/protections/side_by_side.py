@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from fedproxy_secure.evidence.estimate import Estimate, mean_interval, no_surer
+from fedproxy_secure.evidence.estimate import Estimate, at_least_as_wide, mean_interval
 from fedproxy_secure.evidence.finding import Finding, Outcome
 from fedproxy_secure.evidence.roc import roc_of
 from fedproxy_secure.evidence.surfaces import privacy_measures, surface_of
@@ -62,7 +62,7 @@ def over_seeds(by_seed: Mapping[int, Estimate], *, metric: str) -> Estimate:
         return replace(first, metric=metric, seeds=tuple(by_seed))
     joined = mean_interval({s: e.value for s, e in by_seed.items()}, metric=metric, unit=first.unit)
     how = f"{joined.how}; a seed's: {first.how}"
-    return no_surer(replace(joined, how=how), list(by_seed.values()))
+    return at_least_as_wide(replace(joined, how=how), list(by_seed.values()))
 
 
 def _identity(d: AttackDifference) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ own choice (of a sketch with a vector of its own, for example), and read from th
 clients computed from them: a linear functional of one client's update per attempt. A client helps to unmask
 such a round once, so a round gives one such number; the reports of runs with these weights say so. Nor
 anything against a server together with one client: the client has the key, which opens every sketch, 4096
-numbers of each update.
+numbers of each update. They are the same numbers in all attempts at a round (`Terms.sketch_seed`).
 
 How the hash is used: it is part of the masking context. If clients were shown different products, their
 signatures do not verify at the key book, and the attempt aborts. The hash is salted with the clients' key,
@@ -96,7 +96,7 @@ class GramClient(CkksClient):
     def _sketch(self, grant: KeyGrant, update: np.ndarray) -> EncryptedSketch:
         key = self._accept(grant)
         try:
-            encrypted = ckks_gram.encrypt(key, count_sketch(update, self._context))
+            encrypted = ckks_gram.encrypt(key, count_sketch(update, self.terms.sketch_seed()))
         except DataError as error:
             raise ProtocolAborted(f"sketch: {error}") from error
         tag_key = upload_key(

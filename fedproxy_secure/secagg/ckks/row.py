@@ -1,4 +1,8 @@
-"""The row of numbers that a client encrypts: the update's segments, control numbers and sentinels."""
+"""The row of numbers that a client encrypts: the update's segments, control numbers and sentinels.
+
+Each segment is divided by its clip. CKKS' errors and the grid of decrypted numbers are absolute: beside
+them, small updates and above all their squares would vanish.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ CONTROL_UNITS = {
     "largest": 1000.0,
 }
 TOLERANCE = 1e-3  # for control numbers and sentinels, in their units
-CKKS_ERROR = 1e-6  # generous bound on the error of a number in the decrypted sum of a cohort
+CKKS_ERROR = 1e-6  # generous bound on the error of a decrypted sum, as a share of the segment's clip
 
 
 def leader_of(context: bytes, clients: list[str]) -> str:
@@ -53,7 +57,7 @@ def real_segments(plan: RingPlan) -> list[Segment]:
 
 
 def payload(plan: RingPlan, values: dict[str, np.ndarray], control: Control, context: bytes) -> np.ndarray:
-    """Return a client's row, float64 [row_length]: clipped segments, control numbers, sentinels.
+    """Return a client's row, float64 [row_length]: segments in clips, control numbers, sentinels.
 
     Args:
         plan: the ring, of which segments and clips are used.
@@ -68,7 +72,7 @@ def payload(plan: RingPlan, values: dict[str, np.ndarray], control: Control, con
         part = np.asarray(values[segment.name], dtype=np.float64)
         if part.shape != (segment.length,) or not np.isfinite(part).all():
             raise DataError(f"segment {segment.name}: must be {segment.length} finite numbers")
-        parts.append(np.clip(part, -float(segment.clip or 0), float(segment.clip or 0)))
+        parts.append(np.clip(part / _clip_of(segment), -1.0, 1.0))
     parts.append(np.array([getattr(control, n) / CONTROL_UNITS[n] for n in NAMES]))
     parts.append(sentinels(context) / 1000.0)
     return np.concatenate(parts)
@@ -103,7 +107,7 @@ def read_payload(
     numbers = {n: float(v) * CONTROL_UNITS[n] for n, v in zip(NAMES, tail, strict=False)}
     sums, offset = {}, 0
     for segment in real_segments(plan):
-        sums[segment.name] = total[offset : offset + segment.length]
+        sums[segment.name] = total[offset : offset + segment.length] * _clip_of(segment)
         offset += segment.length
     control = Control(
         clients=clients,
@@ -123,3 +127,8 @@ def read_payload(
         largest=max(control.largest, 0.0),
     )
     return Aggregate(clients=(), sums=sums, control=control)
+
+
+def _clip_of(segment: Segment) -> float:
+    assert segment.clip is not None  # a real segment has one, above 0
+    return segment.clip

@@ -192,7 +192,7 @@ def test_a_ceiling_that_failed_is_named_with_its_reason(settings, tmp_path: Path
 def test_a_matrix_forgets_why_something_failed_before_and_logs_what_ends_it(settings, tmp_path: Path):
     own = {"protections": [PLAINTEXT], "remove_ratios": [0.5], "jobs": 1}
     config = parse_config({**settings, "seeds": [0], "matrix": own})
-    RunFolder.create(tmp_path, config)
+    RunFolder.create(tmp_path, config, "matrix")
     (cell,), (ceiling,) = cells_of(config)[0], ceilings_of(config)
     places = [tmp_path / cell.folder, tmp_path / BASELINES / ceiling.name]
     for place in places:
@@ -221,7 +221,7 @@ def test_runs_of_the_same_settings_join_over_their_seeds(settings, tmp_path: Pat
 
 @pytest.mark.parametrize("private", [True, False])
 def test_a_matrix_that_is_joined_tells_that_its_ceiling_is_not_counted(settings, tmp_path: Path, private):
-    RunFolder.create(tmp_path / "matrix", parse_config(settings))
+    RunFolder.create(tmp_path / "matrix", parse_config(settings), "matrix")
     (tmp_path / "matrix" / "cells").mkdir()
     protections = ("masking", "masking_dp8") if private else ("masking",)
     sample_report(protections=protections, ratios=(0.5,), seeds=(0,), rounds=2).write(tmp_path / "matrix")

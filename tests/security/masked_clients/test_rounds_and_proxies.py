@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedproxy_secure.crypto.primitives import fresh_secret
 from fedproxy_secure.errors import ConfigError, RoundAborted
+from fedproxy_secure.federate.sent import trimmed
 from fedproxy_secure.federate.server import ServerState
 from fedproxy_secure.federate.shared_proxy import with_proxy
 from fedproxy_secure.federate.update import ClientUpdate
@@ -14,10 +16,17 @@ from fedproxy_secure.flower.engines import with_keys
 from fedproxy_secure.flower.grid_around import GridAround
 from fedproxy_secure.flower.in_process import InProcessGrid
 from fedproxy_secure.flower.server_app import serve
+from fedproxy_secure.journal.rounds import Attempt, Journal
+from fedproxy_secure.journal.store import create_journal
+from fedproxy_secure.protect.secure_sum.attempt import attempt_id
+from fedproxy_secure.protect.secure_sum.sent import RoundMemory, RoundMemoryStore
 from fedproxy_secure.protect.secure_sum.terms import first_clip, next_clip, parts_of, ring_plan, run_name
 from fedproxy_secure.proxy_intake import store as proxy_store
 from fedproxy_secure.proxy_intake.files import folder_sha256
+from fedproxy_secure.record.contribution import contribution
+from fedproxy_secure.record.private import PrivateRound, PrivateState
 from fedproxy_secure.secagg.control import Control
+from fedproxy_secure.secagg.selftest.rehearsal import identities, ring, terms_for
 from tests.support.masked_clients import changed
 from tests.support.masked_rounds import Wrapped, with_
 from tests.support.tiny import save_tiny
@@ -215,3 +224,46 @@ def test_a_weight_from_the_last_step_stays_in_its_range_whatever_step_a_server_m
     previous = (update * np.float32(1e3)).astype(np.float64) * scale
     _, control = parts_of(trained, job, sizes, plan, previous=previous.astype(np.float32))
     assert np.exp(-1) <= control.weight <= 1
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_client_absent_from_the_last_round_weighs_no_more_than_one_that_was_in_it(
+    world, tmp_path, absent
+):
+    job = with_(world[0], "h_ties", weights="self")
+    rng = np.random.default_rng(0)
+    first, second = (np.float32(1e-3) * rng.standard_normal(500).astype(np.float32) for _ in range(2))
+    start, step = np.zeros(500, np.float32), second + first
+    create_journal(tmp_path, "c0")
+    identity = fresh_secret()
+    terms = terms_for(ring(5, 500), identities(5)[1])
+    rounds = {}
+    for number, adapter, vector in ((0, start, first), (1, step, second)):
+        if absent and number == 0:
+            continue
+        journal = Journal(folder=tmp_path, client="c0")
+        now = replace(terms, round=number)
+        asked = Attempt(
+            run="r",
+            round=number,
+            attempt=0,
+            context=attempt_id(now),
+            clip=1.0,
+            broadcast_sha256=b"b" * 32,
+            cohort=now.cohort,
+        )
+        journal.begin(asked)
+        store = RoundMemoryStore(journal=journal, identity=identity, terms=now, run="r")
+        update = ClientUpdate(client="c0", update=vector, loss=0.0, steps=2, seconds=0.0, truncated=0)
+        kept = store.keep(RoundMemory(update=update, previous=store.last_step(adapter), start=adapter))
+        rounds[number] = PrivateRound(update=vector, used=np.arange(1))
+        values, weight = trimmed(vector, job, previous=kept.previous)
+        state = PrivateState(client="c0", train=(), holdout=(), canaries=(), rounds=dict(rounds))
+        recorded = contribution(state, number, job, {0: start, 1: step})
+        np.testing.assert_array_equal(recorded, np.float32(weight) * values)
+        if number == 0:
+            assert weight == 1
+    cosine = 0.0 if absent else second @ step / np.linalg.norm(second) / np.linalg.norm(step)
+    assert weight == pytest.approx(np.exp(cosine - 1), rel=1e-5)
+    share = job.fusion.r0 - job.fusion.delta * (1 - cosine)
+    assert np.count_nonzero(values) == pytest.approx(500 * share, abs=2)
