@@ -6,6 +6,8 @@ trains again has released two trainings on the same records, but the new ledgers
 
 from __future__ import annotations
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from fedproxy_secure.runtime.artifacts import RunFolder
 from fedproxy_secure.runtime.files.names import AUDIT_LOG, FEDERATION, PRIVACY, PRIVACY_LEDGER, seed_folder
 
 ROUND = "round"  # the event
+_Events = defaultdict[tuple[str, Any], Counter[str]]  # (client, round) -> how often each event was paid for
 ADDS_UP = "with private training choose another --out, and add the epsilons"
 
 
@@ -37,26 +40,34 @@ def has_spent(entries: Sequence[Entry], seed: object) -> bool:
 
 
 def check_ledgers(folder: Path, entries: Sequence[Entry], seed: int) -> None:
-    """Raise `AuditError` if the log says that a client paid for a round, but its ledger does not."""
-    in_ledgers = {
-        (client, line.get("round")) for client, lines in _ledgers(folder, seed).items() for line in lines
-    }
-    if missing := sorted(_paid(entries, seed) - in_ledgers):
-        client, number = missing[0]
-        raise AuditError(
-            f"{seed_folder(seed)}: {AUDIT_LOG} says that {client} paid for round {number}, which its "
-            f"ledger in the seed's folder does not have; put the folder back; {ADDS_UP}"
-        )
+    """Raise `AuditError` unless ledgers have each event that the log says was paid for, or more."""
+    in_ledgers: _Events = defaultdict(Counter)
+    for client, lines in _ledgers(folder, seed).items():
+        for line in lines:
+            in_ledgers[client, line.get("round")][_text(line.get("event"))] += 1
+    for (client, number), paid in sorted(_paid(entries, seed).items()):
+        if (client, number) not in in_ledgers or paid - in_ledgers[client, number]:
+            raise AuditError(
+                f"{seed_folder(seed)}: {AUDIT_LOG} says that {client} paid for round {number}, which its "
+                f"ledger in the seed's folder does not have so; put the folder back; {ADDS_UP}"
+            )
 
 
-def _paid(entries: Sequence[Entry], seed: object) -> set[tuple[str, int]]:
-    paid = set()
+def _paid(entries: Sequence[Entry], seed: object) -> _Events:
+    """Return what was paid by (client, round); of a round logged twice, the most of each event."""
+    paid: _Events = defaultdict(Counter)
     for entry in entries:
         number, spends = entry.body.get("round"), entry.body.get("spends")
         # a log may be damaged, or somebody else's
         if entry.event == ROUND and entry.body.get("seed") == seed and type(number) is int:
-            paid |= {(str(client), number) for client in (spends if isinstance(spends, dict) else ())}
+            for client, events in (spends if isinstance(spends, dict) else {}).items():
+                paid[str(client), number] |= Counter(map(_text, events if isinstance(events, list) else ()))
     return paid
+
+
+def _text(event: Any) -> str:
+    """Return one text for equal events, which are plain values."""
+    return json.dumps(event, sort_keys=True)
 
 
 def _ledgers(folder: Path, seed: int) -> dict[str, list[dict[str, Any]]]:

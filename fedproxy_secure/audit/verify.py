@@ -46,6 +46,8 @@ from fedproxy_secure.runtime.files.names import (
 )
 from fedproxy_secure.runtime.untrusted import parse_json, read_plain_file
 
+# events of a seed's beginning and end
+ENDS = ("started", FINISHED)
 MOST_BELOW = 4  # most logs above a log; a matrix's cells have one above them
 # files that change without a signature: a suite's notes, a cell's mark, what a run is doing now
 EXEMPT = (ATTACK_EVENTS, CELL_DONE, RUNNING)
@@ -173,8 +175,9 @@ def _problems_of(folder: Path, name: str, sha256: str, where: str) -> list[str]:
 
 
 def _finished(entries: Sequence[Entry]) -> set[str]:
-    seeds = [e.body.get("seed") for e in entries if e.event == FINISHED]
-    return {seed_folder(seed) for seed in seeds if type(seed) is int}  # a text could name another folder
+    """Return the folders of seeds that finished and did not begin again since."""
+    last = {e.body["seed"]: e.event for e in entries if e.event in ENDS and type(e.body.get("seed")) is int}
+    return {seed_folder(seed) for seed, event in last.items() if event == FINISHED}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """The files that an audit log vouches for, and whether they are on the disk as it has them.
 
 A log vouches for a file by the SHA-256 in its last `finished` or `files` event that names the file. After a
-`reopened` event, the file may change, and nothing vouches for it until the next `files` event. A file that
-an `erased` event names must not exist any more.
+`reopened` event, the file may change, and nothing vouches for it until the next such event; of a seed that
+begins again, the log reopens only files that are gone. A file that an `erased` event names must not exist
+any more.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from pathlib import Path, PurePosixPath
 
 from fedproxy_secure.audit.chain import Entry
 from fedproxy_secure.audit.examine import examine, log_if_there
-from fedproxy_secure.audit.seal import SETTINGS, file_sha256
+from fedproxy_secure.audit.seal import SETTINGS, everything_below, file_sha256
 from fedproxy_secure.audit.spending import ADDS_UP, has_spent
 from fedproxy_secure.errors import AuditError
 from fedproxy_secure.runtime.files.names import (
     ATTACK_FILES,
     ATTACKS,
     AUDIT_LOG,
+    CELLS,
     FEDERATION,
+    HEALING,
     LEAKAGE,
     RESULT,
     ROUNDS,
+    SEED_PREFIX,
     seed_folder,
 )
 
@@ -32,6 +36,8 @@ FINISHED, FILES, INNER, TRACED = "finished", "files", "inner", "traced"  # event
 REOPENED, ERASED = "reopened", "erased"
 # files of a finished seed that a report of a later process reads
 READ_AGAIN = (RESULT, f"{FEDERATION}/{ROUNDS}", f"{FEDERATION}/{LEAKAGE}")
+# ends of names of files that are removed once the log has a seed's end, before its result is written
+LEFT_BY_A_KILL = (f"/{HEALING}", ".failed.jsonl")
 _Records = dict[str, tuple[str, int]]  # path -> (SHA-256 in hex, line of the log from 1)
 
 
@@ -117,13 +123,62 @@ def check_read_again(folder: Path, entries: Sequence[Entry], seed: int, *, remed
             raise AuditError(f"{folder / name}: is not as {AUDIT_LOG} has it; {remedy}")
 
 
+def check_begun(folder: Path, entries: Sequence[Entry], seed: int) -> list[str]:
+    """Check what is left of a seed that had finished, before it goes on; return its files that are gone.
+
+    If only the result is gone, as after a kill before it was written, all else must be as the log has it;
+    if the whole folder is gone, the seed begins anew. Else whoever deletes a result could alter what the
+    next process computes it from. Once the seed went on, files that were gone are its own to write.
+
+    Raises `AuditError` if a file was altered, added, or, unlike the result, deleted alone.
+    """
+    name = seed_folder(seed)
+    result = f"{name}/{RESULT}"
+    logged = {n: r for n, r in vouched_files(entries, by=(FINISHED,)).items() if n.startswith(f"{name}/")}
+    present = set(everything_below(folder, name))
+    gone = sorted(logged.keys() - present)
+    if not present:
+        return gone
+    try:
+        for file, (sha256, line) in logged.items():
+            if file in present or (result in logged and file != result):
+                check_file(folder, file, sha256, f"line {line} of {AUDIT_LOG}")
+        if result in logged:
+            lists = [e.body["keys"] for e in entries if e.event == FINISHED and e.body["seed"] == seed]
+            for file in sorted(present.difference(logged, *lists)):
+                if not file.endswith(LEFT_BY_A_KILL):
+                    raise AuditError(f"{file}: was added: {AUDIT_LOG} does not have it")
+    except AuditError as error:
+        raise AuditError(f"{error}; {remedy_for_seed(entries, seed)}") from error
+    return gone
+
+
+def check_beside_seeds(folder: Path, entries: Sequence[Entry]) -> None:
+    """Raise `AuditError` if settings or findings are not as the log has them; findings may be gone."""
+    for name, (sha256, _) in vouched_files(entries, by=(FILES,)).items():
+        present_sha256 = sha256_if_there(folder / name)
+        if present_sha256 != sha256 and (present_sha256 is not None or name in SETTINGS):
+            raise AuditError(f"{folder / name}: is not as {AUDIT_LOG} has it; {remedy_for(folder, name)}")
+
+
+def check_unlogged(folder: Path) -> None:
+    """Raise `AuditError` if a folder without a log has seeds or cells: nothing says who wrote them."""
+    found = sorted(p.relative_to(folder) for p in folder.glob(f"{SEED_PREFIX}*"))
+    found += sorted(p.relative_to(folder) for p in folder.glob(f"{CELLS}/*"))
+    if found:
+        raise AuditError(
+            f"{folder / AUDIT_LOG}: is missing, but {found[0]} is there; put the log back, or choose "
+            "another --out"
+        )
+
+
 def remedy_for_seed(entries: Sequence[Entry], seed: int) -> str:
     """Return what to do about an altered file of a finished seed, as a phrase."""
     if any(e.event == TRACED and e.body["seed"] == seed for e in entries):
         return "put it back, or choose another --out"  # the key of its copies lies in the seed's folder
     if has_spent(entries, seed):
         return f"put it back; {ADDS_UP}"
-    return f"put it back, or delete {seed_folder(seed)} and resume"
+    return f"put it back, or delete the whole folder {seed_folder(seed)} and resume"
 
 
 def remedy_for_cell(entries: Sequence[Entry], name: str) -> str:

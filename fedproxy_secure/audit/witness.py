@@ -7,10 +7,9 @@
     traced     what a traced proxy's code depends on: the commitment to its key, and the clients' names
     roster     hash and names of those who may take part, where updates are masked
     round      who took part, and what each spent of its privacy (the mechanism's events)
-    finished   a seed's epsilon by client, the SHA-256 of all its files, models included, and the names of
-               clients' keys among them
+    finished   a seed's epsilon by client, SHA-256 of all its files, models included, names of clients' keys
     files      settings, environment, findings of attacks: whatever else the report depends on
-    reopened   files that may change again, because the run is attacked again
+    reopened   files that may change again: the run is attacked again, or a seed is trained again
     erased     files that were deleted after the run: its transcript
     inner      the head of a log below this one: that of a matrix's cell
     aborted    the error that ended the run, and its reason
@@ -50,13 +49,14 @@ from fedproxy_secure.audit.vouched import (
     INNER,
     REOPENED,
     TRACED,
+    check_begun,
+    check_beside_seeds,
     check_file,
     check_finished_seeds,
     check_read_again,
-    remedy_for,
+    check_unlogged,
     remedy_for_cell,
     remedy_for_seed,
-    sha256_if_there,
     vouched_files,
 )
 from fedproxy_secure.config import Config
@@ -70,6 +70,7 @@ from fedproxy_secure.runtime.files.names import (
     AUDIT_LOG,
     BASELINES,
     FEDERATION,
+    HEALING,
     RESULT,
     ROSTER,
     ROUNDS,
@@ -97,23 +98,17 @@ class Witness:
 
         Raises `AuditError` if the log or a finished seed was altered, `ConfigError` without the key.
         """
-        path = folder.path / AUDIT_LOG
-        resuming = path.exists()
+        resuming = (folder.path / AUDIT_LOG).exists()
         done = [s for s in config.seeds if (folder.path / seed_folder(s) / RESULT).exists()]
-        if done and not resuming:
-            finished = seed_folder(done[0])
-            raise AuditError(f"{path}: is missing, but {finished} is finished; choose another --out")
+        if not resuming:
+            check_unlogged(folder.path)
         key = run_key(folder.path, config.audit.signing_key, make=not resuming)
         invocation = {"command": command, "environment": environment()}
         log = AuditLog.open(folder, key, {"config_sha256": config.sha256(), **invocation})
         witness = cls(log=log, resumed={"finished": done, **invocation} if resuming else None)
         for seed in done:
             check_read_again(folder.path, log.entries, seed, remedy=remedy_for_seed(log.entries, seed))
-        for name, (sha256, _) in vouched_files(log.entries, by=(FILES,)).items():
-            present_sha256 = sha256_if_there(folder.path / name)
-            if present_sha256 != sha256 and (present_sha256 is not None or name in SETTINGS):
-                remedy = remedy_for(folder.path, name)
-                raise AuditError(f"{folder.path / name}: is not as {AUDIT_LOG} has it; {remedy}")
+        check_beside_seeds(folder.path, log.entries)
         return witness
 
     @property
@@ -140,12 +135,17 @@ class Witness:
     def started(self, seed: int) -> None:
         """Log that a seed begins, or continues where it was killed; its earlier findings are forgotten.
 
-        Raises `AuditError` if the log has rounds that were paid for but are in no ledger any more.
+        Raises `AuditError` if ledgers lack what the log has, or a seed that had finished was altered.
         """
+        name = seed_folder(seed)
         check_ledgers(self.folder, self.log.entries, seed)
+        sweep(self.folder, name)
+        if gone := check_begun(self.folder, self.log.entries, seed):
+            self._add(REOPENED, files=gone)
+            (self.folder / name / HEALING).unlink(missing_ok=True)  # a finished seed has none: not its own
         self.at = seed
         self.reopen(*ATTACK_FILES)
-        forget_seed(self.folder, seed_folder(seed))
+        forget_seed(self.folder, name)
         self._add("started", seed=seed, rounds=len(self._rounds(seed)))
 
     def traced(self, seed: int, facts: Mapping[str, Any]) -> None:

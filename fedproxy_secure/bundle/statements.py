@@ -15,7 +15,7 @@ from fedproxy_secure import __version__
 from fedproxy_secure.bundle.archive import POLICY, PRIVACY, REPORT, VERDICT
 from fedproxy_secure.bundle.envelope import STATEMENT_TYPE
 from fedproxy_secure.bundle.findings import PREDICATE as FINDINGS_PREDICATE
-from fedproxy_secure.gate.verdict import Judgement, Verdict
+from fedproxy_secure.gate.verdict import Judgement, Verdict, worst_of
 
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 CONTENTS_PREDICATE = "urn:fedproxy-secure:bundle-contents:v0.1"
@@ -65,9 +65,13 @@ def gate_statement(judgement: Judgement, files: Mapping[str, bytes]) -> dict[str
     """Return the gate's verdict as a test result.
 
     PASSED: every rule is kept. FAILED: a rule is broken. WARNED: evidence is missing or inconclusive, which
-    the gate does not let pass either.
+    the gate does not let pass either. A rule of several rows, such as one for several attacks, is one test
+    with the worst of their verdicts.
     """
-    rows = {f"{row.configuration}: {row.rule}": row.verdict for row in judgement.rows}
+    rows: dict[str, Verdict] = {}
+    for row in judgement.rows:
+        name = f"{row.configuration}: {row.rule}"
+        rows[name] = worst_of([row.verdict, rows.get(name, row.verdict)])
     undecided = (Verdict.MISSING, Verdict.INCONCLUSIVE)
     predicate = {
         "result": {0: "PASSED", 1: "FAILED"}.get(judgement.exit_code, "WARNED"),

@@ -73,11 +73,17 @@ def spent(events: Sequence[Event], *, delta: float) -> Spent:
     if min(e.noise_multiplier for e in gaussian) == 0:
         return Spent(epsilon=math.inf, delta=delta, accountant="rdp", rdp=math.inf, prv=None)
     history, accountant_delta = _merged(gaussian), delta * (1 - SAMPLER_SHARE)
-    rdp = _rdp_epsilon(history, accountant_delta)
+    rdp = _at_least_zero(_rdp_epsilon(history, accountant_delta))
     prv = _prv_epsilon(history, accountant_delta, about=rdp)
+    prv = None if prv is None else _at_least_zero(prv)
     if prv is not None and prv < rdp:
         return Spent(epsilon=prv, delta=delta, accountant="prv", rdp=rdp, prv=prv)
     return Spent(epsilon=rdp, delta=delta, accountant="rdp", rdp=rdp, prv=prv)
+
+
+def _at_least_zero(bound: float) -> float:
+    """Return 0 for a negative bound, as accountants return where delta alone covers the cost; NaN stays."""
+    return 0.0 if bound < 0 else bound
 
 
 @lru_cache(maxsize=1024)

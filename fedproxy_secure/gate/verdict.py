@@ -69,7 +69,7 @@ class Judgement:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of all lines."""
-        return _worst(row.verdict for row in self.rows)
+        return worst_of(row.verdict for row in self.rows)
 
     @property
     def exit_code(self) -> int:
@@ -109,6 +109,7 @@ def by_how_much(estimate: Estimate, side: Side, verdict: Verdict, excess: float 
     return f"the whole interval lies beyond the bound; its unfavourable end {beyond}"
 
 
-def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+def worst_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the worst of some verdicts; without any, evidence is missing."""
     present = set(verdicts)
     return next((v for v in Verdict if v in present), Verdict.MISSING)

@@ -15,6 +15,7 @@ stack.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -135,13 +136,13 @@ class RunFolder:
         """Add one line of JSON and flush it to the disk.
 
         A last line that a crash left unfinished is dropped first. Raises `RunFolderError` if the line
-        cannot be written; the file is then unchanged.
+        cannot be written, or the file is a link; the file is then unchanged.
         """
         path = self.path / name
         line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             with open(os.open(path, flags, 0o600 if self.private else 0o666), "ab+", buffering=0) as file:
                 if self.private:
                     os.fchmod(file.fileno(), 0o600)  # an existing file may have any mode
@@ -156,6 +157,8 @@ class RunFolder:
                     file.truncate(end)
                     raise
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise RunFolderError(f"{path}: is a link; must be a file; delete the link") from error
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
         return path
 

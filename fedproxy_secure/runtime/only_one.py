@@ -3,13 +3,15 @@
     running.json    id and start of the process that holds the folder; removed on release
 
 Guarantees: at most one holder, threads of one process included. The operating system frees the lock when
-its holder ends in any way, so no stale lock remains, and no program that the holder has started keeps it.
+its holder ends in any way, so no stale lock remains, and no program that the holder has started keeps it. A
+link in the file's place is refused.
 Not guaranteed: between machines on a network file system that locks on each machine separately, or after
 the file is deleted while it is held.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,7 +24,7 @@ from typing import BinaryIO
 from fedproxy_secure.errors import FolderInUse, RunFolderError
 from fedproxy_secure.runtime.files.locks import locked, waited_for
 from fedproxy_secure.runtime.files.names import RUNNING
-from fedproxy_secure.runtime.untrusted import parse_json
+from fedproxy_secure.runtime.untrusted import no_link, parse_json
 
 MOST_BYTES = 4096  # most bytes of the file that are read
 WAIT_S = 0.6  # above 0, because `running` holds the lock for a moment, too
@@ -77,7 +79,7 @@ def only_run_in(folder: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
 def running(folder: Path) -> int | None:
     """Return the id of the process that holds a folder, or None."""
     try:
-        with (folder / RUNNING).open("rb") as file:
+        with open(folder / RUNNING, "rb", opener=no_link) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -90,11 +92,13 @@ def running(folder: Path) -> int | None:
 def _held(path: Path) -> BinaryIO | None:
     """Return the file, open and locked, or None if another process holds it or has just released it."""
     try:
-        file = path.open("a+b")  # started programs do not inherit it
+        file = open(path, "a+b", opener=no_link)  # noqa: SIM115 - started programs do not inherit it
     except OSError as error:
+        if error.errno == errno.ELOOP:  # else the file that it points to would be emptied
+            raise RunFolderError(f"{path}: is a link; must be a file; delete the link") from error
         raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
     try:
-        if locked(file.fileno()) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        if locked(file.fileno()) and os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
             return file
     except FileNotFoundError:
         pass

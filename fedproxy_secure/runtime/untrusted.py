@@ -91,7 +91,7 @@ def read_plain_file(path: Path, *, most: int = MOST_BYTES) -> bytes:
     `most` bytes.
     """
     try:
-        with open(path, "rb", opener=_no_link) as file:
+        with open(path, "rb", opener=no_link) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("is no file")
             raw = file.read(most + 1)
@@ -104,8 +104,9 @@ def read_plain_file(path: Path, *, most: int = MOST_BYTES) -> bytes:
     return raw
 
 
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+def no_link(path: str, flags: int) -> int:
+    """Open a file as `open` does without an `opener`, but neither through a link nor waiting for a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`

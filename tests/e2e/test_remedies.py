@@ -29,7 +29,7 @@ def test_a_run_goes_on_once_a_file_that_was_altered_is_put_back_or_its_seed_is_d
         file = tmp_path / "run/seed-0" / name
         good = file.read_bytes()
         file.write_text("{}\n")
-        with pytest.raises(AuditError, match=f"{name}.*put it back, or delete seed-0 and resume"):
+        with pytest.raises(AuditError, match=f"{name}.*or delete the whole folder seed-0 and resume"):
             run(config, tmp_path / "run", resume=True, command="c")
         file.write_bytes(good)
     assert run(config, tmp_path / "run", resume=True, command="c").rows == before.rows

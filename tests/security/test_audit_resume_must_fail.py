@@ -114,8 +114,52 @@ def test_a_run_does_not_sign_a_result_whose_line_was_cut_off(run):
 
 def test_a_finished_run_without_its_log_gets_no_new_one(run):
     (run / AUDIT_LOG).unlink()
-    with pytest.raises(AuditError, match=r"audit\.jsonl: is missing, but seed-0 is finished"):
+    with pytest.raises(AuditError, match=r"audit\.jsonl: is missing, but seed-0 is there"):
         Witness.open(RunFolder(path=run), CONFIG, command="c")
+
+
+def altered(file):
+    file.write_bytes(b"altered")
+
+
+def deleted(file):
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("federation/rounds.jsonl", altered),
+        ("federation/rounds.jsonl", deleted),
+        ("fused/model.safetensors", altered),
+        ("federation/state.safetensors", altered),  # the log does not have it
+    ],
+)
+def test_a_seed_whose_result_was_deleted_does_not_go_on_from_files_that_were_altered(run, name, damage):
+    """Else whoever deletes the result has the owner's key sign what he put beside it."""
+    (run / "seed-0/result.json").unlink()
+    damage(run / "seed-0" / name)
+    witness = Witness.open(RunFolder(path=run), CONFIG, command="c")
+    before = (run / AUDIT_LOG).read_bytes()
+    with pytest.raises(AuditError, match=f"{name}: .* or delete the whole folder seed-0 and resume"):
+        witness.started(0)
+    assert (run / AUDIT_LOG).read_bytes() == before
+
+
+def test_a_seed_that_was_killed_before_its_result_was_written_goes_on(run):
+    (run / "seed-0/result.json").unlink()
+    (run / "seed-0/healing.safetensors").write_bytes(b"not removed yet, or planted")
+    Witness.open(RunFolder(path=run), CONFIG, command="c").started(0)
+    assert not (run / "seed-0/healing.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["seed-0/federation/state.safetensors", "cells/a/seed-0/result.json"])
+def test_a_folder_without_its_log_does_not_go_on_from_what_nobody_vouches_for(tmp_path, name):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    folder.write_bytes(name, b"anybody's")
+    with pytest.raises(AuditError, match=r"audit\.jsonl: is missing, but .* is there; put the log back"):
+        Witness.open(folder, CONFIG, command="c")
+    assert not (folder.path / AUDIT_LOG).exists()
 
 
 def test_a_run_without_its_key_does_not_go_on(run):

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import ive
 from scipy.stats import norm
 
+from fedproxy_secure.dp import accounting
 from fedproxy_secure.dp.accounting import (
     discrete_rdp,
     noise_multiplier_for,
@@ -17,6 +18,7 @@ from fedproxy_secure.dp.accounting import (
 )
 from fedproxy_secure.dp.discrete import DISTANCE
 from fedproxy_secure.dp.events import DiscreteSum, SampledGaussian, from_fields, to_fields
+from fedproxy_secure.dp.guarantees import guarantees, rounded_up
 from fedproxy_secure.errors import ConfigError, DataError
 
 DELTA = 1e-5
@@ -58,6 +60,27 @@ def test_the_tighter_accountant_counts_and_both_are_kept():
     cost = spent([gaussian(1.0, 0.02, 300)], delta=DELTA)
     assert cost.accountant == "prv"
     assert cost.epsilon == cost.prv < cost.rdp
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("bounds", [(-0.0009, 0.2), (-0.2, -0.1), (0.3, -1e-17)])
+def test_an_epsilon_below_nothing_is_nothing_and_can_be_reported(monkeypatch, bounds):
+    """Where delta alone covers the cost, accountants return negative numbers."""
+    rdp, prv = bounds
+    monkeypatch.setattr(accounting, "_rdp_epsilon", lambda history, delta: rdp)
+    monkeypatch.setattr(accounting, "_prv_epsilon", lambda history, delta, *, about: prv)
+    cost = spent([gaussian()], delta=DELTA)
+    assert (cost.epsilon, cost.rdp, cost.prv) == (0.0, max(0.0, rdp), max(0.0, prv))
+    assert rounded_up(cost.epsilon) == "0"
+    shown = guarantees(
+        "record", epsilon=cost.epsilon, delta=DELTA, clip_norm=1.0, mechanism="skellam", simulated=False
+    )
+    assert shown
+
+
+@pytest.mark.torch
+def test_so_much_noise_that_delta_covers_it_costs_nothing():
+    assert spent([gaussian(59.0, 0.25, 2)], delta=0.03).epsilon == 0.0
 
 
 @pytest.mark.torch

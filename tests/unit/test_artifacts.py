@@ -232,3 +232,16 @@ def test_of_a_secret_that_was_being_written_when_a_kill_came_nothing_is_left_aft
         assert len(os.listdir(tmp_path)) == 1
     write_bytes(tmp_path / "a.key", b"second", private=True)
     assert os.listdir(tmp_path) == ["a.key"]
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_no_line_is_added_through_a_link(tmp_path, private):
+    """Else a folder that somebody else filled could have a file outside it written to."""
+    other = tmp_path / "other.txt"
+    other.write_text("the owner's")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/rounds.jsonl").symlink_to(other)
+    folder = RunFolder(path=tmp_path / "run", private=private)
+    with pytest.raises(RunFolderError, match=r"rounds\.jsonl: is a link; must be a file"):
+        folder.append_jsonl("rounds.jsonl", {"round": 0})
+    assert other.read_text() == "the owner's"

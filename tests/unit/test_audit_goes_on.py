@@ -8,9 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fedproxy_secure.audit.chain import parse_line
+from fedproxy_secure.audit.examine import examine, read_log
 from fedproxy_secure.audit.log import AuditLog
 from fedproxy_secure.audit.tracing import find_leak, only_seed
-from fedproxy_secure.audit.verify import verify_run
+from fedproxy_secure.audit.verify import check_files, verify_run
 from fedproxy_secure.audit.vouched import check_finished_seeds, vouched_files
 from fedproxy_secure.audit.witness import Witness, reopen_findings
 from fedproxy_secure.config import parse_config
@@ -79,10 +80,46 @@ def test_a_file_of_a_finished_seed_that_was_altered_is_named_with_a_remedy(tmp_p
     more = {"federation/rounds.jsonl": b'{"round": 0}\n', "federation/ledger.jsonl": b'{"round": 0}\n'}
     run = signed_run(tmp_path, more=more).folder
     damage(run / "seed-0/federation" / name)
-    with pytest.raises(AuditError, match="put it back, or delete seed-0 and resume"):
+    with pytest.raises(AuditError, match="put it back, or delete the whole folder seed-0 and resume"):
         Witness.open(RunFolder(path=run), CONFIG, command="c")
     shutil.rmtree(run / "seed-0")
     Witness.open(RunFolder(path=run), CONFIG, command="c").started(0)
+
+
+def test_a_run_whose_seed_was_deleted_and_trained_anew_is_whole_again(tmp_path):
+    """Files of the first training are gone, and those named by their content have other names now."""
+    run = signed_run(tmp_path, more={"federation/blobs/aa": b"aa"}).folder
+    shutil.rmtree(run / "seed-0")
+    folder = RunFolder(path=run)
+    Witness.open(folder, CONFIG, command="c").started(0)
+    folder.write_bytes("seed-0/federation/blobs/bb", b"bb")
+    killed = check_files(run, lines := read_log_entries(run), known=set())
+    assert not killed.problems
+    assert killed.unfinished == ["seed-0: did not finish"]
+    assert not any(name.startswith("seed-0/") for name in vouched_files(lines))
+    witness = Witness.open(folder, CONFIG, command="c")
+    witness.started(0)
+    witness.finished(0, b"{}", epsilon={})
+    witness.settle()
+    witness.sign()
+    check_finished_seeds(run)
+    assert not check_files(run, read_log_entries(run), known=set()).problems
+
+
+def test_files_that_stay_when_a_seed_goes_on_are_still_vouched_for(tmp_path):
+    """Else whoever deletes a result could alter the rest once the seed has begun again."""
+    run = signed_run(tmp_path).folder
+    (run / "seed-0/result.json").unlink()
+    Witness.open(RunFolder(path=run), CONFIG, command="c").started(0)
+    assert not verify_run(run).problems
+    (run / "seed-0/fused/model.safetensors").write_bytes(b"altered")
+    assert [p for p in verify_run(run).problems if "fused/model.safetensors: was altered" in p]
+    with pytest.raises(AuditError, match=r"fused/model\.safetensors: was altered"):
+        Witness.open(RunFolder(path=run), CONFIG, command="c").started(0)
+
+
+def read_log_entries(run):
+    return examine(read_log(run)).entries
 
 
 def test_a_traced_seed_is_not_to_be_deleted_since_the_key_of_its_copies_lies_in_it(tmp_path):

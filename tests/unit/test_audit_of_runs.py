@@ -181,13 +181,13 @@ def test_rounds_that_are_run_again_from_an_older_state_are_told_again(tmp_path):
 def test_what_a_client_spent_stands_beside_its_round(tmp_path):
     config = parse_config({"seeds": [0]})
     folder = RunFolder.create(tmp_path / "run", config)
+    witness = Witness.open(folder, config, command="c")
     ledgers = "seed-0/federation/privacy/clinic.ledger.jsonl"
     folder.append_jsonl(ledgers, {"schema_version": 1})
     folder.append_jsonl(ledgers, {"round": 0, "inputs": "00", "event": {"noise_multiplier": 1.5}})
     (folder.path / "seed-0/federation/privacy/clinic.noise.key").write_text("secret")
     folder.append_jsonl("seed-0/federation/rounds.jsonl", {"round": 0, "participants": ["clinic"]})
     folder.append_jsonl("seed-0/federation/ledger.jsonl", {"round": 0})
-    witness = Witness.open(folder, config, command="c")
     witness.started(0)
     witness.round(0, {"round": 0, "participants": ["clinic"]})
     witness.finished(0, b"{}", epsilon={"clinic": 3.25})

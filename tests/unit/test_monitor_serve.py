@@ -20,7 +20,7 @@ from fedproxy_secure.errors import ConfigError
 from fedproxy_secure.monitor import serve
 from fedproxy_secure.monitor.events import Event
 from fedproxy_secure.monitor.metrics import metrics
-from fedproxy_secure.monitor.page import page
+from fedproxy_secure.monitor.page import page, tables
 from fedproxy_secure.monitor.serve import MOST_AT_ONCE, served
 from fedproxy_secure.monitor.state import FederationStatus, Spending
 
@@ -152,6 +152,12 @@ def test_a_name_with_quotes_and_line_breaks_cannot_add_a_metric():
     values, _ = samples(replace(OWNER, name=name))
     assert values["fedproxy_party_info", name, "owner"] == 1
     assert values["fedproxy_healthy",] == 1
+
+
+def test_an_epsilon_of_nothing_is_shown_as_such():
+    free = replace(SITE, spending=Spending(epsilon=0.0, limit=8.0, delta=1e-5))
+    assert samples(free)[0]["fedproxy_epsilon_spent",] == 0.0
+    assert ("Epsilon so far", "0") in tables(free)["Privacy spent by this site"]
 
 
 def test_infinite_epsilon_is_shown_as_such():

@@ -48,6 +48,17 @@ def test_a_second_holder_is_refused_by_name_and_leaves_the_folder_as_it_was(tmp_
     assert everything(tmp_path) == {}
 
 
+def test_a_link_in_the_locks_place_is_refused_and_what_it_points_to_stays(tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("the owner's")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUNNING).symlink_to("../other.txt")
+    with pytest.raises(RunFolderError, match=r"running\.json: is a link"), only_run_in(tmp_path / "run"):
+        pass
+    assert other.read_text() == "the owner's"
+    assert running(tmp_path / "run") is None
+
+
 def test_an_error_lets_the_folder_go(tmp_path):
     with pytest.raises(ValueError, match="x"), only_run_in(tmp_path):
         raise ValueError("x")

@@ -13,9 +13,12 @@ from fedproxy_secure.audit.keys import make_key, own_key_file
 from fedproxy_secure.bundle import archive, claims
 from fedproxy_secure.bundle.archive import read_archive
 from fedproxy_secure.bundle.build import make_bundle
+from fedproxy_secure.bundle.statements import gate_statement
 from fedproxy_secure.cli.app import app
 from fedproxy_secure.crypto.primitives import key_id
 from fedproxy_secure.errors import AuditError, ConfigError
+from fedproxy_secure.gate.policy import parse_policy
+from fedproxy_secure.gate.verdict import Judged, Judgement, Verdict
 from tests.support.bundles import RESEARCH, STATEMENTS
 from tests.support.signed_run import signed_run
 from threat_models import every as every_threat_model
@@ -26,6 +29,24 @@ def command(*arguments):
 
 
 # --- the whole
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("worse", "listed"), [(Verdict.FAILED, "failedTests"), (Verdict.MISSING, "warnedTests")]
+)
+def test_a_rule_of_several_rows_is_listed_once_with_the_worst_of_their_verdicts(order, worse, listed):
+    """Else a signed statement would list a broken rule as passed, by the last attack that it names."""
+    rule = "resist: [A2, A3]"
+    policy = parse_policy(f"schema_version: 1\nrules:\n  - {rule}\n".encode(), Path("p.yaml"))
+    rows = tuple(
+        Judged(rule=rule, configuration="c", verdict=verdict, why="of one attack")
+        for verdict in (worse, Verdict.PASSED)[::order]
+    )
+    files = dict.fromkeys((archive.POLICY, archive.REPORT, archive.VERDICT), b"")
+    predicate = gate_statement(Judgement(policy=policy, rows=rows), files)["predicate"]
+    lists = {name: predicate[name] for name in ("passedTests", "warnedTests", "failedTests")}
+    assert lists == {key: [] for key in lists} | {listed: [f"c: {rule}"]}
 
 
 def test_what_the_command_packs_the_other_command_verifies_with_the_public_key_alone(run, tmp_path):
