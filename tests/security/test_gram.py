@@ -108,9 +108,11 @@ def sketches_of_one_update(monkeypatch, update, terms):
 
 
 def shortest_fit(sketches, seeds, d):
-    """The shortest vector with these sketches , nearly, by conjugate gradients."""
-    maps = [np.random.default_rng(list(s)) for s in seeds]
-    maps = [(r.integers(SKETCH, size=d), 2.0 * r.integers(2, size=d) - 1) for r in maps]
+    """The shortest vector with these sketches, nearly, by conjugate gradients."""
+    maps = []
+    for seed in seeds:
+        rng = np.random.default_rng(list(seed))
+        maps.append((rng.integers(SKETCH, size=d), 2.0 * rng.integers(2, size=d) - 1))
 
     def down(u):
         return [np.bincount(p, weights=s * u, minlength=SKETCH) for p, s in maps]
