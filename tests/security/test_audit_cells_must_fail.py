@@ -21,9 +21,9 @@ from tests.support.sample_report import sample_report
 def finished_matrix(finished, tmp_path_factory):
     """A matrix whose one cell is `finished`."""
     out = RunFolder.create(tmp_path_factory.mktemp("finished") / "matrix", CONFIG)
-    shutil.copytree(finished, out.path / "cells" / "a")
     shutil.copy(own_key_file(finished), own_key_file(out.path))
     witness = Witness.open(out, CONFIG, command="fedproxy-secure matrix x")
+    shutil.copytree(finished, out.path / "cells" / "a")
     witness.inner("cells/a")
     witness.inner("cells/a")  # told once
     write_texts(replace(sample_report(), audit_head=witness.settle()), out.path)
