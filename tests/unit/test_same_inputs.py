@@ -22,9 +22,9 @@ from tests.support.run_logs import events
 from tests.support.tiny import save_tiny, tiny_settings
 
 
-def begun(config, out):
+def begun(config, out, kind="run"):
     """A run or matrix that was killed as soon as its log had what it reads."""
-    witness = Witness.open(RunFolder.create(out, config.with_signing_key(None)), config, command="c")
+    witness = Witness.open(RunFolder.create(out, config.with_signing_key(None), kind), config, command="c")
     check_same_inputs(config, witness, load_tasks(config.data))
 
 
@@ -57,7 +57,7 @@ def test_what_goes_on_must_have_the_records_llm_and_public_text_that_it_began_wi
 ):
     swept = {"protections": [PLAINTEXT], "remove_ratios": [0.5], "jobs": 1}
     config = parse_config(tiny_settings(tmp_path, attacks={"suite": "none"}, matrix=swept))
-    begun(config, tmp_path / "out")
+    begun(config, tmp_path / "out", goes_on.__name__)
     change(tmp_path)
     with pytest.raises(
         RunFolderError, match=f"out: began with another {what} than now.*; put that back, or"
