@@ -200,6 +200,11 @@ def check_keys(job: FederationJob, *, policies: bool = True) -> None:
             f"protect.keys={folder}: has no {ROSTER}; must be a folder made by `fedproxy-secure provision`"
         )
     roster = load_roster(folder)
+    if strangers := [c.name for c in job.clients if c.name not in roster.members]:
+        raise ConfigError(
+            f"client {strangers[0]}: is not in the roster of protect.keys={folder}; all clients of a "
+            "secure sum must be; provision keys for them"
+        )
     for client in job.clients:
         load_identity(folder, client.name, roster)
         file = folder / f"{client.name}{POLICY}"

@@ -246,7 +246,7 @@ def test_the_plan_counts_what_a_run_would_use(settings):
     [
         ("compress.remove_ratio=0.95", "remove_ratio=0.95: removes all 4 blocks"),
         ("compress.remove_ration=0.5", "did you mean 'remove_ratio'?"),
-        ("model.path=/no/such/model", "model.path=/no/such/model: cannot be loaded"),
+        ("model.path=/no/such/model", "model.path=/no/such/model: no such folder"),
         ("data.clients.0.task=clasification", "did you mean 'classification'?"),
         ("data.clients.0.source=/no/such/{split}.jsonl", "/no/such/train.jsonl: cannot be read"),
         ("local.steps=many", "local.steps='many'"),

@@ -171,7 +171,7 @@ def test_only_the_findings_of_an_attack_whose_code_has_changed_are_forgotten(tmp
         (("--cells", "coded-lora-sgb*"), "names no cell"),
         (("--attack", "lora_span_token"), "did you mean 'lora_span_tokens'?"),
         (("--profile", "huge"), "must be smoke or standard"),
-        (("--model", "no/such/folder"), "has no weights"),
+        (("--model", "no/such/folder"), "no such folder"),
         (("--against", "no/such.json"), "cannot be read"),
     ],
 )

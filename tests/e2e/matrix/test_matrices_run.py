@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedproxy_secure.audit.witness import Witness
 from fedproxy_secure.config import parse_config
 from fedproxy_secure.errors import RunFolderError
 from fedproxy_secure.experiments.join import join
@@ -192,7 +193,7 @@ def test_a_ceiling_that_failed_is_named_with_its_reason(settings, tmp_path: Path
 def test_a_matrix_forgets_why_something_failed_before_and_logs_what_ends_it(settings, tmp_path: Path):
     own = {"protections": [PLAINTEXT], "remove_ratios": [0.5], "jobs": 1}
     config = parse_config({**settings, "seeds": [0], "matrix": own})
-    RunFolder.create(tmp_path, config, "matrix")
+    Witness.open(RunFolder.create(tmp_path, config, "matrix"), config, command="fedproxy-secure matrix x")
     (cell,), (ceiling,) = cells_of(config)[0], ceilings_of(config)
     places = [tmp_path / cell.folder, tmp_path / BASELINES / ceiling.name]
     for place in places:
