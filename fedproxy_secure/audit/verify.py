@@ -175,7 +175,7 @@ def _problems_of(folder: Path, name: str, sha256: str, where: str) -> list[str]:
 
 
 def _finished(entries: Sequence[Entry]) -> set[str]:
-    """Return the folders of seeds that finished and did not begin again since."""
+    """Return the folders of seeds that have finished and were not begun again afterwards."""
     last = {e.body["seed"]: e.event for e in entries if e.event in ENDS and type(e.body.get("seed")) is int}
     return {seed_folder(seed) for seed, event in last.items() if event == FINISHED}
 

@@ -127,8 +127,9 @@ def check_begun(folder: Path, entries: Sequence[Entry], seed: int) -> list[str]:
     """Check what is left of a seed that had finished, before it goes on; return its files that are gone.
 
     If only the result is gone, as after a kill before it was written, all else must be as the log has it;
-    if the whole folder is gone, the seed begins anew. Else whoever deletes a result could alter what the
-    next process computes it from. Once the seed went on, files that were gone are its own to write.
+    if the whole folder is gone, the seed begins anew. Without this check, whoever deletes a result could
+    alter what the next process computes it from. Once the seed went on, it may write the files that were
+    gone.
 
     Raises `AuditError` if a file was altered, added, or, unlike the result, deleted alone.
     """

@@ -54,9 +54,9 @@ class Compression(ABC):
                 )
 
     def whole(self, compress: CompressConfig) -> str:
-        """Return in which form clients hold the whole LLM, for a report's stamp; "" if they lack a part.
+        """Return how clients hold the whole LLM, in words for a report's stamp; "" if a part is missing.
 
-        The form completes `every client holds the whole LLM`, such as `with weights of 4 bits`. Override it
+        The words complete `every client holds the whole LLM`, such as `with weights of 4 bits`. Override it
         for a compression that can leave everything in the proxy.
         """
         return ""

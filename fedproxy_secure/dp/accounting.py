@@ -82,7 +82,10 @@ def spent(events: Sequence[Event], *, delta: float) -> Spent:
 
 
 def _at_least_zero(bound: float) -> float:
-    """Return 0 for a negative bound, as accountants return where delta alone covers the cost; NaN stays."""
+    """Return a bound on epsilon, or 0 if it is negative.
+
+    Accountants return negative bounds where delta alone covers the cost. NaN stays NaN: it bounds nothing.
+    """
     return 0.0 if bound < 0 else bound
 
 

@@ -149,7 +149,7 @@ def mean_interval(
 def proportion_interval(
     correct: int, n: int, *, metric: str, seeds: Iterable[int], of: str = "records"
 ) -> Estimate:
-    """Return the share `correct / n` with its Wilson interval; `of` says what was counted, in plural.
+    """Return the share `correct / n` with its Wilson interval; `of` names the targets, such as `records`.
 
     Raises `DataError` unless 0 <= correct <= n and n >= 1.
     """

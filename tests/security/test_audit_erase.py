@@ -167,7 +167,7 @@ ALTERED = ["report.json", "report.md", "seed-0/result.json", RECORDS, "config.ya
 
 @pytest.mark.parametrize("name", ALTERED)
 def test_what_was_altered_is_neither_erased_nor_signed(run, name):
-    """Else the owner's key would vouch for what somebody without it wrote."""
+    """Otherwise, the owner's key would vouch for what somebody without it wrote."""
     (run / name).write_bytes(b"{}")
     before = contents(run)
     with pytest.raises(AuditError, match=said_of(name)):

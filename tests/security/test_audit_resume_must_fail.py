@@ -54,7 +54,7 @@ def signed_again(run, witness):
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", *ATTACK_FILES])
 def test_a_run_does_not_go_on_from_settings_or_findings_that_were_altered(attacked, name):
-    """Else the owner's key would vouch for what somebody without it wrote."""
+    """Otherwise, the owner's key would vouch for what somebody without it wrote."""
     (attacked / name).write_text("RESISTED")
     with pytest.raises(AuditError, match=rf"{name}: is not as audit\.jsonl has it; put it back, or"):
         Witness.open(RunFolder(path=attacked), CONFIG, command="c")
@@ -136,7 +136,7 @@ def deleted(file):
     ],
 )
 def test_a_seed_whose_result_was_deleted_does_not_go_on_from_files_that_were_altered(run, name, damage):
-    """Else whoever deletes the result has the owner's key sign what he put beside it."""
+    """Otherwise, whoever deletes the result has the owner's key sign what he put beside it."""
     (run / "seed-0/result.json").unlink()
     damage(run / "seed-0" / name)
     witness = Witness.open(RunFolder(path=run), CONFIG, command="c")

@@ -107,7 +107,7 @@ def test_a_run_whose_seed_was_deleted_and_trained_anew_is_whole_again(tmp_path):
 
 
 def test_files_that_stay_when_a_seed_goes_on_are_still_vouched_for(tmp_path):
-    """Else whoever deletes a result could alter the rest once the seed has begun again."""
+    """Otherwise, whoever deletes a result could alter the rest once the seed has begun again."""
     run = signed_run(tmp_path).folder
     (run / "seed-0/result.json").unlink()
     Witness.open(RunFolder(path=run), CONFIG, command="c").started(0)

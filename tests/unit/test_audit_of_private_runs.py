@@ -58,7 +58,7 @@ def test_a_private_seed_whose_ledgers_are_gone_is_not_trained_again(tmp_path):
     ids=["more noise", "one of two events", "another round"],
 )
 def test_a_seed_whose_ledger_has_other_events_than_the_log_does_not_go_on(tmp_path, keep):
-    """Else the owner's key would sign an epsilon that nobody computed from what was spent."""
+    """Otherwise, the owner's key would sign an epsilon that nobody computed from what was spent."""
     folder, witness, paid = private_run(tmp_path)
     name = "seed-0/federation/privacy/clinic.ledger.jsonl"
     folder.append_jsonl(name, paid)

@@ -57,7 +57,9 @@ def real_segments(plan: RingPlan) -> list[Segment]:
 
 
 def payload(plan: RingPlan, values: dict[str, np.ndarray], control: Control, context: bytes) -> np.ndarray:
-    """Return a client's row, float64 [row_length]: segments in clips, control numbers, sentinels.
+    """Return the row that a client encrypts, float64 [row_length].
+
+    It has the segments, each divided by its clip and cut to [-1, 1], then control numbers and sentinels.
 
     Args:
         plan: the ring, of which segments and clips are used.
